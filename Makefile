@@ -1,0 +1,53 @@
+# What a person types. `make` alone lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all lint bench
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(INSTALLED)  ## make .venv with everything needed; instant when it is up to date
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed, and $(PYTHON) is $$($(PYTHON) --version); try make setup PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
+	$(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --editable . --group dev
+	@touch $@
+
+demo: setup  ## train on drawn shapes (minutes), caption held-out pictures, and say where everything is
+	@run=runs/demo-$$(date +%Y-%m-%d_%H-%M-%S) && \
+	$(BIN)/python train.py experiment=demo run_dir=$$run && \
+	$(BIN)/python -m captioning.data.shapes draw $$run/pictures && \
+	$(BIN)/python predict.py checkpoint=$$run input=$$run/pictures output=$$run/captions.jsonl && \
+	printf '\n%s\n' "The first captions of $$run/captions.jsonl, and how many of all are true:" && \
+	head -n 5 $$run/captions.jsonl && \
+	$(BIN)/python -m captioning.data.shapes judge $$run/captions.jsonl && \
+	printf '\n%s\n' "Look at" \
+		"  the captions      $$run/captions.jsonl, of the pictures in $$run/pictures" \
+		"  the table         $$run/results.md" \
+		"  every logged step $$run/metrics.csv" && \
+	for wandb in $$run/wandb/offline-run-*; do \
+		test ! -d "$$wandb" || printf '%s\n' \
+			"  the W&B run       in the terminal: $(BIN)/wandb leet $$wandb" \
+			"                    in the browser, with an account: $(BIN)/wandb sync $$wandb"; \
+	done
+
+test: setup  ## the whole test suite, offline, in a few minutes
+	$(BIN)/python -m pytest
+
+test-all: setup  ## the same and the slower proofs
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+lint: setup  ## style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup  ## measure what the README claims, on this machine
+	$(BIN)/python benchmarks/demo.py
