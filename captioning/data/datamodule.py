@@ -1,0 +1,165 @@
+"""The LightningDataModule: what every data set has in common once its captions and pictures are known."""
+
+import logging
+from abc import abstractmethod
+from functools import cached_property
+from itertools import chain
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from captioning.batch import PictureFormat
+from captioning.data.arrays import TokenArrays
+from captioning.data.packing import pack
+from captioning.data.rows import CaptionRows, EpochBatches, Split
+from captioning.data.tokenizer import CaptionTokenizer
+from captioning.data.transforms import EvaluationTransform, TrainingTransform
+from captioning.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+class CaptionDataModule(L.LightningDataModule):
+    """Splits in, packed batches out; a subclass says in `read` where the pictures and captions come from.
+
+    Args:
+        tokenizer: hub name or local folder of a GPT-2 tokenizer; None trains a small one on the training captions.
+        batch_size: rows (pictures with their captions) a step and process.
+        captions_per_image: at most so many captions share one row and one encoded picture; 1 gives classic rows.
+        max_tokens: a longer caption (EOS counted) is cut, with a counted warning.
+        num_workers: processes that load pictures; 0 loads in the training process.
+        augmentation: `TrainingTransform`'s arguments.
+        overfit_images: train and validate on the first so many photographs, one caption each, without augmentation.
+        seed: of the order, the augmentation and the choice of captions.
+    """
+
+    TRAINED_VOCAB_SIZE = 512
+
+    def __init__(
+        self,
+        *,
+        tokenizer: str | None,
+        batch_size: int,
+        captions_per_image: int,
+        max_tokens: int,
+        num_workers: int,
+        augmentation: dict,
+        overfit_images: int | None,
+        seed: int,
+    ):
+        super().__init__()
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("captions_per_image", captions_per_image, 1),
+            ("max_tokens", max_tokens, 2),
+            ("num_workers", num_workers, 0),
+            ("overfit_images", 1 if overfit_images is None else overfit_images, 1),
+        ):
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise UserError(f"data.{name}={value} must be a whole number of at least {least}")
+        self._tokenizer_name = tokenizer
+        self.batch_size = batch_size
+        self._captions_per_image = captions_per_image
+        self._max_tokens = max_tokens
+        self._num_workers = num_workers
+        self._augmentation = augmentation
+        TrainingTransform(PictureFormat(size=(1, 1)), **augmentation)  # objects to bad values now, not in mid-run
+        self._overfit_images = overfit_images
+        self.seed = seed
+        self._picture_format: PictureFormat | None = None
+
+    def fit_to(self, picture_format: PictureFormat, max_positions: int) -> None:
+        """Take over how the model wants its pictures, and refuse captions longer than it has positions for."""
+        if self._max_tokens > max_positions:
+            raise UserError(
+                f"data.max_tokens={self._max_tokens} is more than the decoder's {max_positions} positions; lower it"
+            )
+        self._picture_format = picture_format
+
+    @abstractmethod
+    def read(self) -> dict[str, Split]:
+        """The splits `train`, `val` and, where there is one, `test`; raises UserError where they cannot be had."""
+
+    @cached_property
+    def splits(self) -> dict[str, Split]:
+        """What `read` gave, cut to a few pictures for `overfit_images`."""
+        splits = self.read()
+        if self._overfit_images is not None:
+            few = splits["train"].first(self._overfit_images, captions=1)
+            splits = {"train": few, "val": few}
+        sizes = (f"{name} {len(s)} pictures, {sum(map(len, s.captions))} captions" for name, s in splits.items())
+        log.info("%s", "; ".join(sizes))
+        return splits
+
+    @cached_property
+    def tokenizer(self) -> CaptionTokenizer:
+        """GPT-2's, or a small one learned from the training captions."""
+        if self._tokenizer_name is not None:
+            return CaptionTokenizer.from_pretrained(self._tokenizer_name)
+        return CaptionTokenizer.train(chain.from_iterable(self.splits["train"].captions), self.TRAINED_VOCAB_SIZE)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read and tokenise everything once; `train()` calls it first, so that bad data is met before any model."""
+        self._tokens  # noqa: B018  # computed here, kept by cached_property
+
+    @cached_property
+    def _tokens(self) -> dict[str, TokenArrays]:
+        return {
+            name: TokenArrays.encode(split.captions, self.tokenizer, self._max_tokens, name)
+            for name, split in self.splits.items()
+        }
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled and augmented."""
+        return self.loader("train", training=True)
+
+    def val_dataloader(self) -> DataLoader:
+        """In order, every caption once."""
+        return self.loader("val")
+
+    def test_dataloader(self) -> DataLoader:
+        """In order, every caption once."""
+        return self.loader("test")
+
+    def rows(self, split: str, training: bool = False) -> CaptionRows:
+        """The rows of one split, augmented if they are to train on."""
+        assert self._picture_format is not None, "fit_to comes before any loader is made"
+        augmented = training and self._overfit_images is None
+        return CaptionRows(
+            self.splits[split],
+            self._tokens[split],
+            self._captions_per_image,
+            self.seed,
+            EvaluationTransform(self._picture_format),
+            TrainingTransform(self._picture_format, **self._augmentation) if augmented else None,
+        )
+
+    def samples(self, count: int) -> tuple[Tensor, list[int | str], list[list[str]]]:
+        """Up to `count` validation pictures, spread over the split: (count, 3, H, W) uint8, image ids, captions."""
+        split, rows = self.splits["val"], self.rows("val")
+        chosen = sorted({i * len(split) // count for i in range(count)})
+        pixels = torch.stack([rows.pixels(picture) for picture in chosen])
+        return pixels, [split.image_ids[i] for i in chosen], [list(split.captions[i]) for i in chosen]
+
+    @property
+    def perplexity_floor(self) -> float | None:
+        """The lowest validation perplexity that any model can reach, where that is known."""
+        return None
+
+    def loader(self, split: str, training: bool = False) -> DataLoader:
+        """Batches of one split for this process's rank."""
+        rows = self.rows(split, training)
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        batches = EpochBatches(
+            len(rows), self.batch_size, shuffle=training, seed=self.seed, rank=rank, world_size=world_size
+        )
+        return DataLoader(
+            rows,
+            batch_sampler=batches,
+            collate_fn=pack,
+            num_workers=self._num_workers,
+            persistent_workers=self._num_workers > 0,
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+        )

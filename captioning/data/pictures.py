@@ -1,0 +1,158 @@
+"""Picture files -> upright RGB pictures, whatever real folders hold; or one short reason why not."""
+
+import stat
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+
+MAX_PIXELS = 178_956_970  # where Pillow itself sees a decompression bomb; half a gibibyte as RGB
+MAX_FILE_BYTES = 2**31  # more than an uncompressed picture of MAX_PIXELS takes; keeps a stray archive out of memory
+
+# Rasters only: other formats of Pillow's start programs (EPS) or are recognised by a name rather than by content.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM")
+
+# What Pillow's decoders raise on malformed files: most are OSError, SyntaxError and ValueError, the others are rare.
+DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    RuntimeError,
+    EOFError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+)
+
+# EXIF 2.32, tag 0x0112: how the stored picture must be turned to stand upright.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class UnreadablePicture(Exception):
+    """Why a file gave no picture: one short reason, without the path, which the caller knows."""
+
+
+def read_picture(path: str | PathLike[str], max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The first frame of a picture file, upright and RGB; transparent parts become white.
+
+    The number of pixels is read from the header and checked before anything is decoded. Raises UnreadablePicture for
+    everything else that a path can lead to: nothing, a folder, a pipe, a text, a truncated or broken picture.
+    """
+    data = _read_bytes(Path(path))
+    with _strict_pillow():
+        return _decode(data, max_pixels)
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise UnreadablePicture("a folder, not a file")
+        if not stat.S_ISREG(status.st_mode):
+            raise UnreadablePicture("not a regular file")  # opening a pipe would wait for ever
+        if status.st_size > MAX_FILE_BYTES:
+            raise UnreadablePicture(f"{status.st_size} bytes are more than the limit of {MAX_FILE_BYTES}")
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise UnreadablePicture("no such file") from None
+    except PermissionError:
+        raise UnreadablePicture("no permission to read it") from None
+    except OSError as error:
+        raise UnreadablePicture(error.strerror or "the file can't be read") from error
+    except ValueError as error:  # a path with a null character
+        raise UnreadablePicture(str(error)) from error
+    if not data:
+        raise UnreadablePicture("empty file")
+    return data
+
+
+@contextmanager
+def _strict_pillow() -> Iterator[None]:
+    """Pillow's process-wide settings as this module needs them, whatever another library made of them.
+
+    Its own pixel limit is off because `_decode` holds a stricter one and names the picture's size; truncated files
+    are errors; its warnings, which name no file, are kept from the user's screen.
+    """
+    before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
+    Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = None, False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+def _decode(data: bytes, max_pixels: int) -> Image.Image:
+    name = "picture"  # until the format is known
+    Image.init()
+    formats = [known for known in FORMATS if known in Image.OPEN]  # older Pillows have no AVIF
+    try:
+        with Image.open(BytesIO(data), formats=formats) as image:
+            name = image.format or name
+            if image.width * image.height > max_pixels:
+                raise UnreadablePicture(
+                    f"{image.width} x {image.height} pixels are more than the limit of {max_pixels}"
+                )
+            image.load()
+            return _rgb(_upright(image))
+    except UnidentifiedImageError:
+        raise UnreadablePicture("not a picture, or damaged at its start") from None
+    except MemoryError as error:
+        raise UnreadablePicture(f"this {name} needs more memory than there is") from error
+    except DECODER_ERRORS as error:
+        if isinstance(error, EOFError) or "truncated" in str(error).lower():
+            raise UnreadablePicture(f"truncated {name}") from error
+        raise UnreadablePicture(f"broken {name}: {error}") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except DECODER_ERRORS:
+        return image  # damaged metadata beside sound pixels: they are shown as they are stored
+    return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        return _eight_bits(np.asarray(image)).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")  # Pillow has already undone the inversion of Adobe's CMYK JPEGs
+
+
+def _eight_bits(values: np.ndarray) -> Image.Image:
+    """Grey values (H, W) of more than 8 bits as a picture in mode L.
+
+    Files don't say what white is: it is 1 for fractions, otherwise the highest value of 8, 12 or 16 bits, whichever
+    first holds them all. Other values (negative ones, 32 bits, photometric floats) are stretched from least to most.
+    """
+    fractions = values.dtype.kind == "f"
+    values = np.nan_to_num(values.astype(np.float32), posinf=0, neginf=0)
+    least, most = float(values.min()), float(values.max())
+    fitting = [white for white in ((1.0,) if fractions else (255.0, 4095.0, 65535.0)) if least >= 0 and most <= white]
+    black, white = (0.0, fitting[0]) if fitting else (least, most if most > least else least + 1)
+    scaled = (values - np.float32(black)) * np.float32(255 / (white - black))
+    return Image.fromarray((scaled + 0.5).clip(0, 255).astype(np.uint8))

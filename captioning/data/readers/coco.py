@@ -1,0 +1,55 @@
+"""COCO 2017's own files: `captions_train2017.json` and `captions_val2017.json`; its test captions are secret."""
+
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+from pycocotools.coco import COCO
+
+from captioning.data.readers.folders import PictureFolders
+from captioning.data.readers.gathering import Gathering, inside
+from captioning.data.readers.text import Node, read_json
+from captioning.data.records import Photograph
+from captioning.errors import UserError
+
+TRAIN, VAL = "captions_train2017.json", "captions_val2017.json"
+FOLDERS = {"train": "train2017", "val": "val2017"}
+
+
+def read_official(root: Path, files: Mapping[str, Path]) -> list[Photograph]:
+    """The photographs of both files, in their order; the image ids are COCO's numbers."""
+    gathering = Gathering("COCO 2017")
+    for split, name in (("train", TRAIN), ("val", VAL)):
+        _gather(gathering, root, split, read_json(files[name]))
+    return gathering.photographs()
+
+
+def _gather(gathering: Gathering, root: Path, split: str, file: Node) -> None:
+    folders = PictureFolders(root, [FOLDERS[split]])
+    for image in file.objects("images"):
+        path = folders.expected(inside(image.text("file_name"), root, image))
+        gathering.add(image.whole("id"), path, split, image)
+    index = _index(file)
+    for image_id, annotations in index.imgToAnns.items():
+        for annotation in annotations:
+            gathering.caption(image_id, annotation["caption"], annotation["id"])
+
+
+def _index(file: Node) -> COCO:
+    """pycocotools' index of a file that was read; it would meet malformed files with a KeyError, so they end here."""
+    image_ids = {image["id"] for image in file.value["images"]}  # whole numbers: `_gather` met them all
+    for annotation in file.objects("annotations"):
+        annotation.whole("id")
+        annotation.text("caption")
+        image_id = annotation.whole("image_id")
+        if image_id not in image_ids:
+            raise UserError(
+                f"{annotation} is a caption of image {image_id}, which is not in the file's list of images; "
+                "remove the caption, or fetch the file again"
+            )
+    index = COCO()
+    index.dataset = file.value
+    with redirect_stdout(StringIO()):
+        index.createIndex()
+    return index

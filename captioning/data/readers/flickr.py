@@ -1,0 +1,111 @@
+"""What the layouts of Flickr8k and Flickr30k share: rows of (name, number, caption) and lists of each split's names."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from captioning.data.readers.folders import PictureFolders
+from captioning.data.readers.gathering import Gathering, inside
+from captioning.data.readers.text import read_lines
+from captioning.data.records import Photograph
+from captioning.errors import UserError
+
+# The archives' own folders, Kaggle's, and a folder of the same name inside, which unpacking into a new folder gives.
+FLICKR8K_FOLDERS = (
+    "Images",
+    "images",
+    "Flicker8k_Dataset",  # the original's own spelling
+    "Flicker8k_Dataset/Flicker8k_Dataset",
+    "Flickr8k_Dataset",
+    "Flickr8k_Dataset/Flicker8k_Dataset",
+    "Flickr8k_Dataset/Flickr8k_Dataset",
+    "",
+)
+FLICKR30K_FOLDERS = (
+    "flickr30k_images",
+    "flickr30k_images/flickr30k_images",
+    "flickr30k-images",
+    "flickr30k-images/flickr30k-images",
+    "Images",
+    "images",
+    "",
+)
+
+TOKEN_ROW = re.compile(r"(?P<name>[^\t]+)#\s*(?P<number>\d+)\s*(\t(?P<text>.*))?")  # no tab: an empty caption
+NO_PHOTOGRAPH = re.compile(r"\.(jpe?g|png)\.\d+$", re.IGNORECASE)
+
+
+@dataclass(slots=True)
+class CaptionRow:
+    """One line of a caption file; `number` is None in files that don't count a photograph's captions."""
+
+    name: str
+    number: int | None
+    text: str
+    file: Path
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+def token_rows(path: Path) -> Iterator[CaptionRow]:
+    """The rows `NAME#NUMBER<tab>CAPTION` of the original releases."""
+    for line, text in read_lines(path):
+        match = TOKEN_ROW.fullmatch(text)
+        if match is None:
+            raise UserError(f"{path}:{line}: this is not 'NAME#NUMBER<tab>CAPTION': {text[:60]!r}; correct the line")
+        yield CaptionRow(match["name"].strip(), int(match["number"]), match["text"] or "", path, line)
+
+
+def gather(
+    root: Path, rows: Iterable[CaptionRow], folders: tuple[str, ...], lists: Mapping[str, Path]
+) -> list[Photograph]:
+    """The photographs of the rows; where there are split lists, those in a list, the others are unused and counted."""
+    pictures = PictureFolders(root, folders)
+    rows = list(rows)
+    gathering = Gathering(rows[0].file.name if rows else "captions")
+    splits = _splits(lists, {row.name for row in rows}, gathering)
+    unused = set()
+    for row in rows:
+        if NO_PHOTOGRAPH.search(row.name):
+            gathering.count(f"rows of {row.name}, which is no photograph, left out")
+        elif lists and row.name not in splits:
+            unused.add(row.name)
+        else:
+            if row.name not in gathering:
+                path = pictures.expected(inside(row.name, root, row))
+                gathering.add(row.name, path, splits.get(row.name, ""), row)
+            gathering.caption(row.name, row.text, row.number)
+    gathering.count("photographs in no split list unused", len(unused))
+    return gathering.photographs()
+
+
+def _splits(lists: Mapping[str, Path], names: set[str], gathering: Gathering) -> dict[str, str]:
+    """Name -> split. A list may leave out the extension, as those of Flickr30k Entities do."""
+    by_stem = {name.rpartition(".")[0]: name for name in names}
+    places: dict[str, tuple[str, str]] = {}
+    for split, path in lists.items():
+        for line, listed in read_lines(path):
+            name = listed if listed in names else by_stem.get(listed)
+            if name is None:
+                gathering.count(f"names in {path.name} without a caption left out")
+                continue
+            other, place = places.setdefault(name, (split, f"{path}:{line}"))
+            if other != split:
+                raise UserError(
+                    f"image {name} is in {other} ({place}) and in {split} ({path}:{line}); "
+                    "remove it from one of the lists, or a model is judged by what it has seen"
+                )
+    return {name: split for name, (split, _) in places.items()}
+
+
+def lists_among(files: Mapping[str, Path], lists: Mapping[str, str]) -> dict[str, Path]:
+    """Split -> its list, for those that are there; raises UserError where only one of train and val is."""
+    there = {split: files[name] for split, name in lists.items() if name in files}
+    for split in ("train", "val"):
+        if there and split not in there:
+            some = next(iter(there.values()))
+            raise UserError(f"{some} is there, but {lists[split]} is not; add it, or remove all split lists")
+    return there

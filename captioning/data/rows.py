@@ -1,0 +1,121 @@
+"""A split as rows to train on, and the order in which an epoch meets them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from captioning.data.arrays import TokenArrays
+from captioning.data.packing import Row
+from captioning.data.randomness import addressed_seed
+from captioning.data.transforms import EvaluationTransform, TrainingTransform, captions_mention_sides
+
+
+@dataclass(frozen=True)
+class Split:
+    """N pictures and their captions, as annotation files or the drawn data set give them."""
+
+    image_ids: Sequence[int | str]
+    captions: Sequence[Sequence[str]]
+    load: Callable[[int], Image.Image]  # picture i, upright RGB; must be picklable
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def first(self, pictures: int, captions: int) -> "Split":
+        """The same data set cut to its first pictures and the first captions of each."""
+        return Split(self.image_ids[:pictures], [c[:captions] for c in self.captions[:pictures]], self.load)
+
+
+class CaptionRows(Dataset[Row]):
+    """Rows of at most K captions and their picture; every caption of every picture is in exactly one row an epoch.
+
+    A picture with n captions gives ceil(n / K) rows of near-equal length: with K = 5 nearly always one, with K = 1
+    the classic one-caption rows. Which captions share a row is drawn anew each epoch. An index is (epoch, row), so
+    that workers that outlive an epoch need not be told about it.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        tokens: TokenArrays,
+        captions_per_image: int,
+        seed: int,
+        transform: EvaluationTransform,
+        augmentation: TrainingTransform | None = None,
+    ):
+        self._load = split.load
+        self._image_ids = np.asarray(split.image_ids)  # no list of objects: see arrays.py
+        self._mentions_sides = np.array([captions_mention_sides(captions) for captions in split.captions])
+        self._tokens = tokens
+        self._transform, self._augmentation = transform, augmentation
+        self._seed = seed
+        rows_of_picture = -(-tokens.captions_per_picture() // captions_per_image)
+        self._picture_of_row = np.repeat(np.arange(len(split)), rows_of_picture)
+        self._first_row = np.concatenate([[0], np.cumsum(rows_of_picture)])
+
+    def __len__(self) -> int:
+        return len(self._picture_of_row)
+
+    def __getitem__(self, index: tuple[int, int]) -> Row:
+        epoch, row = index
+        picture = int(self._picture_of_row[row])
+        image_id = self._image_ids[picture].item()
+        captions = self._tokens.captions_of(picture)
+        seed = addressed_seed(self._seed, epoch, image_id)
+        rows = int(self._first_row[picture + 1] - self._first_row[picture])
+        part = row - int(self._first_row[picture])  # which of the picture's rows
+        order = np.arange(len(captions))
+        pixels = self.pixels(picture) if self._augmentation is None else self._augmented(picture, seed, part)
+        if rows > 1:
+            order = np.random.default_rng(seed).permutation(order)
+        mine = np.array_split(order, rows)[part]
+        return Row(image_id, pixels, [captions[i] for i in mine])
+
+    def pixels(self, picture: int) -> Tensor:
+        """Picture `picture` as the model sees it in evaluation, (3, H, W) uint8."""
+        return self._transform(self._load(picture))
+
+    def _augmented(self, picture: int, seed: int, part: int) -> Tensor:
+        assert self._augmentation is not None
+        generator = torch.Generator().manual_seed(addressed_seed(seed, part))
+        return self._augmentation(self._load(picture), generator, may_flip=not self._mentions_sides[picture])
+
+
+class EpochBatches(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, row) for one rank; the order is a function of (seed, epoch), the same on every rank.
+
+    Each global batch of `batch_size * world_size` rows is dealt out to the ranks in turn, so that n ranks see
+    together what one process with n times the batch would see. In training, the ranks' batches are equally many: a
+    last global batch too small to give every rank a row is left out.
+    """
+
+    def __init__(self, rows: int, batch_size: int, *, shuffle: bool, seed: int, rank: int = 0, world_size: int = 1):
+        self._rows, self._batch_size, self._shuffle, self._seed = rows, batch_size, shuffle, seed
+        self._rank, self._world_size = rank, world_size
+        self._epoch = 0
+        self.sampler = self  # Lightning looks for `batch_sampler.sampler.set_epoch`
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration gives."""
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = torch.arange(self._rows)
+        if self._shuffle:
+            generator = torch.Generator().manual_seed(addressed_seed(self._seed, "order", self._epoch))
+            order = torch.randperm(self._rows, generator=generator)
+        for number in range(len(self)):
+            start = number * self._batch_size * self._world_size
+            together = order[start : start + self._batch_size * self._world_size]
+            yield [(self._epoch, int(row)) for row in together[self._rank :: self._world_size]]
+
+    def __len__(self) -> int:
+        together = self._batch_size * self._world_size
+        full, rest = divmod(self._rows, together)
+        enough = self._world_size if self._shuffle else self._rank + 1
+        return full + (rest >= enough)

@@ -1,0 +1,104 @@
+"""Captions to token ids and back. This is the only place that knows BOS, EOS and where they go.
+
+A caption becomes `<|endoftext|> caption <|endoftext|>`: the first is BOS, from which generation starts and the first
+word is learned, the last is EOS, a target, so that the model learns to stop. GPT-2 has no padding token and needs
+none: padding is known by position (see `CaptionBatch.caption_index`).
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from captioning.errors import UserError
+
+END_OF_TEXT = "<|endoftext|>"
+BYTES = 256  # each is a token of every byte-level BPE
+UNMERGED = 100  # special tokens, and reserved ones, that a GPT-2 tokenizer may have beside its bytes and merges
+
+
+class CaptionTokenizer:
+    """A byte-level BPE (Radford et al. 2019) whose only special token is `<|endoftext|>`."""
+
+    def __init__(self, backend: Tokenizer):
+        end_of_text_id = backend.token_to_id(END_OF_TEXT)
+        if end_of_text_id is None:
+            raise UserError(f"the tokenizer has no {END_OF_TEXT} token; a GPT-2 tokenizer is needed in data.tokenizer")
+        backend.encode_special_tokens = True  # a caption that spells out <|endoftext|> is text, not an end
+        backend.no_padding()
+        backend.no_truncation()
+        self._backend = backend
+        self.bos_token_id: int = end_of_text_id
+        self.eos_token_id: int = end_of_text_id
+
+    @classmethod
+    def from_pretrained(cls, name_or_folder: str) -> "CaptionTokenizer":
+        """GPT-2's tokenizer from a local folder (`tokenizer.json`, or `vocab.json` + `merges.txt`) or from the hub.
+
+        Raises:
+            UserError: if it is neither in a folder of that name, nor in the local cache, nor to be fetched.
+        """
+        from transformers import GPT2Tokenizer  # imported late: it takes most of a second
+
+        way_out = "point data.tokenizer to a folder that holds GPT-2's vocab.json and merges.txt"
+        if Path(name_or_folder).is_dir():
+            problem = "is a folder without a readable tokenizer.json, or vocab.json and merges.txt"
+        else:
+            problem = "is no local folder and could not be fetched from the hub"
+        try:
+            backend = GPT2Tokenizer.from_pretrained(name_or_folder).backend_tokenizer
+        except Exception as error:  # of a damaged file the tokenizers library raises a bare Exception
+            raise UserError(f"data.tokenizer={name_or_folder} {problem}; {way_out}") from error
+        if backend.get_vocab_size() <= BYTES:  # the library makes an empty tokenizer where it finds no file
+            raise UserError(f"data.tokenizer={name_or_folder} {problem}; {way_out}")
+        merges = len(json.loads(backend.to_str())["model"].get("merges", ()))
+        if backend.get_vocab_size() - BYTES - merges > UNMERGED:  # it would spell nearly everything byte by byte
+            raise UserError(
+                f"data.tokenizer={name_or_folder} is no whole byte-level BPE: it has {backend.get_vocab_size()} tokens "
+                f"and {merges} merges, so a part of merges.txt is missing; {way_out}"
+            )
+        return cls(backend)
+
+    @classmethod
+    def train(cls, captions: Iterable[str], vocab_size: int) -> "CaptionTokenizer":
+        """A byte-level BPE of at most `vocab_size` tokens, learned from `captions`; the same captions give the same."""
+        backend = Tokenizer(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[END_OF_TEXT],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),  # any text at all can be spelled
+            show_progress=False,
+        )
+        backend.train_from_iterator(captions, trainer)
+        return cls(backend)
+
+    @classmethod
+    def from_json(cls, text: str) -> "CaptionTokenizer":
+        """The tokenizer that `to_json` wrote."""
+        return cls(Tokenizer.from_str(text))
+
+    def to_json(self) -> str:
+        """The whole tokenizer as text, in the `tokenizer.json` format of Hugging Face."""
+        return self._backend.to_str()
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, special tokens included."""
+        return self._backend.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, captions: Sequence[str]) -> list[list[int]]:
+        """Each caption's ids, from BOS to EOS."""
+        encodings = self._backend.encode_batch(list(captions), add_special_tokens=False)
+        return [[self.bos_token_id, *encoding.ids, self.eos_token_id] for encoding in encodings]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The caption that ids spell up to the first EOS; a leading BOS is skipped, surrounding blanks are dropped."""
+        ids = list(ids)
+        if ids and ids[0] == self.bos_token_id:
+            ids = ids[1:]
+        if self.eos_token_id in ids:
+            ids = ids[: ids.index(self.eos_token_id)]
+        return self._backend.decode(ids, skip_special_tokens=False).strip()

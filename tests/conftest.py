@@ -1,0 +1,57 @@
+"""What the tests share."""
+
+import logging
+import os
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from hypothesis import settings
+
+ROOT = Path(__file__).parents[1]
+
+# A test never talks to a hub or to W&B's servers, whatever the machine's own settings are.
+os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", WANDB_MODE="offline")
+os.environ.pop("WANDB_API_KEY", None)
+
+# Drawn examples are the same in every run, and a busy machine may take its time over them.
+settings.register_profile("suite", deadline=None, derandomize=True)
+settings.load_profile("suite")
+
+SHARED = Path(os.environ.get("CAPTIONING_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real pieces of COCO and Flickr8k; CAPTIONING_SHARED points elsewhere."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip(f"no real data at {SHARED / 'data'}; set CAPTIONING_SHARED to the folder that holds data/")
+    return SHARED / "data"
+
+
+@pytest.fixture
+def command(monkeypatch, capfd):
+    """Runs `train.py` or `predict.py` as a shell would, in this process: (status, terminal output)."""
+
+    def run(script: str, *arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        GlobalHydra.instance().clear()
+        capfd.readouterr()
+        status: int | str | None = 0
+        handlers = logging.root.handlers[:]
+        try:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        except SystemExit as end:
+            status = end.code
+            if isinstance(status, str):  # Python itself would print it and end with 1
+                print(status, file=sys.stderr)
+                status = 1
+        finally:
+            GlobalHydra.instance().clear()
+            logging.root.handlers[:] = handlers  # without Hydra's, whose streams end with this test
+        out, err = capfd.readouterr()
+        return status or 0, out + err
+
+    return run

@@ -1,0 +1,101 @@
+"""Files are whole or not there, whatever stops the writing."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from captioning.files import atomic_file, readable, write_atomically
+
+OLD, NEW = "what was there\n", "ein neuer Text, größer\n" * 1000
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    path = tmp_path / "results.md"
+    path.write_text(OLD)
+    return path
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(child.name for child in folder.iterdir())
+
+
+def test_a_text_replaces_the_one_before_and_nothing_is_left_beside_it(path):
+    write_atomically(path, NEW)
+    assert path.read_text(encoding="utf-8") == NEW
+    assert listing(path.parent) == ["results.md"]
+
+
+def test_missing_folders_are_made(tmp_path):
+    write_atomically(tmp_path / "a" / "b" / "c.txt", NEW)
+    assert (tmp_path / "a" / "b" / "c.txt").read_bytes() == NEW.encode()
+
+
+def test_until_the_end_of_the_block_the_old_file_is_there(path):
+    with atomic_file(path) as file:
+        file.write(NEW.encode())
+        file.flush()
+        assert path.read_text() == OLD
+    assert path.read_text(encoding="utf-8") == NEW
+
+
+@pytest.mark.parametrize("stop", [OSError("no space left on device"), KeyboardInterrupt(), SystemExit(3)])
+def test_an_interrupted_write_leaves_the_old_file_and_no_litter(path, stop):
+    with pytest.raises(type(stop)), atomic_file(path) as file:
+        file.write(NEW.encode())
+        raise stop
+    assert path.read_text() == OLD
+    assert listing(path.parent) == ["results.md"]
+
+
+def test_an_interrupted_first_write_leaves_nothing(tmp_path):
+    with pytest.raises(ZeroDivisionError), atomic_file(tmp_path / "new.txt") as file:
+        file.write(b"half")
+        raise ZeroDivisionError
+    assert listing(tmp_path) == []
+
+
+def test_a_name_that_a_folder_has_is_refused_and_leaves_no_litter(tmp_path):
+    (tmp_path / "best.ckpt").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_atomically(tmp_path / "best.ckpt", NEW)
+    assert listing(tmp_path) == ["best.ckpt"]
+
+
+def test_a_process_killed_in_the_middle_of_a_write_leaves_the_old_file_whole(path):
+    if (child := os.fork()) == 0:
+        try:
+            with atomic_file(path) as file:
+                file.write(NEW.encode())
+                file.flush()
+                os.kill(os.getpid(), signal.SIGKILL)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    assert path.read_text() == OLD
+    write_atomically(path, NEW)
+    assert path.read_text(encoding="utf-8") == NEW, "what the killed one left is in nobody's way"
+
+
+def test_a_reader_meets_the_old_text_or_the_new_one_and_never_a_part(path):
+    texts = {OLD, NEW}
+    if (child := os.fork()) == 0:
+        try:
+            for number in range(100):
+                write_atomically(path, (OLD, NEW)[number % 2])
+        finally:
+            os._exit(0)
+    seen, running = set(), True
+    while running:
+        running = os.waitpid(child, os.WNOHANG) == (0, 0)
+        seen.add(path.read_text(encoding="utf-8"))
+    assert seen <= texts
+
+
+def test_a_path_is_shown_as_one_would_type_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert readable(tmp_path / "runs" / "a") == readable(Path("runs/a")) == "runs/a"
+    assert readable(Path("..").resolve()) == str(tmp_path.parent)

@@ -1,0 +1,213 @@
+"""Rows of captions that share a picture, and the order in which epochs, ranks and resumed runs meet them."""
+
+from collections import Counter
+from itertools import chain
+from multiprocessing.reduction import ForkingPickler
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import TwoColouredPictures, trained_tokenizer
+
+from captioning.batch import PictureFormat
+from captioning.data.arrays import TokenArrays
+from captioning.data.rows import CaptionRows, EpochBatches, Split
+from captioning.data.transforms import EvaluationTransform, TrainingTransform
+
+TOKENIZER = trained_tokenizer()
+FORMAT = PictureFormat(size=(16, 16))
+FLIPS = {"crop_scale": None, "brightness": 0.0, "contrast": 0.0, "flip": True}
+CROPS = {"crop_scale": (0.3, 0.9), "brightness": 0.3, "contrast": 0.0, "flip": True}
+
+
+def split_of(captions: list[list[str]], image_ids=None) -> Split:
+    return Split(image_ids or [f"{i}.jpg" for i in range(len(captions))], captions, TwoColouredPictures())
+
+
+def rows_of(split: Split, captions_per_image: int = 5, seed: int = 1, augmentation: dict | None = None) -> CaptionRows:
+    tokens = TokenArrays.encode(split.captions, TOKENIZER, 64)
+    augment = None if augmentation is None else TrainingTransform(FORMAT, **augmentation)
+    return CaptionRows(split, tokens, captions_per_image, seed, EvaluationTransform(FORMAT), augment)
+
+
+def texts(row) -> list[str]:
+    return [TOKENIZER.decode(ids.tolist()) for ids in row.captions]
+
+
+def numbered(count: int) -> list[str]:
+    return [f"a man {number}" for number in range(count)]
+
+
+@given(st.lists(st.integers(0, 13), min_size=1, max_size=5), st.integers(1, 6), st.integers(0, 3))
+@settings(max_examples=30)
+def test_every_caption_comes_exactly_once_an_epoch_beside_its_own_picture(counts, captions_per_image, epoch):
+    captions = [[f"{picture} of {number}" for number in range(n)] for picture, n in enumerate(counts)]
+    rows = rows_of(split_of(captions), captions_per_image)
+    seen = [rows[epoch, row] for row in range(len(rows))]
+    assert Counter(text for row in seen for text in texts(row)) == Counter(chain.from_iterable(captions))
+    for row in seen:
+        assert 1 <= len(row.captions) <= captions_per_image
+        assert {f"{text.split()[0]}.jpg" for text in texts(row)} == {row.image_id}
+        assert row.image_id == f"{int(row.pixels[1, 0, 0])}.jpg", "the picture's green channel is its number"
+
+
+def test_seven_captions_make_two_rows_of_nearly_equal_length():
+    rows = rows_of(split_of([numbered(7)]), captions_per_image=5)
+    assert [len(rows[0, row].captions) for row in range(len(rows))] == [4, 3]
+
+
+def test_one_caption_per_image_makes_the_classic_rows():
+    rows = rows_of(split_of([numbered(5), numbered(3)]), captions_per_image=1)
+    assert [len(rows[0, row].captions) for row in range(len(rows))] == [1] * 8
+    assert [rows[0, row].image_id for row in range(8)] == ["0.jpg"] * 5 + ["1.jpg"] * 3
+
+
+def test_which_captions_share_a_row_is_drawn_anew_each_epoch_and_each_seed():
+    def parts(seed: int, epoch: int) -> frozenset:
+        rows = rows_of(split_of([numbered(10)]), seed=seed)
+        return frozenset(frozenset(texts(rows[epoch, row])) for row in range(2))
+
+    assert len({parts(1, epoch) for epoch in range(5)}) > 1
+    assert len({parts(seed, 0) for seed in range(5)}) > 1
+    assert parts(1, 3) == parts(1, 3)
+
+
+def test_a_number_as_image_id_stays_a_number():
+    row = rows_of(split_of([["a man"]], image_ids=[581929]))[0, 0]
+    assert row.image_id == 581929 and type(row.image_id) is int
+
+
+def test_only_pictures_of_which_no_caption_names_a_side_are_mirrored():
+    """The second picture's fifth caption says left, in whichever row it lands."""
+    captions = [[*numbered(6)], [*numbered(5), "a man on the left"]]
+    rows = rows_of(split_of(captions), captions_per_image=3, augmentation=FLIPS)
+    mirrored = Counter()
+    for epoch in range(30):
+        for row in map(rows.__getitem__, ((epoch, number) for number in range(len(rows)))):
+            red_on_the_right = bool(row.pixels[0, 0, -1] > row.pixels[0, 0, 0])
+            mirrored[row.image_id] += red_on_the_right
+    assert 15 < mirrored["0.jpg"] < 45, "of 60, about half"
+    assert mirrored["1.jpg"] == 0
+
+
+def test_augmentation_is_a_function_of_seed_epoch_and_image_id():
+    def pixels(epoch: int = 0, seed: int = 1, image_id: str = "a.jpg") -> torch.Tensor:
+        return rows_of(split_of([["a man"]], [image_id]), seed=seed, augmentation=CROPS)[epoch, 0].pixels
+
+    assert torch.equal(pixels(), pixels())
+    for other in (pixels(epoch=1), pixels(seed=2), pixels(image_id="b.jpg")):
+        assert not torch.equal(pixels(), other)
+
+
+def test_augmentation_does_not_depend_on_the_photographs_before_it():
+    """A part of the data set, as `data.fraction` takes it, sees the same pictures."""
+    captions = [numbered(2), numbered(2)]
+    everything = rows_of(split_of(captions, ["a", "b"]), captions_per_image=1, augmentation=CROPS)
+
+    class SecondPicture(TwoColouredPictures):
+        def __call__(self, i):
+            return super().__call__(i + 1)
+
+    part = rows_of(Split(["b"], captions[1:], SecondPicture()), captions_per_image=1, augmentation=CROPS)
+    for number in range(2):
+        assert texts(part[0, number]) == texts(everything[0, 2 + number])
+        assert torch.equal(part[0, number].pixels, everything[0, 2 + number].pixels)
+    assert not torch.equal(part[0, 0].pixels, part[0, 1].pixels), "each row of a picture shows it in another way"
+
+
+def test_evaluation_shows_the_same_picture_in_every_epoch():
+    rows = rows_of(split_of([["a man"]]))
+    assert torch.equal(rows[0, 0].pixels, rows[5, 0].pixels)
+    assert torch.equal(rows[0, 0].pixels, rows.pixels(0))
+    assert rows.pixels(0).dtype == torch.uint8 and rows.pixels(0).shape == (3, 16, 16)
+
+
+def test_the_first_pictures_of_a_split_keep_their_captions_and_files():
+    few = split_of([numbered(3), numbered(2), ["a cat"]]).first(2, captions=1)
+    assert (len(few), few.image_ids, few.captions) == (2, ["0.jpg", "1.jpg"], [["a man 0"], ["a man 0"]])
+    assert np.asarray(few.load(1))[0, 0, 1] == 1
+    assert len(split_of([["a"]]).first(9, captions=1)) == 1
+
+
+def order(rows: int = 23, batch_size: int = 4, *, epoch: int = 0, shuffle: bool = True, seed: int = 7, **ranks):
+    batches = EpochBatches(rows, batch_size, shuffle=shuffle, seed=seed, **ranks)
+    batches.set_epoch(epoch)
+    return list(batches)
+
+
+def test_the_order_is_a_function_of_seed_and_epoch():
+    assert order(epoch=3) == order(epoch=3)
+    firsts = [
+        tuple(row for batch in batches for _, row in batch) for batches in (order(), order(epoch=1), order(seed=8))
+    ]
+    assert len(set(firsts)) == 3
+    assert all(sorted(rows) == list(range(23)) for rows in firsts)
+    assert {epoch for batch in order(epoch=3) for epoch, _ in batch} == {3}
+
+
+def test_torchs_own_generator_neither_matters_nor_is_used():
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = order()
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert order() == first
+
+
+def test_evaluation_comes_in_order():
+    assert order(5, 2, shuffle=False) == [[(0, 0), (0, 1)], [(0, 2), (0, 3)], [(0, 4)]]
+
+
+def test_a_run_resumed_in_mid_epoch_needs_only_the_number_of_batches_done():
+    whole = order(epoch=2)
+    resumed = EpochBatches(23, 4, shuffle=True, seed=7)
+    resumed.set_epoch(2)
+    batches = iter(resumed)
+    assert [next(batches) for _ in range(3)] == whole[:3]
+    assert list(batches) == whole[3:]
+
+
+SIZES = given(st.integers(0, 40), st.integers(1, 5), st.integers(1, 4), st.integers(0, 2))
+
+
+@SIZES
+def test_ranks_train_on_equally_many_batches_that_never_overlap(rows, batch_size, world_size, epoch):
+    ranks = [order(rows, batch_size, epoch=epoch, rank=rank, world_size=world_size) for rank in range(world_size)]
+    assert len({len(batches) for batches in ranks}) == 1, "or the ranks would wait for each other for ever"
+    assert all(1 <= len(batch) <= batch_size for batches in ranks for batch in batches)
+    seen = [row for batches in ranks for batch in batches for _, row in batch]
+    assert len(set(seen)) == len(seen)
+    assert rows - len(seen) < world_size, "of the rows, fewer than one a rank are left out"
+
+
+@SIZES
+def test_ranks_together_see_what_one_process_with_their_batches_would(rows, batch_size, world_size, epoch):
+    together = order(rows, batch_size * world_size, epoch=epoch)
+    ranks = [order(rows, batch_size, epoch=epoch, rank=rank, world_size=world_size) for rank in range(world_size)]
+    for number, batches in enumerate(zip(*ranks, strict=True)):
+        assert sorted(chain.from_iterable(batches)) == sorted(together[number])
+
+
+@SIZES
+def test_evaluation_sees_every_row_exactly_once_for_any_number_of_ranks(rows, batch_size, world_size, epoch):
+    ranks = [
+        order(rows, batch_size, epoch=epoch, shuffle=False, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    assert all(batch for batches in ranks for batch in batches), "no batch is empty"
+    assert sorted(row for batches in ranks for batch in batches for _, row in batch) == list(range(rows))
+
+
+@SIZES
+def test_the_number_of_batches_is_what_the_length_says(rows, batch_size, world_size, epoch):
+    for shuffle in (True, False):
+        for rank in range(world_size):
+            batches = EpochBatches(rows, batch_size, shuffle=shuffle, seed=1, rank=rank, world_size=world_size)
+            assert len(list(batches)) == len(batches)
+
+
+def test_rows_can_be_sent_to_workers():
+    rows = rows_of(split_of([["a man"]]), augmentation=CROPS)
+    received = ForkingPickler.loads(ForkingPickler.dumps(rows))
+    assert torch.equal(received[2, 0].pixels, rows[2, 0].pixels)
