@@ -1,0 +1,1 @@
+"""Pictures and tokens in, losses and captions out."""

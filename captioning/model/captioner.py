@@ -1,0 +1,130 @@
+"""The captioner: a ViT whose output GPT-2 attends to, trained on rows of several captions per encoded picture.
+
+Letters: B rows (one picture each), P encoded patches (CLS included), S packed tokens of a row, N labelled positions
+of the batch, D decoder width, V vocabulary, H and W picture height and width.
+"""
+
+from collections.abc import Collection, Iterator
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import VisionEncoderDecoderModel
+
+from captioning.batch import IGNORE, CaptionBatch, PictureFormat
+
+GROUPS = ("cross_attention", "decoder", "encoder")  # what stages train, see conf/stage
+
+
+class LossSum(NamedTuple):
+    """A batch's loss before any division, so that batches, ranks and epochs add up exactly."""
+
+    nats: Tensor  # () float32, the sum of -log p(label)
+    tokens: Tensor  # () int64, how many labels
+
+
+class ImageCaptioner(nn.Module):
+    """transformers' `VisionEncoderDecoderModel`, fed with packed rows.
+
+    The layers are the library's, so weights move in and out of its ecosystem unchanged; what is ours is the order of
+    work: one encoding a picture however many captions it has, and vocabulary logits only where there is a label.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, network: VisionEncoderDecoderModel, picture_format: PictureFormat):
+        super().__init__()
+        self.network = network
+        self.picture_format = picture_format
+        # Constants of the checkpoint's processor: on the model's device, but not weights.
+        mean, std = torch.tensor(picture_format.mean), torch.tensor(picture_format.std)
+        self.register_buffer("pixel_mean", mean.view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", std.view(3, 1, 1), persistent=False)
+
+    @property
+    def max_positions(self) -> int:
+        """The longest caption, BOS included, that the decoder has positions for."""
+        return self.network.decoder.config.max_position_embeddings
+
+    @property
+    def vocab_size(self) -> int:
+        return self.network.decoder.config.vocab_size
+
+    def encode(self, pixel_values: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) uint8 to what the decoder attends to, (B, P, D).
+
+        Normalisation happens here, on the device, so that a quarter of the bytes travel. With the encoder frozen no
+        autograd state is kept: nothing in it requires a gradient.
+        """
+        pixels = (pixel_values.float() / 255 - self.pixel_mean) / self.pixel_std
+        states = self.network.encoder(pixel_values=pixels).last_hidden_state  # (B, P, encoder width)
+        projection: nn.Module | None = getattr(self.network, "enc_to_dec_proj", None)  # there where the widths differ
+        return states if projection is None else projection(states)
+
+    def hidden_states(self, batch: CaptionBatch) -> Tensor:
+        """The decoder's last hidden states (B, S, D); every caption sees its own past and its row's picture."""
+        gpt2: Any = self.network.decoder.transformer
+        return gpt2(
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            attention_mask=same_caption_causal_mask(batch.caption_index),
+            encoder_hidden_states=self.encode(batch.pixel_values),
+            use_cache=False,
+        ).last_hidden_state
+
+    def loss(self, batch: CaptionBatch) -> LossSum:
+        """Cross-entropy summed over the labelled positions; padding never reaches the vocabulary projection."""
+        labelled = batch.labels != IGNORE  # (B, S)
+        hidden = self.hidden_states(batch)[labelled]  # (N, D)
+        logits = self.network.decoder.lm_head(hidden)  # (N, V)
+        nats = F.cross_entropy(logits.float(), batch.labels[labelled], reduction="sum")
+        return LossSum(nats, labelled.sum())
+
+    def parameters_of(self, group: str) -> Iterator[tuple[str, nn.Parameter]]:
+        """The named parameters of one of `GROUPS`; together the groups hold each parameter once."""
+        return ((name, p) for name, p in self.network.named_parameters() if group_of(name) == group)
+
+    def set_trainable(self, groups: Collection[str]) -> None:
+        """Let exactly `groups` train: the rest needs no gradient and is in eval mode, its dropout off.
+
+        A module that holds both frozen and trained parts is in training mode, since gradient checkpointing asks it;
+        it has no dropout of its own.
+        """
+        for name, parameter in self.network.named_parameters():
+            parameter.requires_grad_(group_of(name) in groups)
+            if not parameter.requires_grad:
+                parameter.grad = None
+        for name, module in self.network.named_modules():
+            module.training = group_of(name) in groups or any(p.requires_grad for p in module.parameters())
+        self.training = any(p.requires_grad for p in self.parameters())
+
+    def trainable_count(self) -> int:
+        """Number of trainable parameters."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+    def description(self) -> dict[str, Any]:
+        """Plain containers from which `build.from_description` makes the same architecture; saved with the weights."""
+        return {"network": self.network.config.to_dict(), "picture_format": asdict(self.picture_format)}
+
+
+def group_of(name: str) -> str:
+    """The group of a parameter or module of the network, by its name.
+
+    `cross_attention` is what no checkpoint has pretrained: the cross-attention blocks, their norms, and the
+    projection between different widths.
+    """
+    if "crossattention" in name or "ln_cross_attn" in name or name.startswith("enc_to_dec_proj"):
+        return "cross_attention"
+    return "encoder" if name.startswith("encoder") else "decoder"
+
+
+def same_caption_causal_mask(caption_index: Tensor) -> Tensor:
+    """(B, 1, S, S) boolean, true where position s may attend to position t: the same caption, and not later.
+
+    Padding attends to padding, so no row of the softmax is empty.
+    """
+    same = caption_index[:, :, None] == caption_index[:, None, :]
+    return same.tril()[:, None]

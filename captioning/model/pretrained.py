@@ -1,0 +1,147 @@
+"""Pretrained weights in, checked: every weight is loaded or listed as new, and nothing is fetched in silence.
+
+Also what another picture size changes of them.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoImageProcessor, GPT2Config, PreTrainedModel, ViTConfig, ViTModel
+from transformers.utils import logging as transformers_logging
+
+from captioning.batch import PictureFormat
+from captioning.errors import UserError
+
+log = logging.getLogger(__name__)
+
+RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers, which processors store
+
+
+def load_config(name: str, kind: type[ViTConfig] | type[GPT2Config], key: str) -> Any:
+    """The configuration of the checkpoint `name` (hub name or local folder).
+
+    Raises:
+        UserError: if it cannot be had, or describes another architecture than `kind`.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise _unavailable(name, key, "config.json and model.safetensors") from error
+    if not isinstance(config, kind):
+        raise UserError(f"{key}={name} is a {config.model_type} model; a {kind.model_type} model is needed here")
+    return config
+
+
+def load_weights(
+    kind: type[PreTrainedModel],
+    name: str,
+    config: ViTConfig | GPT2Config,
+    key: str,
+    may_be_new: Callable[[str], bool] = lambda _: False,
+    **arguments: Any,
+) -> Any:
+    """A model of class `kind` with the weights of checkpoint `name`.
+
+    Every weight of the model comes from the checkpoint or satisfies `may_be_new` and is logged; weights that the
+    checkpoint has beyond the model's (a pooler, a classifier) are logged too.
+
+    Raises:
+        UserError: if the weights cannot be had, or lack one, or hold one of another shape.
+    """
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # its load report says in a table what we check and log in a line
+    try:
+        loaded: Any = kind.from_pretrained(
+            name,
+            config=config,
+            dtype=torch.float32,  # also of half-precision files: trainer.precision says how to compute
+            ignore_mismatched_sizes=True,  # reported in info, for one message on all that is wrong
+            output_loading_info=True,
+            **arguments,
+        )
+    except (OSError, SafetensorError) as error:
+        raise _unavailable(name, key, "model.safetensors") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    model, info = loaded
+    new = sorted(info["missing_keys"])
+    lacking = [f"{weight} is missing" for weight in new if not may_be_new(weight)]
+    misfits = [f"{weight} is {tuple(has)}, not {tuple(needs)}" for weight, has, needs in info["mismatched_keys"]]
+    if wrong := lacking + sorted(misfits):
+        raise UserError(
+            f"{key}={name} does not hold the weights that its config.json promises ({len(wrong)} are wrong: "
+            f"{'; '.join(wrong[:3])}); name an undamaged checkpoint in {key}"
+        )
+    log.info("%s: loaded %s; %d weights are new", key, name, len(new))
+    log.debug("new weights: %s", new)
+    if unused := sorted(info["unexpected_keys"]):
+        log.info("%s: not used from %s: %s", key, name, ", ".join(unused))
+    return model
+
+
+def load_picture_format(name: str, config: ViTConfig, key: str) -> PictureFormat:
+    """How the checkpoint's own processor prepares pictures: size, mean, std and filter.
+
+    Raises:
+        UserError: if the checkpoint has no `preprocessor_config.json`.
+    """
+    try:
+        processor = AutoImageProcessor.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise _unavailable(name, key, "preprocessor_config.json") from error
+    size = processor.size
+    shortest = size.get("shortest_edge") if processor.do_resize else None
+    final = processor.crop_size if getattr(processor, "do_center_crop", False) else size
+    height, width = picture_size(config)
+    return PictureFormat(
+        size=(final.get("height") or height, final.get("width") or width),
+        mean=tuple(processor.image_mean) if processor.do_normalize else (0.0, 0.0, 0.0),
+        std=tuple(processor.image_std) if processor.do_normalize else (1.0, 1.0, 1.0),
+        resample=RESAMPLING[int(processor.resample)],
+        resize_shortest=shortest,
+    )
+
+
+def picture_size(config: ViTConfig) -> tuple[int, int]:
+    """(height, width) of the pictures that a ViT takes, in pixels; a configuration may give one number for both."""
+    size = config.image_size
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _unavailable(name: str, key: str, files: str) -> UserError:
+    if Path(name).is_dir():
+        return UserError(f"{key}={name} is a folder without a readable {files}; set {key} to one that has it")
+    return UserError(
+        f"{key}={name} could not be fetched from the Hugging Face hub and is not in its local cache; "
+        f"check the name and the network, or set {key} to a local folder that holds {files}"
+    )
+
+
+def interpolate_positions(encoder: ViTModel, image_size: int) -> None:
+    """Resize a ViT to pictures of `image_size` pixels; its position embeddings are interpolated (bicubic), in place."""
+    embeddings, config = encoder.embeddings, encoder.config
+    patch_size: Any = config.patch_size
+    if image_size < 1 or image_size % patch_size:
+        raise UserError(f"model.image_size={image_size} must be a multiple of the patch size {patch_size}")
+    patches = (image_size // patch_size) ** 2
+    with torch.no_grad():
+        as_if = torch.empty(1, patches + 1, config.hidden_size)
+        positions = embeddings.interpolate_pos_encoding(as_if, image_size, image_size)
+    embeddings.position_embeddings = nn.Parameter(positions.clone())
+    embeddings.image_size = embeddings.patch_embeddings.image_size = (image_size, image_size)
+    embeddings.patch_embeddings.num_patches = patches
+    config.image_size = image_size
+
+
+def resized(picture_format: PictureFormat, size: tuple[int, int]) -> PictureFormat:
+    """The same format for pictures of (height, width) pixels; where the middle is cut out, the same part of it."""
+    shortest = picture_format.resize_shortest
+    if shortest is not None:
+        shortest = round(shortest * min(size) / min(picture_format.size))
+    return replace(picture_format, size=size, resize_shortest=shortest)
