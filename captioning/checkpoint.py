@@ -1,0 +1,78 @@
+"""Reading checkpoints: as data, never as code, and refused in one sentence when they are not ours."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from captioning.errors import UserError
+
+
+def checkpoint_file(checkpoint: str | Path) -> Path:
+    """The file meant by a run folder (its best, or else its last) or by a file's own path.
+
+    Raises:
+        UserError: if there is none.
+    """
+    path = Path(checkpoint)
+    if path.is_file():
+        return path
+    candidates = [path / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    problem = (
+        f"holds no {' or '.join(str(c.relative_to(path)) for c in candidates)}" if path.is_dir() else "is not there"
+    )
+    raise UserError(f"checkpoint={checkpoint} {problem}; give a run folder of train.py or a .ckpt file")
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint that `train.py` wrote, on the CPU, its tensors mapped from the file and read when used.
+
+    Raises:
+        UserError: if the file is damaged, holds anything but tensors and plain containers, or is no captioner's.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"checkpoint {path} holds more than tensors and plain containers, or is no checkpoint at all; it was not "
+            "loaded, since that could run code. Give a checkpoint that train.py wrote"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
+        raise UserError(f"checkpoint {path} is damaged or is no checkpoint; give another, such as last.ckpt") from error
+    ours = isinstance(checkpoint, dict) and isinstance(checkpoint.get("captioner"), dict) and "state_dict" in checkpoint
+    if not ours or not {"description", "tokenizer"} <= checkpoint["captioner"].keys():
+        raise UserError(f"checkpoint {path} is of another program or architecture; give one that train.py wrote")
+    return checkpoint
+
+
+def refuse_other_architecture(path: Path, description: dict[str, Any], tokenizer: str) -> None:
+    """Raise UserError if the checkpoint at `path` is not of the described model or its tokenizer is another."""
+    saved = read_checkpoint(path)["captioner"]
+    if differing := sorted(_differences(saved["description"], description)):
+        raise UserError(
+            f"checkpoint {path} is of another architecture ({'; '.join(differing[:3])}); "
+            "leave the model as it was, or start a new run"
+        )
+    if saved["tokenizer"] != tokenizer:
+        raise UserError(f"checkpoint {path} was trained with another tokenizer; leave data.tokenizer as it was")
+
+
+# What may differ between two descriptions of one architecture: the library's version, and what shapes no weight.
+SHAPES_NO_WEIGHT = ("pdrop", "dropout", "version", "name_or_path", "dtype", "use_cache", "attn_implementation")
+
+
+def _differences(saved: Any, now: Any, key: str = "") -> list[str]:
+    if isinstance(saved, dict) and isinstance(now, dict):
+        keys = (saved.keys() | now.keys()) - {k for k in saved.keys() | now.keys() if _shapes_no_weight(k)}
+        return [d for k in keys for d in _differences(saved.get(k), now.get(k), f"{key}.{k}" if key else k)]
+    if isinstance(saved, list | tuple) and isinstance(now, list | tuple):
+        saved, now = list(saved), list(now)
+    return [] if saved == now else [f"{key} was {saved} and is {now}"]
+
+
+def _shapes_no_weight(key: object) -> bool:
+    return any(part in str(key) for part in SHAPES_NO_WEIGHT)

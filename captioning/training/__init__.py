@@ -1,0 +1,1 @@
+"""How the model learns: the LightningModule, the stages, and what is logged on the way."""

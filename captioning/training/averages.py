@@ -1,0 +1,49 @@
+"""Loss over many batches, exact to the token."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+class TokenAverage:
+    """Sums of nats and tokens; perplexity is that of the whole, never a mean of the batches' perplexities.
+
+    Values stay on their device until they are asked for, so that adding a batch never waits for a GPU.
+    """
+
+    def __init__(self) -> None:
+        self._pending: list[Tensor] = []
+        self._nats, self._tokens = 0.0, 0
+
+    def add(self, nats: Tensor, tokens: Tensor) -> None:
+        """One batch's sums, each a () tensor."""
+        self._pending.append(torch.stack([nats.detach().float(), tokens.float()]))
+        if len(self._pending) >= 1000:
+            self._collect()
+
+    def totals(self) -> tuple[float, int]:
+        """All nats and all tokens so far; in double precision, since an epoch of COCO has 7 million tokens."""
+        self._collect()
+        return self._nats, self._tokens
+
+    def loss(self) -> float:
+        """Nats per token; NaN before the first batch."""
+        nats, tokens = self.totals()
+        return nats / tokens if tokens else math.nan
+
+    def reset(self) -> None:
+        """Begin again at nothing."""
+        self._pending.clear()
+        self._nats, self._tokens = 0.0, 0
+
+    def _collect(self) -> None:
+        if self._pending:
+            nats, tokens = torch.stack(self._pending).cpu().double().sum(0).tolist()
+            self._nats, self._tokens = self._nats + nats, self._tokens + int(tokens)
+            self._pending.clear()
+
+
+def perplexity(loss: float) -> float:
+    """e^loss; infinite where that overflows."""
+    return math.exp(loss) if loss < 700 or math.isnan(loss) else math.inf

@@ -1,0 +1,170 @@
+"""What is measured and shown while a run trains."""
+
+import math
+import time
+from pathlib import Path
+from typing import Any, ClassVar
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import TQDMProgressBar
+from torch import Tensor
+
+from captioning.batch import CaptionBatch
+from captioning.files import write_atomically
+from captioning.training.averages import TokenAverage, perplexity
+from captioning.training.module import CaptioningModule
+
+
+class MetricRows(L.Callback):
+    """The one place from which metrics reach the loggers, as rows: one per logged step, one per epoch, one per test.
+
+    A step's row holds loss and perplexity, exact to the token, of all steps since the row before, with rates,
+    gradient norm and speed. An epoch's row holds the whole epoch's, under the same names with `_epoch`, and the
+    validation's. Steps are counted from 1: step n is the state after n optimizer steps.
+    """
+
+    def __init__(self) -> None:
+        self._window, self._epoch = TokenAverage(), TokenAverage()
+        self._captions, self._seconds, self._resumed_at = 0, 0.0, 0.0
+        self._logged_step = 0
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, CaptioningModule)
+        self._logged_step = trainer.global_step
+        pl_module.on_train_loss.append(self._add)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._epoch.reset()
+        self._start_window()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: CaptionBatch, batch_idx: int
+    ) -> None:
+        self._captions += batch.caption_count * trainer.world_size
+        step = trainer.global_step
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it elsewhere
+        if step != self._logged_step and (step % every == 0 or trainer.is_last_batch):
+            self._logged_step = step
+            self._log_window(trainer, pl_module)
+            self._start_window()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._seconds += time.perf_counter() - self._resumed_at  # validation is not training speed
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._resumed_at = time.perf_counter()
+        if not trainer.sanity_checking and not trainer.is_last_batch:  # in mid-epoch: trainer.val_check_interval
+            _to_loggers(trainer, _evaluated(trainer, "val/"))
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        nats, tokens = _over_ranks(trainer, self._epoch.totals())
+        loss = nats / tokens if tokens else math.nan
+        whole = {"train/loss_epoch": loss, "train/perplexity_epoch": perplexity(loss)}
+        pl_module.log_dict(whole, logger=False, rank_zero_only=True)
+        _to_loggers(trainer, {**whole, **_evaluated(trainer, "val/")})
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        _to_loggers(trainer, _evaluated(trainer, "test/"))
+
+    def _add(self, nats: Tensor, tokens: Tensor) -> None:
+        self._window.add(nats, tokens)
+        self._epoch.add(nats, tokens)
+
+    def _start_window(self) -> None:
+        self._window.reset()
+        self._captions, self._seconds, self._resumed_at = 0, 0.0, time.perf_counter()
+
+    def _log_window(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, CaptioningModule) and pl_module.gradient_norm is not None
+        nats, tokens = _over_ranks(trainer, self._window.totals())
+        seconds = self._seconds + time.perf_counter() - self._resumed_at
+        shown = {
+            "train/loss": nats / tokens,
+            "train/perplexity": perplexity(nats / tokens),
+            "captions_per_second": self._captions / seconds,
+        }
+        pl_module.log_dict(shown, prog_bar=True, logger=False, rank_zero_only=True)
+        rates = {f"lr/{group['name']}": group["lr"] for group in trainer.optimizers[0].param_groups}
+        state = {
+            "gradient_norm": float(pl_module.gradient_norm),
+            "trainable_parameters": pl_module.captioner.trainable_count(),
+        }
+        _to_loggers(trainer, {**shown, **rates, **state})
+
+
+def _evaluated(trainer: L.Trainer, prefix: str) -> dict[str, float]:
+    return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
+
+
+def _to_loggers(trainer: L.Trainer, metrics: dict[str, float]) -> None:
+    for logger in trainer.loggers:
+        logger.log_metrics({"epoch": trainer.current_epoch, **metrics}, step=trainer.global_step)
+
+
+class ProgressBar(TQDMProgressBar):
+    """Lightning's bar, with the numbers that matter under short names."""
+
+    NAMES: ClassVar = {
+        "train/loss": "loss",
+        "train/perplexity": "perplexity",
+        "captions_per_second": "captions/s",
+        "val/perplexity": "val_perplexity",
+        "test/perplexity": "test_perplexity",
+    }
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, int | str | float | dict]:
+        """The metrics to show behind the bar."""
+        metrics = super().get_metrics(trainer, pl_module)
+        return {self.NAMES[name]: value for name, value in metrics.items() if name in self.NAMES}
+
+
+class KnownFloor(L.Callback):
+    """Logs the lowest perplexity that any model can reach on the validation split, where that is known (shapes)."""
+
+    def __init__(self, floor: float):
+        self._floor = floor
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        pl_module.log("val/perplexity_floor", self._floor, logger=False, rank_zero_only=True)
+
+
+class ResultsTable(L.Callback):
+    """Keeps `results.md`, the run's losses and perplexities by epoch, up to date in the run folder.
+
+    Stands after `MetricRows` and before the checkpoints in the list of callbacks: it reads the one's metrics, and
+    its rows go into the other, so that a resumed run has them all.
+    """
+
+    HEADER = "| Epoch | Train Loss | Train Perplexity | Val Loss | Val Perplexity |\n|---:|---:|---:|---:|---:|\n"
+    COLUMNS = ("train/loss_epoch", "train/perplexity_epoch", "val/loss", "val/perplexity")
+
+    def __init__(self, run_dir: Path):
+        self._path = run_dir / "results.md"
+        self._rows: dict[int, list[float]] = {}
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        metrics, epoch = trainer.callback_metrics, trainer.current_epoch
+        if not trainer.is_global_zero or any(name not in metrics for name in self.COLUMNS):
+            return
+        self._rows[epoch] = [float(metrics[name]) for name in self.COLUMNS]
+        lines = [
+            f"| {epoch} | " + " | ".join(f"{value:.4f}" for value in row) + " |\n" for epoch, row in self._rows.items()
+        ]
+        write_atomically(self._path, self.HEADER + "".join(lines))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self._rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._rows = dict(state_dict["rows"])
+
+
+def _over_ranks(trainer: L.Trainer, totals: tuple[float, int]) -> tuple[float, float]:
+    """Sums over all ranks."""
+    if trainer.world_size == 1:
+        return totals
+    device = trainer.strategy.root_device
+    return tuple(
+        trainer.strategy.reduce(torch.tensor(totals, dtype=torch.float64, device=device), reduce_op="sum").tolist()
+    )

@@ -1,0 +1,181 @@
+"""Where metrics go: `metrics.csv` in every run folder, and Weights & Biases unless `logger=csv`."""
+
+import csv
+import io
+import logging
+import os
+import shutil
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import lightning as L
+import torch
+import wandb
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from captioning.files import readable, write_atomically
+from captioning.model.generation import Decoding, generate
+from captioning.training.module import CaptioningModule
+
+log = logging.getLogger(__name__)
+
+
+class MetricsCsv(Logger):
+    """Writes every logged row to `RUN_DIR/metrics.csv`, columns `step` and the metrics' names.
+
+    Unlike Lightning's `CSVLogger` it keeps the rows of a run that resumes in the same folder. Each row is on disk
+    when `log_metrics` returns; a new column rewrites the file, atomically.
+    """
+
+    def __init__(self, run_dir: Path):
+        super().__init__()
+        self._path = Path(run_dir) / "metrics.csv"
+        self._columns: list[str] = []
+        if self._path.is_file():
+            with self._path.open(newline="", encoding="utf-8") as file:
+                self._columns = next(csv.reader(file), [])
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: `.hydra/config.yaml` holds them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Append one row."""
+        row: dict[str, Any] = {"step": step, **metrics}
+        if new := [name for name in row if name not in self._columns]:
+            self._rewrite(self._columns + new)
+        with self._path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self._columns).writerow(row)
+
+    def _rewrite(self, columns: list[str]) -> None:
+        rows: list[dict[str, str]] = []
+        if self._path.is_file():
+            with self._path.open(newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(self._path, text.getvalue())
+        self._columns = columns
+
+
+def wandb_logger(run_dir: str, project: str, name: str | None, group: str | None) -> WandbLogger:
+    """A W&B logger whose run lies in `run_dir`, and continues there if the folder already has one.
+
+    Without an API key it logs offline and never asks for one; `WANDB_MODE` is respected.
+    """
+    folder = Path(run_dir)
+    id_file = folder / "wandb-run-id.txt"
+    if not id_file.is_file():
+        write_atomically(id_file, uuid.uuid4().hex[:8] + "\n")
+    mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False, verify=False) else "offline")
+    logger = WandbLogger(
+        project=project,
+        name=name or folder.name,
+        group=group,
+        save_dir=run_dir,
+        id=id_file.read_text(encoding="utf-8").strip(),
+        resume="allow" if mode == "online" else None,
+        mode=mode,
+        settings=wandb.Settings(console="off", silent=mode == "offline"),
+    )
+    del logger._wandb_init["anonymous"]  # Lightning always passes it, and wandb warns of it ever since it has no effect
+    return logger
+
+
+def log_config(loggers: list[Logger], config: dict[str, Any]) -> None:
+    """The whole resolved configuration, to every logger that keeps one."""
+    for logger in loggers:
+        logger.log_hyperparams(config)
+
+
+@contextmanager
+def wandb_runs(loggers: list[Logger], run_dir: Path) -> Iterator[None]:
+    """Keeps all that W&B writes in `run_dir`; at the end, however it comes, ends the runs and says how to see them.
+
+    An ended run lets the next job of a multirun begin its own.
+    """
+    runs = [logger for logger in loggers if isinstance(logger, WandbLogger)]
+    staging = "WANDB_DATA_DIR"  # tables wait there for their upload; W&B's default is in the home folder
+    ours = staging not in os.environ
+    if ours and runs:
+        os.environ[staging] = str(run_dir.resolve() / "wandb")
+    failed = True
+    try:
+        yield
+        failed = False
+    finally:
+        for logger in runs:
+            words = _how_to_browse(logger, run_dir)
+            logger.experiment.finish(exit_code=int(failed))
+            log.info("%s", words)
+        if ours:
+            os.environ.pop(staging, None)
+
+
+def _how_to_browse(logger: WandbLogger, run_dir: Path) -> str:
+    run = logger.experiment
+    if not run.settings._offline:
+        return f"W&B run: {run.url}"
+    own = Path(sys.executable).with_name("wandb")
+    command = "wandb" if shutil.which("wandb") == str(own) else readable(own)
+    return (
+        "W&B logged offline\n"
+        f"  browse it in the terminal: {command} leet {readable(Path(run.dir).parent)}\n"
+        f"  upload it:                 {command} sync {readable(run_dir)}/wandb/offline-run-*"
+    )
+
+
+class SampleTable(L.Callback):
+    """After each validation, logs a W&B table `val/samples`: pictures, their captions and the model's.
+
+    Args:
+        pixel_values: (B, 3, H, W) uint8, the same pictures each time.
+        captions: the references of each.
+        decoding: how the model's are generated.
+        decode: token ids to text.
+    """
+
+    COLUMNS: ClassVar = ["image_id", "picture", "captions", "generated", "log_probability"]
+
+    def __init__(
+        self, pixel_values: torch.Tensor, image_ids: list, captions: list[list[str]], decoding: Decoding, decode: Any
+    ):
+        self._pixel_values, self._image_ids, self._captions = pixel_values, image_ids, captions
+        self._decoding, self._decode = decoding, decode
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+        if trainer.sanity_checking or not trainer.is_global_zero or not loggers:
+            return
+        assert isinstance(pl_module, CaptioningModule)
+        with trainer.precision_plugin.forward_context():
+            generated = generate(pl_module.captioner, self._pixel_values.to(pl_module.device), self._decoding)
+        rows = zip(self._pixel_values, self._image_ids, self._captions, generated, strict=True)
+        data = [
+            [
+                str(image_id),
+                wandb.Image(pixels.permute(1, 2, 0).numpy()),
+                "\n".join(references),
+                self._decode(caption.token_ids),
+                caption.log_probability,
+            ]
+            for pixels, image_id, references, caption in rows
+        ]
+        for logger in loggers:
+            logger.log_table("val/samples", columns=self.COLUMNS, data=data, step=trainer.global_step)

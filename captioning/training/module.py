@@ -1,0 +1,123 @@
+"""The LightningModule: one step of training or validation, and what a checkpoint holds besides weights."""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from captioning.batch import CaptionBatch
+from captioning.errors import UserError
+from captioning.model.captioner import ImageCaptioner
+from captioning.training.averages import TokenAverage, perplexity
+from captioning.training.optimizer import build_optimizer, scale_and_clip
+
+# The loss that goes into backward() is in units of this many tokens, which keeps fp16 gradients in range; it cancels
+# when the true number of tokens is known, exactly, being a power of two.
+NOMINAL_TOKENS = 1024
+
+
+class CaptioningModule(L.LightningModule):
+    """Trains an `ImageCaptioner` on the mean loss of all tokens of a step.
+
+    The gradient of n ranks, or of n accumulated batches, equals that of one batch of all their tokens: losses are
+    summed, and the gradient is divided once by the number of tokens of the whole step, just before it is clipped.
+
+    Args:
+        captioner: the model.
+        weight_decay: of matrices, see `optimizer.py`.
+        betas: AdamW's.
+        checkpoint_extras: plain containers that prediction needs beside weights; stored in every checkpoint.
+    """
+
+    def __init__(
+        self,
+        captioner: ImageCaptioner,
+        *,
+        weight_decay: float,
+        betas: tuple[float, float],
+        checkpoint_extras: dict[str, Any],
+    ):
+        super().__init__()
+        self.captioner = captioner
+        self._weight_decay, self._betas = weight_decay, (betas[0], betas[1])
+        self._checkpoint_extras = checkpoint_extras
+        self._step_tokens: Tensor | None = None  # () labels since the last optimizer step
+        self.evaluation = TokenAverage()
+        self.gradient_norm: Tensor | None = None  # () of the last step, before clipping
+        self.on_train_loss: list[Callable[[Tensor, Tensor], None]] = []  # told each batch's (nats, tokens)
+
+    def on_fit_start(self) -> None:
+        """Refuse what `configure_gradient_clipping` does not do."""
+        algorithm = self.trainer.gradient_clip_algorithm
+        if algorithm is not None and algorithm != "norm":
+            raise UserError(
+                f"trainer.gradient_clip_algorithm={algorithm.value} is not to be had; gradients are clipped "
+                "by their norm, so leave it out"
+            )
+
+    def training_step(self, batch: CaptionBatch, batch_index: int) -> Tensor:
+        """The batch's summed loss, in units of `NOMINAL_TOKENS` tokens."""
+        nats, tokens = self.captioner.loss(batch)
+        self._step_tokens = tokens if self._step_tokens is None else self._step_tokens + tokens
+        for tell in self.on_train_loss:
+            tell(nats, tokens)
+        return nats / NOMINAL_TOKENS
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Turn the summed gradient into that of the mean over all tokens of the step, and clip its norm.
+
+        Lightning has divided by the accumulated batches and the ranks, both of which are undone here.
+        """
+        assert self._step_tokens is not None
+        tokens = self.trainer.strategy.reduce(self._step_tokens, reduce_op="sum")
+        divided_by = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        scale = NOMINAL_TOKENS * divided_by / tokens.float()
+        self.gradient_norm = scale_and_clip(parameters, scale, gradient_clip_val)
+        self._step_tokens = None
+
+    def on_train_epoch_start(self) -> None:
+        """An epoch starts with no tokens owed, also after an epoch that was cut short."""
+        self._step_tokens = None
+
+    def on_validation_epoch_start(self) -> None:
+        self.evaluation.reset()
+
+    def validation_step(self, batch: CaptionBatch, batch_index: int) -> None:
+        """Sum the batch into the epoch's loss."""
+        self.evaluation.add(*self.captioner.loss(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_evaluation("val")
+
+    on_test_epoch_start = on_validation_epoch_start
+    test_step = validation_step
+
+    def on_test_epoch_end(self) -> None:
+        self._log_evaluation("test")
+
+    def _log_evaluation(self, split: str) -> None:
+        totals = torch.tensor(self.evaluation.totals(), dtype=torch.float64)
+        if self.trainer.world_size > 1:
+            totals = self.trainer.strategy.reduce(totals.to(self.device), reduce_op="sum")
+        nats, tokens = totals.tolist()
+        loss = nats / tokens
+        # Already summed over the ranks; `MetricRows` sends them to the loggers.
+        self.log(f"{split}/loss", loss, logger=False, rank_zero_only=True)
+        self.log(f"{split}/perplexity", perplexity(loss), prog_bar=True, logger=False, rank_zero_only=True)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW; fused, save under an fp16 scaler, whose unscaling must come before our clipping."""
+        fused = self.trainer.precision != "16-mixed"
+        return build_optimizer(self.captioner, weight_decay=self._weight_decay, betas=self._betas, fused=fused)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what prediction needs to the checkpoint, so that one file is enough for it."""
+        checkpoint["captioner"] = self._checkpoint_extras

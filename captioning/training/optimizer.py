@@ -1,0 +1,47 @@
+"""AdamW with one parameter group for each (stage group, decayed or not), all of them there from the first step."""
+
+import torch
+from torch import Tensor, nn
+
+from captioning.model.captioner import GROUPS, ImageCaptioner
+
+
+def build_optimizer(
+    captioner: ImageCaptioner, *, weight_decay: float, betas: tuple[float, float], fused: bool
+) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019) over all of the captioner, whatever trains at the moment.
+
+    A frozen parameter has no gradient, so AdamW neither touches it nor keeps state for it; that the groups are
+    always the same ones lets a checkpoint of any stage load. Each param group's `name` is its stage group, by which
+    the schedule sets its rate.
+    """
+    groups = []
+    for name in GROUPS:
+        parameters = list(captioner.parameters_of(name))
+        decayed = [p for n, p in parameters if is_decayed(n, p)]
+        kept = [p for n, p in parameters if not is_decayed(n, p)]
+        groups.append({"name": name, "params": decayed, "weight_decay": weight_decay})
+        groups.append({"name": name, "params": kept, "weight_decay": 0.0})
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=betas, fused=fused)
+
+
+def is_decayed(name: str, parameter: nn.Parameter) -> bool:
+    """Matrices are decayed; biases, norms, the CLS token and position embeddings are not (as in timm and nanoGPT)."""
+    position_like = any(part in name for part in ("cls_token", "position_embeddings", "wpe"))
+    return parameter.ndim >= 2 and not position_like
+
+
+@torch.no_grad()
+def scale_and_clip(parameters: list[nn.Parameter], scale: float | Tensor, max_norm: float | None) -> Tensor:
+    """Multiply the gradients by `scale`, then shorten them to `max_norm` if they are longer; in one pass over memory.
+
+    Returns:
+        The norm of the scaled gradients before clipping, a () tensor; non-finite gradients stay non-finite.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients) * scale
+    factor = torch.as_tensor(scale, device=norm.device, dtype=norm.dtype)
+    if max_norm is not None and max_norm > 0:  # as in Lightning, 0 switches clipping off
+        factor = factor * (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_(gradients, factor)
+    return norm

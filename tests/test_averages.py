@@ -1,0 +1,35 @@
+"""Losses over many batches."""
+
+import math
+
+import pytest
+import torch
+
+from captioning.training.averages import TokenAverage, perplexity
+
+
+def test_the_loss_is_that_of_all_tokens_and_not_a_mean_of_batches():
+    average = TokenAverage()
+    average.add(torch.tensor(10.0), torch.tensor(1))
+    average.add(torch.tensor(20.0), torch.tensor(9))
+    assert average.loss() == 3.0
+    assert perplexity(average.loss()) == pytest.approx(math.e**3)
+
+
+def test_reading_between_batches_loses_nothing():
+    average = TokenAverage()
+    for _ in range(2500):
+        average.add(torch.tensor(0.1), torch.tensor(2))
+        average.totals()
+    nats, tokens = average.totals()
+    assert tokens == 5000
+    assert nats == pytest.approx(250)
+
+
+def test_nothing_added_is_not_a_number():
+    assert math.isnan(TokenAverage().loss())
+    assert math.isnan(perplexity(math.nan))
+
+
+def test_an_untrained_models_perplexity_overflows_to_infinity():
+    assert perplexity(1000.0) == math.inf
