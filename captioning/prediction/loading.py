@@ -1,0 +1,28 @@
+"""A checkpoint file to a captioner ready to generate."""
+
+from pathlib import Path
+
+from captioning.checkpoint import checkpoint_file, read_checkpoint
+from captioning.data.tokenizer import CaptionTokenizer
+from captioning.errors import UserError
+from captioning.model.build import from_description
+from captioning.model.captioner import ImageCaptioner
+
+WEIGHTS = "captioner."  # the captioner's name in the LightningModule, and so in its state dict
+
+
+def load_captioner(checkpoint: str | Path) -> tuple[ImageCaptioner, CaptionTokenizer]:
+    """The captioner, in eval mode on the CPU, and its tokenizer, from a run folder or a `.ckpt` file.
+
+    Raises:
+        UserError: if there is no such checkpoint, or it is not one of ours.
+    """
+    path = checkpoint_file(checkpoint)
+    contents = read_checkpoint(path)
+    captioner = from_description(contents["captioner"]["description"])
+    weights = {k.removeprefix(WEIGHTS): v for k, v in contents["state_dict"].items() if k.startswith(WEIGHTS)}
+    try:
+        captioner.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"checkpoint {path} holds weights that do not fit its own description of the model") from error
+    return captioner.eval(), CaptionTokenizer.from_json(contents["captioner"]["tokenizer"])

@@ -1,0 +1,195 @@
+"""Where the pictures of a prediction come from, and how they reach the model in batches."""
+
+import glob
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from itertools import takewhile
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from captioning.data.pictures import UnreadablePicture, read_picture
+from captioning.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+EXTENSIONS = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
+
+
+def find_pictures(source: str | Path | Sequence[str | Path]) -> list[Path]:
+    """The picture files that `input` names, each file once, in the order of the input.
+
+    Args:
+        source: one of these, or a list of any of them:
+            a folder, searched with all folders below it, hidden ones left out, in natural order (`2.jpg`, `10.jpg`);
+            a glob pattern such as `photos/**/*.jpg`, in natural order;
+            a text file `*.txt` with one path a line, where relative paths start from the text file's own folder;
+            any other file.
+
+    Folders and patterns without an extension of their own give files with a picture's extension only. A single
+    source has to exist; a file of a list may be missing and is then reported when it is read, like a broken one.
+    Raises UserError where nothing is found.
+    """
+    if isinstance(source, str | Path):
+        found = _expand(source, may_be_missing=False)
+    else:
+        found = [path for one in source for path in _expand(one, may_be_missing=True)]
+    if not found:
+        raise UserError("input=[] names no picture; give a folder, a pattern, a file or a list of them")
+    once: dict[str, Path] = {}
+    for path in found:
+        once.setdefault(os.path.realpath(path), path)  # the first name of a file wins
+    return list(once.values())
+
+
+def _expand(source: str | Path, may_be_missing: bool) -> list[Path]:
+    if not str(source):
+        raise UserError("input is empty; give a folder, a pattern, a file or a list of them")
+    path = Path(source).expanduser()
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except (OSError, ValueError) as error:  # a name too long, a folder that may not be entered, a null character
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"input={source} can't be looked at: {reason}; check the path") from error
+    if is_folder:
+        return _in_folder(path)
+    if is_file:
+        return _in_list(path) if path.suffix.lower() == ".txt" else [path]
+    if glob.has_magic(str(path)):
+        return _matching(path)
+    if may_be_missing:
+        return [path]
+    raise UserError(
+        f"input={source} is neither a folder nor a file, seen from {Path.cwd()}; "
+        "give a folder, a pattern such as 'photos/**/*.jpg', a picture, or a .txt file with one path a line"
+    )
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    files = list(_walk(folder))
+    pictures = [path for path in files if _is_picture_name(path)]
+    if not pictures:
+        others = f"which holds {len(files)} other files" if files else "which holds no files"
+        raise UserError(f"input={folder}: no {_extensions()} file in this folder or below, {others}; check the path")
+    return sorted(pictures, key=natural_key)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """All files below a folder but hidden ones; no folder twice, whatever circles its links make."""
+    seen = {_identity(folder)}
+    for root, folders, files in os.walk(folder, followlinks=True, onerror=_warn_of_folder):
+        here = Path(root)
+        visible = [here / name for name in sorted(folders) if not name.startswith(".")]
+        new = []
+        for child in sorted(visible, key=Path.is_symlink):  # real folders first: their own names are the better ones
+            identity = _identity(child)
+            if identity not in seen:
+                seen.add(identity)
+                new.append(child.name)
+        folders[:] = new
+        yield from (here / name for name in files if not name.startswith("."))
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def _warn_of_folder(error: OSError) -> None:
+    logger.warning("the pictures in %s are left out: %s", error.filename, error.strerror)
+
+
+def _matching(pattern: Path) -> list[Path]:
+    fixed = list(takewhile(lambda part: not glob.has_magic(part), pattern.parts))
+    wild = pattern.parts[len(fixed) :]
+    folder = Path(*fixed)
+    try:
+        # not glob.glob, which walks links that lead in a circle again and again
+        matches = [path for path in folder.glob(str(Path(*wild))) if _wanted(path.relative_to(folder), wild)]
+    except ValueError as error:
+        raise UserError(f"input={pattern} is not a pattern: {error}; write for example 'photos/**/*.jpg'") from error
+    names_extension = pattern.suffix and not glob.has_magic(pattern.suffix)
+    pictures = [path for path in matches if not path.is_dir() and (names_extension or _is_picture_name(path))]
+    if not pictures:
+        others = f"{len(matches)} other files or folders do" if matches else "nothing does"
+        raise UserError(f"input={pattern}: no picture matches this pattern, seen from {Path.cwd()}; {others}")
+    return sorted(pictures, key=natural_key)
+
+
+def _wanted(match: Path, wild: Sequence[str]) -> bool:
+    """Hidden files and folders match only patterns that spell the dot out, as in a shell."""
+    return any(part.startswith(".") for part in wild) or not any(part.startswith(".") for part in match.parts)
+
+
+def _in_list(listing: Path) -> list[Path]:
+    text = listing.read_bytes().decode("utf-8-sig", "surrogateescape")  # file names need not be UTF-8
+    if "\0" in text:
+        raise UserError(f"input={listing} is not a text file; a .txt file has to hold one path a line")
+    # not splitlines: it also splits at characters that file names may hold
+    paths = [listing.parent / Path(line.strip()).expanduser() for line in text.split("\n") if line.strip()]
+    if not paths:
+        raise UserError(f"input={listing} lists no picture; write one path a line into it")
+    return paths
+
+
+def _is_picture_name(path: Path) -> bool:
+    return path.suffix.lower() in EXTENSIONS
+
+
+def _extensions() -> str:
+    return ", ".join(sorted(EXTENSIONS))
+
+
+def natural_key(path: Path) -> tuple[list[list[str | int]], str]:
+    """Sorts paths folder by folder, numbers by their value and letters whatever their case; never a tie.
+
+    >>> [path.name for path in sorted(map(Path, ["b10.jpg", "B9.jpg", "a.jpg"]), key=natural_key)]
+    ['a.jpg', 'B9.jpg', 'b10.jpg']
+    """
+    parts = [re.split(r"([0-9]+)", part.casefold()) for part in path.parts]  # every second piece is a number
+    return [[int(piece) if i % 2 else piece for i, piece in enumerate(part)] for part in parts], str(path)
+
+
+class PictureBatch(NamedTuple):
+    """B pictures that could be read, and those that could not; numbers are places in the list of paths."""
+
+    indices: list[int]  # B
+    pixel_values: Tensor | None  # (B, 3, H, W) uint8; None where nothing could be read
+    unreadable: list[tuple[int, str]]  # each with its reason
+
+
+class PictureFiles(Dataset[tuple[int, Tensor | str]]):
+    """Item i is (i, picture i as a uint8 tensor (3, H, W)), or (i, the reason why it can't be read)."""
+
+    def __init__(self, paths: Sequence[Path], transform: Callable[[Image.Image], Tensor]):
+        self._paths = paths
+        self._transform = transform
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
+        try:
+            return index, self._transform(read_picture(self._paths[index]))
+        except UnreadablePicture as reason:
+            return index, str(reason)
+
+
+def collate_pictures(items: Sequence[tuple[int, Tensor | str]]) -> PictureBatch:
+    """Items of `PictureFiles` -> one batch; also of items that are all unreadable.
+
+    >>> collate_pictures([(0, "empty file")])
+    PictureBatch(indices=[], pixel_values=None, unreadable=[(0, 'empty file')])
+    """
+    readable = [(index, pixels) for index, pixels in items if isinstance(pixels, Tensor)]
+    return PictureBatch(
+        indices=[index for index, _ in readable],
+        pixel_values=torch.stack([pixels for _, pixels in readable]) if readable else None,
+        unreadable=[(index, reason) for index, reason in items if isinstance(reason, str)],
+    )

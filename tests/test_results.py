@@ -1,0 +1,231 @@
+"""The file of captions is complete and in order, or not there; what existed is never lost by accident."""
+
+import json
+import logging
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from captioning.errors import UserError
+from captioning.prediction.results import CaptionWriter, check_output
+
+SETTINGS = {"decoding": {"num_beams": 3}, "checkpoint": "läufe/best.ckpt"}
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def listing(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_rows_are_written_in_order_and_settings_once(tmp_path):
+    output = tmp_path / "captions.jsonl"
+    with CaptionWriter(output, SETTINGS) as writer:
+        writer.write_error(1, Path("b.jpg"), "empty file")  # a batch names its unreadable pictures first
+        writer.write_caption(0, "a.jpg", "a dog", -0.25)
+        writer.write_caption(2, "c.jpg", "a cat", -1.5)
+        assert (writer.captioned, writer.failed) == (2, 1)
+    assert rows(output) == [
+        {"path": "a.jpg", "caption": "a dog", "log_probability": -0.25},
+        {"path": "b.jpg", "error": "empty file"},
+        {"path": "c.jpg", "caption": "a cat", "log_probability": -1.5},
+    ]
+    assert json.loads((tmp_path / "captions.settings.json").read_text(encoding="utf-8")) == SETTINGS
+    assert listing(tmp_path) == {"captions.jsonl", "captions.settings.json"}
+
+
+def test_no_pictures_give_an_empty_file(tmp_path):
+    with CaptionWriter(tmp_path / "c.jsonl", {}):
+        pass
+    assert (tmp_path / "c.jsonl").read_text() == ""
+
+
+def test_every_row_is_on_the_disk_as_soon_as_it_is_written(tmp_path):
+    with CaptionWriter(tmp_path / "c.jsonl", {}) as writer:
+        writer.write_caption(0, "a.jpg", "a dog", -1.0)
+        assert len(rows(tmp_path / "c.partial.jsonl")) == 1
+        assert not (tmp_path / "c.jsonl").exists()
+
+
+def test_letters_of_every_script_stay_readable(tmp_path):
+    with CaptionWriter(tmp_path / "c.jsonl", SETTINGS) as writer:
+        writer.write_caption(0, "été/写真.jpg", "un café 🐕", -1.0)
+    text = (tmp_path / "c.jsonl").read_text(encoding="utf-8")
+    assert "été/写真.jpg" in text
+    assert "un café 🐕" in text
+    assert "läufe" in (tmp_path / "c.settings.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "name", ["two\nlines.jpg", "\u2028 \u2029 \x85 \x0c \x1e \r.jpg", os.fsdecode(b"latin\xe9.jpg"), 'q"uo\\te,.jpg']
+)
+def test_any_file_name_fills_one_line_and_comes_back_the_same(tmp_path, name):
+    with CaptionWriter(tmp_path / "c.jsonl", {"input": name}) as writer:
+        writer.write_caption(0, name, name, -1.0)
+        writer.write_error(1, name, name)
+    assert len((tmp_path / "c.jsonl").read_bytes().split(b"\n")) == 3
+    one, two = rows(tmp_path / "c.jsonl")  # str.splitlines finds no more lines either
+    assert one["path"] == one["caption"] == two["path"] == two["error"] == name
+    assert os.fsencode(one["path"]) == os.fsencode(name)
+
+
+def test_a_log_probability_that_is_no_number_becomes_null(tmp_path):
+    with CaptionWriter(tmp_path / "c.jsonl", {}) as writer:
+        writer.write_caption(0, "a.jpg", "", float("-inf"))
+        writer.write_caption(1, "b.jpg", "", float("nan"))
+    assert [row["log_probability"] for row in rows(tmp_path / "c.jsonl")] == [None, None]
+
+
+def test_settings_that_are_no_json_fail_before_any_work(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        CaptionWriter(tmp_path / "c.jsonl", {"temperature": float("nan")})
+    CaptionWriter(tmp_path / "c.jsonl", {"checkpoint": Path("run/best.ckpt")})
+
+
+@pytest.mark.parametrize("existing", ["c.jsonl", "c.settings.json"])
+def test_an_existing_file_is_refused_unless_overwrite(tmp_path, existing):
+    (tmp_path / existing).write_text("precious")
+    with pytest.raises(UserError, match=rf"{existing} exists already; replace it with overwrite=true"):
+        check_output(tmp_path / "c.jsonl", overwrite=False)
+    with pytest.raises(UserError, match="exists already"), CaptionWriter(tmp_path / "c.jsonl", {}):
+        pytest.fail("the block must not start")
+    assert listing(tmp_path) == {existing}
+    check_output(tmp_path / "c.jsonl", overwrite=True)
+    assert (tmp_path / existing).read_text() == "precious"
+    with CaptionWriter(tmp_path / "c.jsonl", {}, overwrite=True):
+        pass
+    assert (tmp_path / existing).read_text() != "precious"
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_run_keeps_what_existed_and_says_where_its_rows_are(tmp_path, caplog, stop):
+    output = tmp_path / "c.jsonl"
+    output.write_text("precious")
+    with (
+        caplog.at_level(logging.WARNING),
+        pytest.raises(stop),
+        CaptionWriter(output, {}, overwrite=True) as writer,
+    ):
+        writer.write_caption(0, "a.jpg", "a dog", -1.0)
+        raise stop
+    assert output.read_text() == "precious"
+    assert [row["path"] for row in rows(tmp_path / "c.partial.jsonl")] == ["a.jpg"]
+    assert f"the 1 rows so far are in {tmp_path / 'c.partial.jsonl'}" in caplog.text
+    assert listing(tmp_path) == {"c.jsonl", "c.partial.jsonl"}
+
+
+def test_a_run_stopped_before_its_first_row_leaves_nothing(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING), pytest.raises(KeyboardInterrupt), CaptionWriter(tmp_path / "c.jsonl", {}):
+        raise KeyboardInterrupt
+    assert not listing(tmp_path)
+    assert "nothing was written" in caplog.text
+
+
+def test_the_rows_of_an_earlier_interrupted_run_are_not_lost(tmp_path):
+    (tmp_path / "c.partial.jsonl").write_text("earlier")
+    with CaptionWriter(tmp_path / "c.jsonl", {}) as writer:
+        writer.write_caption(0, "a.jpg", "a dog", -1.0)
+        assert len(rows(tmp_path / "c.partial-2.jsonl")) == 1
+    assert (tmp_path / "c.partial.jsonl").read_text() == "earlier"
+    assert listing(tmp_path) == {"c.jsonl", "c.settings.json", "c.partial.jsonl"}
+
+
+def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path):
+    output = tmp_path / "c.jsonl"
+    with pytest.raises(UserError, match="exists already"), CaptionWriter(output, {}) as writer:
+        writer.write_caption(0, "a.jpg", "a dog", -1.0)
+        output.write_text("another run's")
+    assert output.read_text() == "another run's"
+    assert len(rows(tmp_path / "c.partial.jsonl")) == 1
+
+
+def test_a_picture_that_is_forgotten_or_written_twice_is_our_bug(tmp_path):
+    with (
+        pytest.raises(AssertionError, match="picture 0 was never written"),
+        CaptionWriter(tmp_path / "c", {}) as writer,
+    ):
+        writer.write_error(1, "b.jpg", "empty file")
+    with pytest.raises(AssertionError, match="twice"), CaptionWriter(tmp_path / "d", {}) as writer:
+        writer.write_error(0, "b.jpg", "empty file")
+        writer.write_error(0, "b.jpg", "empty file")
+
+
+def test_missing_parent_folders_are_made(tmp_path):
+    check_output(tmp_path / "new" / "deep" / "c.jsonl", overwrite=False)
+    assert not listing(tmp_path / "new" / "deep")
+
+
+def test_a_check_leaves_no_trace(tmp_path):
+    check_output(str(tmp_path / "c.jsonl"), overwrite=False)
+    assert not listing(tmp_path)
+
+
+def test_a_folder_is_no_output(tmp_path):
+    for output in (tmp_path, f"{tmp_path}/"):
+        with pytest.raises(UserError, match="is a folder; name a file"):
+            check_output(output, overwrite=True)
+
+
+def test_a_file_on_the_way_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path / "file" / "c.jsonl", tmp_path / "file" / "deeper" / "c.jsonl"):
+        with pytest.raises(UserError, match="is a file, not a folder"):
+            check_output(output, overwrite=True)
+
+
+def test_a_device_is_never_replaced_by_a_file():
+    with pytest.raises(UserError, match="is a device or a pipe"):
+        check_output("/dev/null", overwrite=True)
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".jsonl", "a\0b.jsonl"])
+def test_an_impossible_name_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match="can't be written"):
+        check_output(tmp_path / name, overwrite=False)
+
+
+def test_a_name_just_too_long_for_the_files_beside_it_is_refused_at_once(tmp_path):
+    with pytest.raises(UserError, match="can't be written: File name too long"):
+        check_output(tmp_path / ("x" * 249 + ".jsonl"), overwrite=False)
+
+
+def test_a_folder_without_write_permission_is_refused(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)  # root may write everywhere
+    with pytest.raises(UserError, match=r"can't be written: Permission denied; choose another place with output="):
+        check_output(tmp_path / "c.jsonl", overwrite=False)
+
+
+def test_a_link_stays_a_link_and_its_target_is_replaced(tmp_path):
+    (tmp_path / "disk").mkdir()
+    target = tmp_path / "disk" / "real.jsonl"
+    target.write_text("old")
+    link = tmp_path / "c.jsonl"
+    link.symlink_to(target)
+    with CaptionWriter(link, {}, overwrite=True):
+        pass
+    assert link.is_symlink()
+    assert target.read_text() == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits on file sizes")
+def test_a_disk_that_fills_up_is_one_sentence(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with pytest.raises(UserError, match="can't be written: File too large"), CaptionWriter(tmp_path / "c", {}) as w:
+            w.write_caption(0, "a.jpg", "a dog", -1.0)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+            w.write_caption(1, "b.jpg", "a dog" * 100, -1.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not (tmp_path / "c").exists()
