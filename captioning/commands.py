@@ -1,0 +1,105 @@
+"""What `train.py` and `predict.py` share: building from configuration, and one clear sentence on a mistake."""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from captioning.errors import UserError
+from captioning.files import readable
+
+
+@contextmanager
+def one_sentence_errors() -> Iterator[None]:
+    """End on a user's mistake with its one sentence and status 1; anything else is a bug and keeps its trace.
+
+    HYDRA_FULL_ERROR=1 shows the trace of both, as it does for Hydra's own errors.
+    """
+    try:
+        yield
+    except UserError as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        sys.exit(f"error: {_without_worker_trace(error)}")
+    except KeyboardInterrupt as interruption:
+        sys.exit(f"interrupted; {interruption}" if interruption.args else "interrupted")
+
+
+@contextmanager
+def resumable(run_dir: Path) -> Iterator[None]:
+    """Turns the end of an interrupted fit, which Lightning makes a silent exit, into words on how to go on."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as end:
+        saved = (run_dir / "checkpoints" / "last.ckpt").is_file()
+        continued = f"continue with python train.py resume={readable(run_dir)}"
+        raise KeyboardInterrupt(continued if saved else "no epoch was finished, so there is nothing to resume") from end
+
+
+def built(config: Any, key: str, **arguments: Any) -> Any:
+    """`hydra.utils.instantiate`, with what the constructor objects to as a `UserError` that names the key."""
+    try:
+        return instantiate(config, **arguments, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, UserError):
+            raise cause from error
+        if isinstance(cause, _objections()):
+            reason = " ".join(str(cause).split())
+            raise UserError(f"{key} cannot be set up so: {reason}") from error
+        raise
+    except OmegaConfBaseException as error:
+        raise UserError(f"the configuration of {key} is incomplete: {str(error).splitlines()[0]}") from error
+
+
+def _objections() -> tuple[type[Exception], ...]:
+    """What constructors raise at arguments that they cannot use."""
+    fabric = sys.modules.get("lightning.fabric.utilities.exceptions")  # takes seconds to import; not there, not raised
+    lightnings = (fabric.MisconfigurationException,) if fabric else ()
+    return (TypeError, ValueError, OmegaConfBaseException, *lightnings)
+
+
+def plain(config: DictConfig, *keys: str) -> dict[str, Any]:
+    """The resolved configuration, or these keys of it, as plain containers."""
+    container = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items() if not keys or key in keys}
+
+
+def _without_worker_trace(error: UserError) -> str:
+    """The sentence alone, also where a loader worker raised it and torch wrapped its trace around it."""
+    text = str(error)
+    marker = f"{UserError.__module__}.{UserError.__qualname__}: "
+    return text.rpartition(marker)[2].strip() if marker in text else text
+
+
+def quiet_libraries() -> None:
+    """Keep banners and advice out of the terminal; warnings stay, save those that no user can heed."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")  # the frozen ones, on purpose
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # it is a resumed run
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")  # Lightning 2.6 and torch 2.15
+
+
+def require(config: DictConfig, key: str, example: str) -> Any:
+    """The value of a key that has no default."""
+    if config[key] is None:
+        raise UserError(f"{key} is missing; say which, for example {example}")
+    return plain(config, key)[key]
+
+
+def whole(config: DictConfig, key: str, least: int) -> int:
+    """The value of a key that must be a whole number of at least `least`."""
+    value = config[key]
+    if not isinstance(value, int) or value < least:
+        raise UserError(f"{key}={value} must be a whole number of at least {least}")
+    return value

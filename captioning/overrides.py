@@ -1,0 +1,201 @@
+"""The command line before Hydra sees it: paths quoted, mistakes told in a sentence, a resumed run's overrides added."""
+
+import difflib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+
+from captioning.errors import UserError
+
+PATH_KEYS = ("checkpoint", "input", "output", "resume", "run_dir", "data.root", "data.tokenizer")
+LAST = Path("checkpoints", "last.ckpt")  # of a run folder
+NUMBER_OR_WORD = ("trainer.devices", "precision")  # whose default is a number, but which take words as well
+
+
+def prepared_arguments(arguments: list[str], config_dir: Path, config_name: str) -> list[str]:
+    """The arguments as Hydra should get them.
+
+    Raises:
+        UserError: if an override names nothing that exists or has a word where a number belongs, if `resume` names no
+            run, or if `run_dir` names one that exists or cannot be written.
+    """
+    arguments = [quoted(argument) for argument in arguments]
+    resume = _value_of("resume", arguments)
+    if resume is not None:
+        arguments = _resumed(arguments, Path(resume))
+    elif (run_dir := _value_of("run_dir", arguments)) is not None:
+        refuse_existing_run(Path(run_dir))
+    flags = [argument for argument in arguments if argument.startswith("-")]
+    if set(flags) <= {"-m", "--multirun"}:  # the rest, such as --help, is Hydra's own business
+        check_overrides([a for a in arguments if a not in flags], config_dir, config_name)
+        if config_name == "train":
+            make_folder(Path(_value_of("run_dir", arguments) or "runs"))
+    return arguments
+
+
+def quoted(argument: str) -> str:
+    """`KEY=PATH` with the path quoted for Hydra's grammar if it would not read it as one plain value.
+
+    >>> quoted("input=my photos (2024), best")
+    "input='my photos (2024), best'"
+    >>> quoted("input=photos")
+    'input=photos'
+    """
+    key, equals, value = argument.partition("=")
+    if key not in PATH_KEYS or not equals or value[:1] in ("'", '"', "["):
+        return argument
+    try:
+        parsed = OverridesParser.create().parse_override(argument)
+        if not parsed.is_sweep_override() and parsed.value() in (value, None):
+            return argument
+    except HydraException:
+        pass  # not Hydra's grammar, which is what quotes are for
+    escaped = value.replace("'", "\\'")
+    return f"{key}='{escaped}'"
+
+
+def refuse_existing_run(run_dir: Path) -> None:
+    """Raise UserError if a run lies in `run_dir` already; one that ended before its first step doesn't count."""
+    if (run_dir / LAST).is_file():
+        raise UserError(
+            f"run_dir={run_dir} already holds a run; continue it with resume={run_dir}, or choose another run_dir"
+        )
+    if (run_dir / "metrics.csv").is_file():
+        raise UserError(f"run_dir={run_dir} already holds a run without a checkpoint; choose another run_dir")
+
+
+def make_folder(run_dir: Path) -> None:
+    """Raise UserError if `run_dir` cannot be made; Hydra would end in a stack trace."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        accessible = os.access(run_dir, os.W_OK | os.X_OK)
+        reason = "you may not write into it"
+    except OSError as error:
+        accessible, reason = False, error.strerror or str(error)
+    if not accessible:
+        raise UserError(f"run_dir={run_dir} cannot be written: {reason}; choose another folder with run_dir=...")
+
+
+def check_overrides(arguments: list[str], config_dir: Path, config_name: str) -> None:
+    """Raise UserError, with the nearest name that exists, for an override that cannot be meant."""
+    overrides = [_parsed(argument) for argument in arguments]
+    with initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):
+        groups = [o for o in overrides if _is_group(o, config_dir)]
+        values = [o for o in overrides if not _is_group(o, config_dir)]
+        for override in groups:
+            _check_choice(override, config_dir)
+        before = _composed(config_name, groups)
+        for override in values:
+            _check_value(override, before)
+        _composed(config_name, overrides)
+
+
+def _composed(config_name: str, overrides: list[Override]) -> DictConfig:
+    try:
+        return compose(config_name, [_first_of_sweep(o) for o in overrides])
+    except (ConfigCompositionException, MissingConfigException, OverrideParseException, ValueError) as error:
+        given = " ".join(override.input_line or "" for override in overrides)
+        raise UserError(f"{given} does not compose: {' '.join(str(error).split())}") from error
+
+
+def _parsed(argument: str) -> Override:
+    try:
+        return OverridesParser.create().parse_override(argument)
+    except HydraException as error:
+        raise UserError(
+            f"{argument} is not an override that can be read; write KEY=VALUE, and put a value with spaces, commas or "
+            "brackets into quotes twice: 'KEY=\"VALUE\"'"
+        ) from error
+
+
+def _is_group(override: Override, config_dir: Path) -> bool:
+    return (config_dir / override.key_or_group).is_dir()
+
+
+def _first_of_sweep(override: Override) -> str:
+    if not override.is_sweep_override():
+        return override.input_line or ""
+    first = next(iter(override.sweep_string_iterator()))
+    return f"{override.input_line.split('=')[0]}={first}" if override.input_line else ""
+
+
+def _check_choice(override: Override, config_dir: Path) -> None:
+    group = override.key_or_group
+    choices = sorted(path.stem for path in (config_dir / group).glob("*.yaml") if not path.stem.startswith("_"))
+    for choice in _choices_named(override):
+        if choice is not None and choice not in choices:
+            raise UserError(f"{group}={choice} is none of {', '.join(choices)}{_meant(choice, choices, cutoff=0.6)}")
+
+
+def _choices_named(override: Override) -> Iterator[str | None]:
+    if override.is_sweep_override():
+        yield from (str(value) for value in override.sweep_string_iterator())
+    else:
+        value = override.value()
+        yield None if value is None else str(value)
+
+
+def _check_value(override: Override, before: DictConfig) -> None:
+    key = override.key_or_group
+    if override.is_add() or override.is_force_add() or override.is_delete() or key.split(".")[0] == "hydra":
+        return
+    known = _keys(before)
+    if key not in known and not any(name.startswith(f"{key}.") for name in known):
+        is_trainers = key.rpartition(".")[0] == "trainer"
+        added = f"; +{key}=... passes an argument to lightning.Trainer that is not listed" if is_trainers else ""
+        raise UserError(f"there is no key {key}{_meant(key, sorted(known), cutoff=0.8)}{added}; conf/ lists them all")
+    old = OmegaConf.select(before, key) if key not in NUMBER_OR_WORD else None
+    if override.is_sweep_override() or not isinstance(old, int | float):
+        return
+    new = override.value()
+    is_word = isinstance(new, str) and "${" not in new
+    is_of_other_kind = new is not None and isinstance(old, bool) != isinstance(new, bool)
+    if is_word or is_of_other_kind:
+        kind = "true or false" if isinstance(old, bool) else "a number"
+        raise UserError(f"{key}={new} must be {kind}, such as {key}={str(old).lower()}")
+
+
+def _keys(config: DictConfig, prefix: str = "") -> set[str]:
+    """The dotted names of all values."""
+    keys: set[str] = set()
+    for name in map(str, config):
+        inner = None if OmegaConf.is_interpolation(config, name) else config[name]
+        if isinstance(inner, DictConfig):
+            keys |= _keys(inner, f"{prefix}{name}.")
+        else:
+            keys.add(f"{prefix}{name}")
+    return keys
+
+
+def _meant(name: str, names: list[str], cutoff: float) -> str:
+    """Like `; did you mean data.root?`, or nothing if no name is near."""
+    near = difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
+    if not near:  # the right key in the wrong group
+        near = [known for known in names if known.rpartition(".")[2] == name.rpartition(".")[2]][:1]
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _resumed(arguments: list[str], run_dir: Path) -> list[str]:
+    saved = run_dir / ".hydra" / "overrides.yaml"
+    if not saved.is_file() or not (run_dir / LAST).is_file():
+        raise UserError(
+            f"resume={run_dir} is not a run folder with .hydra/overrides.yaml and {LAST}; "
+            "give the folder that train.py printed when it started"
+        )
+    if any(argument.startswith("run_dir=") for argument in arguments):
+        raise UserError(f"resume={run_dir} continues in its own folder; leave run_dir out")
+    started_with = [str(o) for o in OmegaConf.load(saved) if not str(o).startswith(("resume=", "run_dir="))]
+    return [*started_with, *arguments, quoted(f"run_dir={run_dir}")]
+
+
+def _value_of(key: str, arguments: list[str]) -> str | None:
+    """The value of the last `KEY=VALUE`, or None where there is none or it is null."""
+    given = [argument for argument in arguments if argument.startswith(f"{key}=")]
+    value = _parsed(given[-1]).value() if given else None
+    return None if value is None else str(value)

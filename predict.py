@@ -1,0 +1,99 @@
+"""Caption photographs: `python predict.py checkpoint=RUN_DIR input=FOLDER output=captions.jsonl`."""
+
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from captioning.commands import built, one_sentence_errors, plain, quiet_libraries, require, whole
+from captioning.data.randomness import addressed_seed
+from captioning.data.transforms import EvaluationTransform
+from captioning.errors import UserError
+from captioning.model.generation import generate
+from captioning.overrides import prepared_arguments
+from captioning.prediction.devices import autocast, chosen_device
+from captioning.prediction.loading import load_captioner
+from captioning.prediction.results import CaptionWriter, check_output, settings_path
+from captioning.prediction.sources import PictureFiles, collate_pictures, find_pictures
+
+log = logging.getLogger("predict")
+
+CONF = Path(__file__).parent / "conf"
+
+
+@dataclass
+class Prediction:
+    """How many pictures got a caption, how many could not be read, and the file with a row for each."""
+
+    captioned: int
+    failed: int
+    output: Path
+
+
+def predict(cfg: DictConfig) -> Prediction:
+    """Find the pictures, caption them batch by batch, and write a row for each in input order."""
+    output = Path(one_path(cfg, "output", "output=captions.jsonl"))
+    check_output(output, cfg.overwrite)
+    decoding = built(cfg.decoding, "decoding")
+    device = chosen_device(cfg.device)
+    precision = autocast(device, cfg.precision)
+    batch_size, num_workers = whole(cfg, "batch_size", 1), whole(cfg, "num_workers", 0)
+    checkpoint = one_path(cfg, "checkpoint", "checkpoint=runs/MY_RUN")
+    source = require(cfg, "input", "input=my_photos")
+    paths = find_pictures([str(one) for one in source] if isinstance(source, list) else source)
+    captioner, tokenizer = load_captioner(checkpoint)
+    captioner.to(device)
+    loader = DataLoader(
+        PictureFiles(paths, EvaluationTransform(captioner.picture_format)),
+        batch_size=batch_size,
+        num_workers=min(num_workers, len(paths)),
+        collate_fn=collate_pictures,
+    )
+    settings = plain(cfg, "checkpoint", "input", "decoding", "precision", "batch_size")
+    with (
+        CaptionWriter(output, settings, overwrite=cfg.overwrite) as writer,
+        tqdm(total=len(paths), unit=" pictures", desc="captioning") as progress,
+    ):
+        for indices, pixel_values, unreadable in loader:
+            for index, reason in unreadable:
+                writer.write_error(index, paths[index], reason)
+            if pixel_values is not None:
+                addresses = [addressed_seed(paths[index].name) for index in indices]
+                with precision:
+                    captions = generate(captioner, pixel_values.to(device), decoding, addresses)
+                for index, caption in zip(indices, captions, strict=True):
+                    text = tokenizer.decode(caption.token_ids)
+                    writer.write_caption(index, paths[index], text, caption.log_probability)
+            progress.update(len(indices) + len(unreadable))
+    log.info("%d captions in %s, how they were made in %s", writer.captioned, output, settings_path(output))
+    if writer.failed:
+        log.warning("%d of %d pictures could not be read; their rows say why", writer.failed, len(paths))
+    return Prediction(writer.captioned, writer.failed, output)
+
+
+def one_path(cfg: DictConfig, key: str, example: str) -> str:
+    """The value of a key that must name one file or folder."""
+    value = require(cfg, key, example)
+    if isinstance(value, list | dict):
+        raise UserError(f"{key}={value} must be one path, for example {example}")
+    return str(value)
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="predict")
+def main(cfg: DictConfig) -> None:
+    """Ends with status 0 if every picture got a caption, 1 after a user's mistake, 2 if some could not be read."""
+    with one_sentence_errors():
+        if predict(cfg).failed:
+            sys.exit(2)
+
+
+if __name__ == "__main__":
+    quiet_libraries()
+    with one_sentence_errors():
+        sys.argv[1:] = prepared_arguments(sys.argv[1:], CONF, "predict")
+    main()

@@ -1,0 +1,103 @@
+"""The command line before Hydra sees it."""
+
+from pathlib import Path
+
+import pytest
+
+from captioning.errors import UserError
+from captioning.overrides import check_overrides, prepared_arguments, quoted
+
+CONF = Path(__file__).parents[1] / "conf"
+
+
+def check(*overrides, config="train"):
+    check_overrides(list(overrides), CONF, config)
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("data=cocoo", "did you mean coco"),
+        ("trainer.max_epoch=3", "did you mean trainer.max_epochs"),
+        ("batch_size=3", "did you mean data.batch_size"),
+        ("trainer.max_epochs=many", "trainer.max_epochs=many must be a number"),
+        ("data.use_restval=3", "must be true or false"),
+        ("experiment=dmeo", "did you mean demo"),
+        ("data._common=3", "no key data._common"),
+        ("nonsense", "not an override"),
+        ("data.root=[", "not an override"),
+        ("trainer.fast_dev_run=true", r"\+trainer.fast_dev_run"),
+    ],
+)
+def test_a_mistake_is_told_in_one_sentence(override, named):
+    with pytest.raises(UserError, match=named) as raised:
+        check(override)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data=flickr8k",
+        "trainer.max_epochs=3",
+        "trainer.precision=16-mixed",
+        "trainer.precision=32",
+        "trainer.devices=auto",
+        "+trainer.limit_train_batches=0.5",
+        "data.augmentation.crop_scale=null",
+        "data.augmentation.crop_scale=[0.5,1]",
+        "stage.learning_rates={decoder: 1e-4}",
+        "optimizer.betas=[0.9,0.95]",
+        "~logger",
+        "data.fraction=0.3",
+        "seed=1,2,3",
+        "data=coco,shapes",
+        "hydra.verbose=true",
+    ],
+)
+def test_what_can_be_meant_passes(override):
+    check(override)
+
+
+def test_every_config_of_every_group_composes():
+    for file in CONF.glob("*/*.yaml"):
+        if not file.stem.startswith("_"):
+            check(f"{file.parent.name}={file.stem}", config="train")
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["photos", "/a/b/c.ckpt", "my photos", "a,b", "it's", "x (2)", "[brackets]"[1:], "a=b", "ü/ñ", "50%", "a{b}"],
+)
+def test_a_path_reaches_the_configuration_as_it_was_typed(path):
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        assert compose("predict", [quoted(f"input={path}")]).input == path
+
+
+def test_a_run_folder_in_use_is_not_written_into(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    with pytest.raises(UserError, match=f"resume={tmp_path}"):
+        prepared_arguments([f"run_dir={tmp_path}"], CONF, "train")
+
+
+def test_a_resumed_run_keeps_its_overrides_and_takes_new_ones(tmp_path):
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "overrides.yaml").write_text("- data=shapes\n- model=tiny\n- run_dir=/elsewhere\n")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    arguments = prepared_arguments([f"resume={tmp_path}", "trainer.max_epochs=8"], CONF, "train")
+    assert arguments == [
+        "data=shapes",
+        "model=tiny",
+        f"resume={tmp_path}",
+        "trainer.max_epochs=8",
+        f"run_dir={tmp_path}",
+    ]
+
+
+def test_resuming_what_is_no_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match="not a run folder"):
+        prepared_arguments([f"resume={tmp_path}"], CONF, "train")

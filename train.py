@@ -1,0 +1,116 @@
+"""Train a captioner: `python train.py data=coco stage=full`, with any override of `conf/train.yaml` and its groups."""
+
+import logging
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import hydra
+import lightning as L
+from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.callbacks import EarlyStopping
+from omegaconf import DictConfig
+
+from captioning.checkpoint import refuse_other_architecture
+from captioning.commands import built, one_sentence_errors, plain, quiet_libraries, resumable, whole
+from captioning.data.datamodule import CaptionDataModule
+from captioning.files import readable
+from captioning.overrides import prepared_arguments
+from captioning.training.callbacks import KnownFloor, MetricRows, ProgressBar, ResultsTable
+from captioning.training.checkpointing import AtomicCheckpointIO, checkpoint_callbacks
+from captioning.training.loggers import MetricsCsv, SampleTable, log_config, wandb_runs
+from captioning.training.module import CaptioningModule
+from captioning.training.stages import ApplyStages, StageSchedule
+
+log = logging.getLogger("train")
+
+CONF = Path(__file__).parent / "conf"
+SHOWN = ("val/perplexity", "val/perplexity_floor", "test/perplexity")  # in a run's last words
+
+
+@dataclass
+class Run:
+    """What `train` leaves behind in memory, for tests and notebooks."""
+
+    metrics: dict[str, float]
+    trainer: L.Trainer
+    module: CaptioningModule
+    datamodule: CaptionDataModule
+    run_dir: Path
+
+
+def train(cfg: DictConfig) -> Run:
+    """Compose, fit, and test the best checkpoint."""
+    run_dir = Path(cfg.run_dir)
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    schedule = StageSchedule(**plain(cfg.stage, "phases", "learning_rates", "warmup_steps", "decay"))
+    decoding = built(cfg.decoding, "decoding")
+    datamodule: CaptionDataModule = built(cfg.data, "data")
+    datamodule.setup()  # bad data is met here, before any weight is loaded
+    tokenizer = datamodule.tokenizer
+    captioner = built(
+        cfg.model,
+        "model",
+        vocab_size=tokenizer.vocab_size,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    datamodule.fit_to(captioner.picture_format, captioner.max_positions)
+    extras = {"description": captioner.description(), "tokenizer": tokenizer.to_json()}
+    last = run_dir / "checkpoints" / "last.ckpt" if cfg.resume else None
+    if last:
+        refuse_other_architecture(last, **extras)
+    module = CaptioningModule(captioner, **plain(cfg.optimizer), checkpoint_extras=extras)
+
+    loggers = [MetricsCsv(run_dir), *(built(logger, "logger") for logger in cfg.logger.values())]
+    callbacks = [ApplyStages(schedule), MetricRows(), ProgressBar(), ResultsTable(run_dir)]
+    if datamodule.perplexity_floor is not None:
+        callbacks.append(KnownFloor(datamodule.perplexity_floor))
+    if sample_pictures := whole(cfg, "sample_pictures", 0):
+        callbacks.append(SampleTable(*datamodule.samples(sample_pictures), decoding, tokenizer.decode))
+    if cfg.early_stopping_epochs is not None:
+        callbacks.append(EarlyStopping("val/perplexity", patience=whole(cfg, "early_stopping_epochs", 1)))
+    checkpoints = checkpoint_callbacks(run_dir)
+    trainer: L.Trainer = built(
+        cfg.trainer,
+        "trainer",
+        logger=loggers,
+        callbacks=[*callbacks, *checkpoints],
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=str(run_dir),
+        use_distributed_sampler=False,  # EpochBatches deals the rows out to the ranks
+    )
+    log.info("run folder: %s", readable(run_dir))
+    with wandb_runs(loggers, run_dir), resumable(run_dir):
+        log_config(loggers, plain(cfg))
+        trainer.fit(module, datamodule=datamodule, ckpt_path=last, weights_only=True)
+        metrics = _numbers(trainer)
+        best = checkpoints[0].best_model_path
+        if "test" in datamodule.splits and best:
+            trainer.test(module, datamodule=datamodule, ckpt_path=best, verbose=False, weights_only=True)
+            metrics |= _numbers(trainer)
+    reached = ", ".join(f"{name} {metrics[name]:.4g}" for name in SHOWN if name in metrics)
+    log.info(
+        "%s\ntable: %s\ncheckpoints: %s", reached, readable(run_dir / "results.md"), readable(run_dir / "checkpoints")
+    )
+    return Run(metrics, trainer, module, datamodule, run_dir)
+
+
+def _numbers(trainer: L.Trainer) -> dict[str, float]:
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def main(cfg: DictConfig) -> float:
+    """One run, or one job of a multirun; returns `val/perplexity`, which a sweeper minimises."""
+    with one_sentence_errors():
+        cfg.run_dir = HydraConfig.get().runtime.output_dir  # each job of a multirun has its own
+        return train(cfg).metrics.get("val/perplexity", math.nan)  # there is none with trainer.limit_val_batches=0
+
+
+if __name__ == "__main__":
+    quiet_libraries()
+    with one_sentence_errors():
+        sys.argv[1:] = prepared_arguments(sys.argv[1:], CONF, "train")
+    main()
