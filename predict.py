@@ -7,19 +7,13 @@ from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
+from captioning.checkpoint import checkpoint_file
 from captioning.commands import built, one_sentence_errors, plain, quiet_libraries, require, whole
-from captioning.data.randomness import addressed_seed
-from captioning.data.transforms import EvaluationTransform
 from captioning.errors import UserError
-from captioning.model.generation import generate
 from captioning.overrides import prepared_arguments
-from captioning.prediction.devices import autocast, chosen_device
-from captioning.prediction.loading import load_captioner
 from captioning.prediction.results import CaptionWriter, check_output, settings_path
-from captioning.prediction.sources import PictureFiles, collate_pictures, find_pictures
+from captioning.prediction.sources import find_pictures
 
 log = logging.getLogger("predict")
 
@@ -39,13 +33,25 @@ def predict(cfg: DictConfig) -> Prediction:
     """Find the pictures, caption them batch by batch, and write a row for each in input order."""
     output = Path(one_path(cfg, "output", "output=captions.jsonl"))
     check_output(output, cfg.overwrite)
+    checkpoint = checkpoint_file(one_path(cfg, "checkpoint", "checkpoint=runs/MY_RUN"))
+    source = require(cfg, "input", "input=my_photos")
+    paths = find_pictures([str(one) for one in source] if isinstance(source, list) else source)
+    batch_size, num_workers = whole(cfg, "batch_size", 1), whole(cfg, "num_workers", 0)
+
+    # Imported here, since they take seconds: help, a typo or a wrong path is answered before.
+    from torch.utils.data import DataLoader
+    from tqdm import tqdm
+
+    from captioning.data.randomness import addressed_seed
+    from captioning.data.transforms import EvaluationTransform
+    from captioning.model.generation import generate
+    from captioning.prediction.batches import PictureFiles, collate_pictures
+    from captioning.prediction.devices import autocast, chosen_device
+    from captioning.prediction.loading import load_captioner
+
     decoding = built(cfg.decoding, "decoding")
     device = chosen_device(cfg.device)
     precision = autocast(device, cfg.precision)
-    batch_size, num_workers = whole(cfg, "batch_size", 1), whole(cfg, "num_workers", 0)
-    checkpoint = one_path(cfg, "checkpoint", "checkpoint=runs/MY_RUN")
-    source = require(cfg, "input", "input=my_photos")
-    paths = find_pictures([str(one) for one in source] if isinstance(source, list) else source)
     captioner, tokenizer = load_captioner(checkpoint)
     captioner.to(device)
     loader = DataLoader(

@@ -1,27 +1,28 @@
 """Train a captioner: `python train.py data=coco stage=full`, with any override of `conf/train.yaml` and its groups."""
 
+from __future__ import annotations
+
 import logging
 import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
-import lightning as L
 from hydra.core.hydra_config import HydraConfig
-from lightning.pytorch.callbacks import EarlyStopping
 from omegaconf import DictConfig
 
-from captioning.checkpoint import refuse_other_architecture
 from captioning.commands import built, one_sentence_errors, plain, quiet_libraries, resumable, whole
-from captioning.data.datamodule import CaptionDataModule
+from captioning.data.layouts import recognise
 from captioning.files import readable
 from captioning.overrides import prepared_arguments
-from captioning.training.callbacks import KnownFloor, MetricRows, ProgressBar, ResultsTable
-from captioning.training.checkpointing import AtomicCheckpointIO, checkpoint_callbacks
-from captioning.training.loggers import MetricsCsv, SampleTable, log_config, wandb_runs
-from captioning.training.module import CaptioningModule
-from captioning.training.stages import ApplyStages, StageSchedule
+
+if TYPE_CHECKING:
+    import lightning as L
+
+    from captioning.data.datamodule import CaptionDataModule
+    from captioning.training.module import CaptioningModule
 
 log = logging.getLogger("train")
 
@@ -42,6 +43,20 @@ class Run:
 
 def train(cfg: DictConfig) -> Run:
     """Compose, fit, and test the best checkpoint."""
+    if cfg.data.get("root"):  # photographs; shapes are drawn
+        recognise(cfg.data.dataset, Path(str(cfg.data.root)), cfg.data.layout)
+
+    # Imported here, since they take seconds: help, a typo or a wrong path is answered before.
+    import lightning as L
+    from lightning.pytorch.callbacks import EarlyStopping
+
+    from captioning.checkpoint import refuse_other_architecture
+    from captioning.training.callbacks import KnownFloor, MetricRows, ProgressBar, ResultsTable
+    from captioning.training.checkpointing import AtomicCheckpointIO, checkpoint_callbacks
+    from captioning.training.loggers import MetricsCsv, SampleTable, log_config, wandb_runs
+    from captioning.training.module import CaptioningModule
+    from captioning.training.stages import ApplyStages, StageSchedule
+
     run_dir = Path(cfg.run_dir)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     schedule = StageSchedule(**plain(cfg.stage, "phases", "learning_rates", "warmup_steps", "decay"))

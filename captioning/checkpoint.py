@@ -4,8 +4,6 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from captioning.errors import UserError
 
 
@@ -34,6 +32,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         UserError: if the file is damaged, holds anything but tensors and plain containers, or is no captioner's.
     """
+    import torch  # here, since it takes seconds and a wrong path is answered without it
+
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:

@@ -1,4 +1,4 @@
-"""Where pictures come from: folders, patterns, lists and single files; and how they are batched."""
+"""Where pictures come from: folders, patterns, lists and single files."""
 
 import logging
 import os
@@ -6,13 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
-from torch.utils.data import DataLoader
 
-from captioning.batch import PictureFormat
-from captioning.data.transforms import EvaluationTransform
 from captioning.errors import UserError
-from captioning.prediction.sources import PictureBatch, PictureFiles, collate_pictures, find_pictures
+from captioning.prediction.sources import find_pictures
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -210,33 +206,3 @@ def test_a_path_that_is_neither_folder_nor_file_is_refused(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"input=photoss is neither a folder nor a file, seen from .*; give"):
         find_pictures("photoss")
-
-
-def batches(paths: list[Path], workers: int) -> list[PictureBatch]:
-    files = PictureFiles(paths, EvaluationTransform(PictureFormat((8, 6))))
-    return list(DataLoader(files, batch_size=2, num_workers=workers, collate_fn=collate_pictures))
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_batches_hold_what_can_be_read_and_name_the_rest(tmp_path, workers):
-    for name, colour in (("0.png", "red"), ("2.png", "blue")):
-        Image.new("RGB", (30, 20), colour).save(tmp_path / name)
-    touch(tmp_path, "1.png", "3.png", "5.png")
-    first, second, third = batches([tmp_path / f"{number}.png" for number in (0, 1, 3, 4, 2, 5)], workers)
-    assert first.indices == [0]
-    assert first.pixel_values.shape == (1, 3, 8, 6)
-    assert first.pixel_values[0, :, 0, 0].tolist() == [255, 0, 0]
-    assert first.unreadable == [(1, "empty file")]
-    assert second == PictureBatch([], None, [(2, "empty file"), (3, "no such file")])
-    assert third.indices == [4]
-    assert third.pixel_values[0, :, 0, 0].tolist() == [0, 0, 255]
-    assert third.unreadable == [(5, "empty file")]
-
-
-def test_the_awkward_folder_can_be_batched_whole(shared_data):
-    paths = find_pictures(shared_data / "awkward-images")
-    assert len(paths) == 21
-    loaded = batches(paths, workers=0)
-    assert sum(len(batch.indices) for batch in loaded) == 15
-    refused = {paths[index].name for batch in loaded for index, _ in batch.unreadable}
-    assert refused == {"truncated.jpg", "header-only.jpg", "empty.jpg", "text.jpg", "noise.png", "bomb.png"}

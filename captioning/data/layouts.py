@@ -102,9 +102,8 @@ def find_photographs(dataset: str, root: Path, layout: str = "auto") -> list[Pho
     Raises:
         UserError: nothing is there, the named layout is not, or a file of it is malformed.
     """
-    source = _source(dataset)
-    chosen = _chosen(dataset, source, root, layout)
-    files = chosen.find(root)
+    chosen = recognise(dataset, root, layout)
+    source, files = SOURCES[dataset], chosen.find(root)
     read = ", ".join(str(path.relative_to(root)) for path in files.values())
     others = [f"{other.name} ({other.wanted})" for other in source.layouts if other is not chosen and other.fits(root)]
     also = f"; there too: {', '.join(others)}, which data.layout=NAME chooses" if others else ""
@@ -112,6 +111,11 @@ def find_photographs(dataset: str, root: Path, layout: str = "auto") -> list[Pho
     photographs = chosen.read(root, files)
     _refuse_caption_folder(root, chosen, photographs)
     return photographs
+
+
+def recognise(dataset: str, root: Path, layout: str = "auto") -> Layout:
+    """The layout that `find_photographs` reads, or its UserError; no file is opened, so this takes no time."""
+    return _chosen(dataset, _source(dataset), root, layout)
 
 
 def _refuse_caption_folder(root: Path, layout: Layout, photographs: Sequence[Photograph]) -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from captioning.checkpoint import checkpoint_file, read_checkpoint
+from captioning.checkpoint import read_checkpoint
 from captioning.data.tokenizer import CaptionTokenizer
 from captioning.errors import UserError
 from captioning.model.build import from_description
@@ -11,13 +11,12 @@ from captioning.model.captioner import ImageCaptioner
 WEIGHTS = "captioner."  # the captioner's name in the LightningModule, and so in its state dict
 
 
-def load_captioner(checkpoint: str | Path) -> tuple[ImageCaptioner, CaptionTokenizer]:
-    """The captioner, in eval mode on the CPU, and its tokenizer, from a run folder or a `.ckpt` file.
+def load_captioner(path: Path) -> tuple[ImageCaptioner, CaptionTokenizer]:
+    """The captioner, in eval mode on the CPU, and its tokenizer, from a `.ckpt` file of `train.py`.
 
     Raises:
-        UserError: if there is no such checkpoint, or it is not one of ours.
+        UserError: if the file is not one of ours.
     """
-    path = checkpoint_file(checkpoint)
     contents = read_checkpoint(path)
     captioner = from_description(contents["captioner"]["description"])
     weights = {k.removeprefix(WEIGHTS): v for k, v in contents["state_dict"].items() if k.startswith(WEIGHTS)}

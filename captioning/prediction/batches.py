@@ -1,0 +1,51 @@
+"""Picture files -> batches for the model, and a reason for each that cannot be read."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from captioning.data.pictures import UnreadablePicture, read_picture
+
+
+class PictureBatch(NamedTuple):
+    """B pictures that could be read, and those that could not; numbers are places in the list of paths."""
+
+    indices: list[int]  # B
+    pixel_values: Tensor | None  # (B, 3, H, W) uint8; None where nothing could be read
+    unreadable: list[tuple[int, str]]  # each with its reason
+
+
+class PictureFiles(Dataset[tuple[int, Tensor | str]]):
+    """Item i is (i, picture i as a uint8 tensor (3, H, W)), or (i, the reason why it can't be read)."""
+
+    def __init__(self, paths: Sequence[Path], transform: Callable[[Image.Image], Tensor]):
+        self._paths = paths
+        self._transform = transform
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
+        try:
+            return index, self._transform(read_picture(self._paths[index]))
+        except UnreadablePicture as reason:
+            return index, str(reason)
+
+
+def collate_pictures(items: Sequence[tuple[int, Tensor | str]]) -> PictureBatch:
+    """Items of `PictureFiles` -> one batch; also of items that are all unreadable.
+
+    >>> collate_pictures([(0, "empty file")])
+    PictureBatch(indices=[], pixel_values=None, unreadable=[(0, 'empty file')])
+    """
+    readable = [(index, pixels) for index, pixels in items if isinstance(pixels, Tensor)]
+    return PictureBatch(
+        indices=[index for index, _ in readable],
+        pixel_values=torch.stack([pixels for _, pixels in readable]) if readable else None,
+        unreadable=[(index, reason) for index, reason in items if isinstance(reason, str)],
+    )
