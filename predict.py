@@ -49,6 +49,7 @@ def predict(cfg: DictConfig) -> Prediction:
     from captioning.prediction.devices import autocast, chosen_device
     from captioning.prediction.loading import load_captioner
 
+    quiet_libraries()
     decoding = built(cfg.decoding, "decoding")
     device = chosen_device(cfg.device)
     precision = autocast(device, cfg.precision)
@@ -99,7 +100,6 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    quiet_libraries()
     with one_sentence_errors():
         sys.argv[1:] = prepared_arguments(sys.argv[1:], CONF, "predict")
     main()

@@ -57,6 +57,7 @@ def train(cfg: DictConfig) -> Run:
     from captioning.training.module import CaptioningModule
     from captioning.training.stages import ApplyStages, StageSchedule
 
+    quiet_libraries()
     run_dir = Path(cfg.run_dir)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     schedule = StageSchedule(**plain(cfg.stage, "phases", "learning_rates", "warmup_steps", "decay"))
@@ -125,7 +126,6 @@ def main(cfg: DictConfig) -> float:
 
 
 if __name__ == "__main__":
-    quiet_libraries()
     with one_sentence_errors():
         sys.argv[1:] = prepared_arguments(sys.argv[1:], CONF, "train")
     main()

@@ -83,7 +83,10 @@ def _without_worker_trace(error: UserError) -> str:
 
 
 def quiet_libraries() -> None:
-    """Keep banners and advice out of the terminal; warnings stay, save those that no user can heed."""
+    """Keep banners and advice out of the terminal; warnings stay, save those that no user can heed.
+
+    To be called after the libraries were imported, since importing Lightning sets its own level.
+    """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")  # the frozen ones, on purpose
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # it is a resumed run

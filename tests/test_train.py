@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -294,3 +295,10 @@ def test_a_run_folder_that_cannot_be_made_is_refused(command, tmp_path):
     assert status == 1
     assert "choose another folder with run_dir=" in output
     assert "Traceback" not in output
+
+
+def test_the_progress_bar_shows_loss_perplexity_and_speed_in_plain_numbers(command, tmp_path):
+    status, output = command("train.py", *SMALL, "trainer.max_epochs=1", "logger=csv", f"run_dir={tmp_path / 'run'}")
+    assert status == 0, output
+    assert re.search(r"loss=\d\.\d{3}, perplexity=\d+\.\d\d, captions/s=\d+, val_perplexity=\d+\.\d\d\]", output)
+    assert "`Trainer.fit` stopped" not in output

@@ -103,20 +103,21 @@ def _to_loggers(trainer: L.Trainer, metrics: dict[str, float]) -> None:
 
 
 class ProgressBar(TQDMProgressBar):
-    """Lightning's bar, with the numbers that matter under short names."""
+    """Lightning's bar, with the numbers that matter under short names, and without exponents."""
 
-    NAMES: ClassVar = {
-        "train/loss": "loss",
-        "train/perplexity": "perplexity",
-        "captions_per_second": "captions/s",
-        "val/perplexity": "val_perplexity",
-        "test/perplexity": "test_perplexity",
+    SHOWN: ClassVar = {  # name on the bar, decimals
+        "train/loss": ("loss", 3),
+        "train/perplexity": ("perplexity", 2),
+        "captions_per_second": ("captions/s", 0),
+        "val/perplexity": ("val_perplexity", 2),
+        "test/perplexity": ("test_perplexity", 2),
     }
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, int | str | float | dict]:
         """The metrics to show behind the bar."""
-        metrics = super().get_metrics(trainer, pl_module)
-        return {self.NAMES[name]: value for name, value in metrics.items() if name in self.NAMES}
+        metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
+        shown = ((*self.SHOWN[name], metrics[name]) for name in self.SHOWN if name in metrics)
+        return {label: f"{float(value):.{decimals}f}" for label, decimals, value in shown}
 
 
 class KnownFloor(L.Callback):
