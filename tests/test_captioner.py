@@ -1,6 +1,7 @@
 """The packed loss is the library's own loss, and a stage trains what it names and nothing else."""
 
 import json
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -153,6 +154,31 @@ def test_the_loss_of_accumulated_batches_adds_up(tokenizer, captioner):
     whole, parts = captioner.loss(pack(rows)), [captioner.loss(pack(part)) for part in (rows[:2], rows[2:])]
     assert sum(part.nats.item() for part in parts) == pytest.approx(whole.nats.item(), rel=TOLERANCE)
     assert sum(part.tokens for part in parts) == whole.tokens
+
+
+@pytest.mark.parametrize("widths", WIDTHS)
+def test_pictures_encoded_before_give_the_loss_of_pictures_encoded_now(tokenizer, widths):
+    captioner = small_captioner(tokenizer.vocab_size, max_positions=96, **widths)
+    batch = pack(encoded_rows(tokenizer, [CAPTIONS[:3], CAPTIONS[3:5]]))
+    states = captioner.encoder_states(batch.pixel_values)
+    assert states.shape[1:] == captioner.encoder_shape()
+    before = replace(batch, pixel_values=None, encoder_hidden_states=states)
+    assert captioner.loss(before).nats == captioner.loss(batch).nats
+    other = replace(before, encoder_hidden_states=states.flip(0))
+    assert captioner.loss(other).nats != captioner.loss(batch).nats
+
+
+def test_the_encoders_fingerprint_tells_its_weights_and_architecture_and_nothing_else(tokenizer):
+    def fingerprint(change=lambda captioner: None, **architecture):
+        captioner = small_captioner(tokenizer.vocab_size, **architecture)
+        change(captioner)
+        return captioner.encoder_fingerprint()
+
+    def nudge(captioner):
+        captioner.network.encoder.layernorm.bias.data[3] += 1e-6
+
+    assert fingerprint() == fingerprint(decoder_layers=1)
+    assert len({fingerprint(), fingerprint(nudge), fingerprint(encoder_heads=2), fingerprint(encoder_width=48)}) == 4
 
 
 def test_normalisation_follows_the_picture_format(tokenizer, captioner):
