@@ -11,11 +11,11 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import VisionEncoderDecoderModel
 
 from captioning.batch import IGNORE, CaptionBatch, PictureFormat
+from captioning.model.vocabulary_loss import summed_cross_entropy
 
 GROUPS = ("cross_attention", "decoder", "encoder")  # what stages train, see conf/stage
 
@@ -95,8 +95,7 @@ class ImageCaptioner(nn.Module):
         """Cross-entropy summed over the labelled positions; padding never reaches the vocabulary projection."""
         labelled = batch.labels != IGNORE  # (B, S)
         hidden = self.hidden_states(batch)[labelled]  # (N, D)
-        logits = self.network.decoder.lm_head(hidden)  # (N, V)
-        nats = F.cross_entropy(logits.float(), batch.labels[labelled], reduction="sum")
+        nats = summed_cross_entropy(hidden, self.network.decoder.lm_head.weight, batch.labels[labelled])
         return LossSum(nats, labelled.sum())
 
     def parameters_of(self, group: str) -> Iterator[tuple[str, nn.Parameter]]:
