@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("train")
 
 CONF = Path(__file__).parent / "conf"
+AUTO_ENCODER_CACHE = "data/encoder_cache"
 SHOWN = ("val/perplexity", "val/perplexity_floor", "test/perplexity")  # in a run's last words
 
 
@@ -53,6 +54,7 @@ def train(cfg: DictConfig) -> Run:
     from captioning.checkpoint import refuse_other_architecture
     from captioning.training.callbacks import KnownFloor, MetricRows, ProgressBar, ResultsTable
     from captioning.training.checkpointing import AtomicCheckpointIO, checkpoint_callbacks
+    from captioning.training.frozen_encoder import EncodeOnce
     from captioning.training.loggers import MetricsCsv, SampleTable, log_config, wandb_runs
     from captioning.training.module import CaptioningModule
     from captioning.training.stages import ApplyStages, StageSchedule
@@ -63,6 +65,10 @@ def train(cfg: DictConfig) -> Run:
     schedule = StageSchedule(**plain(cfg.stage, "phases", "learning_rates", "warmup_steps", "decay"))
     decoding = built(cfg.decoding, "decoding")
     datamodule: CaptionDataModule = built(cfg.data, "data")
+    if cfg.encoder_cache is not None:
+        folder = AUTO_ENCODER_CACHE if cfg.encoder_cache == "auto" else str(cfg.encoder_cache)
+        schedule.require_frozen_encoder(f"encoder_cache={cfg.encoder_cache}")
+        datamodule.plan_encoder_cache(folder, cfg.encoder_cache_dtype)
     datamodule.setup()  # bad data is met here, before any weight is loaded
     tokenizer = datamodule.tokenizer
     captioner = built(
@@ -81,6 +87,8 @@ def train(cfg: DictConfig) -> Run:
 
     loggers = [MetricsCsv(run_dir), *(built(logger, "logger") for logger in cfg.logger.values())]
     callbacks = [ApplyStages(schedule), MetricRows(), ProgressBar(), ResultsTable(run_dir)]
+    if cfg.encoder_cache is not None:
+        callbacks.append(EncodeOnce())
     if datamodule.perplexity_floor is not None:
         callbacks.append(KnownFloor(datamodule.perplexity_floor))
     if sample_pictures := whole(cfg, "sample_pictures", 0):

@@ -1,7 +1,7 @@
 """The one contract between data and model: what a batch of captioned pictures is, and how a picture must look.
 
 Letters used in shape comments: B rows (one picture each), S packed tokens of a row, K captions of a row,
-H and W the picture's height and width.
+H and W the picture's height and width, P encoded patches (CLS included), D the encoder's width.
 """
 
 from collections.abc import Callable
@@ -29,21 +29,37 @@ class PictureFormat:
     resize_shortest: int | None = None  # pixels; None squeezes
 
 
+@dataclass(frozen=True)
+class FrozenEncoder:
+    """All that data needs of an encoder in order to run it once a picture and never again.
+
+    Encoders of one `key` give the same outputs for pictures of the same format; `shape` is (P, D).
+    """
+
+    key: str
+    shape: tuple[int, int]
+    encode: Callable[[Tensor], Tensor]  # (B, 3, H, W) uint8 -> (B, P, D)
+
+
 @dataclass(slots=True)
 class CaptionBatch:
     """B pictures, each with up to K captions laid end to end in one row (packing).
+
+    A picture comes either as `pixel_values` or, where the frozen encoder's outputs are kept, as the
+    `encoder_hidden_states` that they would be encoded to, before any projection; the other one is None.
 
     `caption_index` is 1..K within a caption and 0 on padding, so that padding is known by position and never by
     comparing token ids. `labels` are already shifted: `labels[b, s]` is the token that follows `input_ids[b, s]` in
     the same caption, or `IGNORE`. `image_ids` stay on the host.
     """
 
-    pixel_values: Tensor  # (B, 3, H, W) uint8
+    pixel_values: Tensor | None  # (B, 3, H, W) uint8
     input_ids: Tensor  # (B, S) int64
     position_ids: Tensor  # (B, S) int64, restarting at 0 in each caption
     caption_index: Tensor  # (B, S) int64
     labels: Tensor  # (B, S) int64
     image_ids: tuple[int | str, ...]
+    encoder_hidden_states: Tensor | None = None  # (B, P, D) in the number format that they are kept in
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "CaptionBatch":
         """The same batch with its tensors on `device`."""
@@ -59,7 +75,7 @@ class CaptionBatch:
         return replace(self, **tensors)
 
     def __len__(self) -> int:
-        return self.pixel_values.shape[0]
+        return self.input_ids.shape[0]
 
     @property
     def caption_count(self) -> int:

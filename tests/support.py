@@ -97,3 +97,6 @@ class TwoColouredPictures:
         pixels[:, self._size // 2 :, 2] = 255
         pixels[:, :, 1] = i
         return Image.fromarray(pixels)
+
+    def identity(self, i: int) -> str:
+        return f"{self._size} {i}"

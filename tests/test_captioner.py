@@ -1,6 +1,7 @@
 """The packed loss is the library's own loss, and a stage trains what it names and nothing else."""
 
 import json
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from captioning.data.packing import Row, pack
 from captioning.data.tokenizer import CaptionTokenizer
 from captioning.model.captioner import GROUPS, ImageCaptioner, group_of, same_caption_causal_mask
 from captioning.model.generation import Greedy, generate
+from captioning.model.vocabulary_loss import summed_cross_entropy
 
 TOLERANCE = 1e-5  # fp32
 WIDTHS = [{}, {"encoder_width": 48}]  # the second needs a projection between encoder and decoder
@@ -132,10 +134,15 @@ def test_the_mask_lets_a_token_see_its_own_captions_past_alone():
     ]
 
 
-def test_each_picture_is_encoded_once_and_only_labelled_positions_meet_the_vocabulary(tokenizer, captioner):
+def test_a_picture_is_encoded_once_and_only_labelled_positions_meet_the_vocabulary(tokenizer, captioner, monkeypatch):
     encoded, projected = [], []
     captioner.network.encoder.layers[0].register_forward_hook(lambda _, args, out: encoded.append(len(args[0])))
-    captioner.network.decoder.lm_head.register_forward_hook(lambda _, args, out: projected.append(args[0].shape))
+
+    def recorded(hidden, weight, labels):
+        projected.append(hidden.shape)
+        return summed_cross_entropy(hidden, weight, labels)
+
+    monkeypatch.setattr("captioning.model.captioner.summed_cross_entropy", recorded)
     batch = pack(encoded_rows(tokenizer, [CAPTIONS[:5], CAPTIONS[5:6]]))
     tokens = captioner.loss(batch).tokens
     assert encoded == [2]
@@ -153,6 +160,31 @@ def test_the_loss_of_accumulated_batches_adds_up(tokenizer, captioner):
     whole, parts = captioner.loss(pack(rows)), [captioner.loss(pack(part)) for part in (rows[:2], rows[2:])]
     assert sum(part.nats.item() for part in parts) == pytest.approx(whole.nats.item(), rel=TOLERANCE)
     assert sum(part.tokens for part in parts) == whole.tokens
+
+
+@pytest.mark.parametrize("widths", WIDTHS)
+def test_pictures_encoded_before_give_the_loss_of_pictures_encoded_now(tokenizer, widths):
+    captioner = small_captioner(tokenizer.vocab_size, max_positions=96, **widths)
+    batch = pack(encoded_rows(tokenizer, [CAPTIONS[:3], CAPTIONS[3:5]]))
+    states = captioner.encoder_states(batch.pixel_values)
+    assert states.shape[1:] == captioner.encoder_shape()
+    before = replace(batch, pixel_values=None, encoder_hidden_states=states)
+    assert captioner.loss(before).nats == captioner.loss(batch).nats
+    other = replace(before, encoder_hidden_states=states.flip(0))
+    assert captioner.loss(other).nats != captioner.loss(batch).nats
+
+
+def test_the_encoders_fingerprint_tells_its_weights_and_architecture_and_nothing_else(tokenizer):
+    def fingerprint(change=lambda captioner: None, **architecture):
+        captioner = small_captioner(tokenizer.vocab_size, **architecture)
+        change(captioner)
+        return captioner.encoder_fingerprint()
+
+    def nudge(captioner):
+        captioner.network.encoder.layernorm.bias.data[3] += 1e-6
+
+    assert fingerprint() == fingerprint(decoder_layers=1)
+    assert len({fingerprint(), fingerprint(nudge), fingerprint(encoder_heads=2), fingerprint(encoder_width=48)}) == 4
 
 
 def test_normalisation_follows_the_picture_format(tokenizer, captioner):

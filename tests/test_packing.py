@@ -90,3 +90,10 @@ def test_real_text_comes_back_from_a_batch():
     captions = [["a man", "A cat sleeps on a chair."], ["Several people are waiting for the bus"]]
     batch = pack(encoded_rows(tokenizer, captions))
     assert [[tokenizer.decode(ids) for ids in row] for row in unpacked(batch)] == captions
+
+
+def test_rows_of_encoded_pictures_make_a_batch_without_pixels():
+    rows = [Row(i, None, [np.array([END, 1, END])], torch.full((2, 3), float(i)).bfloat16()) for i in range(2)]
+    batch = pack(rows).to("cpu")
+    assert batch.pixel_values is None and len(batch) == 2
+    assert torch.equal(batch.encoder_hidden_states, torch.stack([row.encoder_hidden_states for row in rows]))

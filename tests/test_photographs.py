@@ -1,5 +1,6 @@
 """The data module of photographs in files."""
 
+import os
 import pickle
 
 import pytest
@@ -75,3 +76,17 @@ def test_the_files_travel_to_loader_workers(tmp_path):
     draw(tmp_path / "ünï code.jpg")
     files = pickle.loads(pickle.dumps(PhotographFiles([tmp_path / "ünï code.jpg"])))
     assert isinstance(files(0), Image.Image)
+
+
+def test_a_photographs_identity_changes_with_its_path_size_or_time_of_change(tmp_path):
+    path = tmp_path / "a.jpg"
+    for name in "ab":
+        draw(tmp_path / f"{name}.jpg")
+    files = PhotographFiles([path, tmp_path / "b.jpg"])
+    seen = [files.identity(0), files.identity(0), files.identity(1)]
+    os.utime(path, ns=(0, 1_000_000_001))
+    seen.append(files.identity(0))
+    path.write_bytes(path.read_bytes() + b" ")
+    os.utime(path, ns=(0, 1_000_000_001))
+    seen.append(files.identity(0))
+    assert seen[0] == seen[1] and len(set(seen)) == 4

@@ -80,3 +80,9 @@ def test_rates_decay_over_the_whole_run(decay, halfway):
 def test_a_schedule_that_cannot_be_meant_is_refused(changes, named):
     with pytest.raises(UserError, match=named):
         schedule(**changes)
+
+
+def test_a_stage_that_ever_trains_the_encoder_is_told_from_one_that_never_does():
+    schedule(phases=PHASES[:2]).require_frozen_encoder("this")
+    with pytest.raises(UserError, match=r"this needs an encoder that stays .* from epoch 2"):
+        schedule().require_frozen_encoder("this")

@@ -4,14 +4,17 @@ import logging
 from abc import abstractmethod
 from functools import cached_property
 from itertools import chain
+from pathlib import Path
 
 import lightning as L
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from captioning.batch import PictureFormat
+from captioning.batch import FrozenEncoder, PictureFormat
 from captioning.data.arrays import TokenArrays
+from captioning.data.encoded import STORED, EncodedFile
+from captioning.data.encoding import EncodedPictures, encode_once
 from captioning.data.packing import pack
 from captioning.data.rows import CaptionRows, EpochBatches, Split
 from captioning.data.tokenizer import CaptionTokenizer
@@ -69,6 +72,8 @@ class CaptionDataModule(L.LightningDataModule):
         self._overfit_images = overfit_images
         self.seed = seed
         self._picture_format: PictureFormat | None = None
+        self._encoder_cache: tuple[Path, str] | None = None
+        self._encoded: dict[str, EncodedPictures] = {}
 
     def fit_to(self, picture_format: PictureFormat, max_positions: int) -> None:
         """Take over how the model wants its pictures, and refuse captions longer than it has positions for."""
@@ -77,6 +82,35 @@ class CaptionDataModule(L.LightningDataModule):
                 f"data.max_tokens={self._max_tokens} is more than the decoder's {max_positions} positions; lower it"
             )
         self._picture_format = picture_format
+
+    def plan_encoder_cache(self, folder: str, stored_as: str) -> None:
+        """Let `encode` keep what it makes in `folder`, as `bfloat16` or `float32` numbers.
+
+        Raises:
+            UserError: for another number format, or if augmentation shows the encoder a new picture each epoch.
+        """
+        if stored_as not in STORED:
+            raise UserError(f"encoder_cache_dtype={stored_as} is none of {', '.join(STORED)}")
+        off = {"crop_scale": "null", "brightness": "0", "contrast": "0", "flip": "false"}
+        on = [f"data.augmentation.{name}={off[name]}" for name, value in self._augmentation.items() if value]
+        if on and self._overfit_images is None:
+            raise UserError(
+                f"encoder_cache={folder} needs pictures that are the same in every epoch; switch their augmentation "
+                f"off with {' '.join(on)}, or leave encoder_cache=null"
+            )
+        self._encoder_cache = (Path(folder), stored_as)
+
+    def encode(self, encoder: FrozenEncoder) -> None:
+        """Have every picture encoded that the cache lacks; from now on batches hold `encoder_hidden_states`."""
+        assert self._encoder_cache is not None and self._picture_format is not None
+        folder, stored_as = self._encoder_cache
+        self._encoded = encode_once(
+            EncodedFile(folder, encoder, self._picture_format, stored_as),
+            {name: (split.load, len(split)) for name, split in self.splits.items()},
+            EvaluationTransform(self._picture_format),
+            encoder,
+            self._num_workers,
+        )
 
     @abstractmethod
     def read(self) -> dict[str, Split]:
@@ -134,6 +168,7 @@ class CaptionDataModule(L.LightningDataModule):
             self.seed,
             EvaluationTransform(self._picture_format),
             TrainingTransform(self._picture_format, **self._augmentation) if augmented else None,
+            self._encoded.get(split),
         )
 
     def samples(self, count: int) -> tuple[Tensor, list[int | str], list[list[str]]]:

@@ -11,11 +11,12 @@ from captioning.batch import IGNORE, CaptionBatch
 
 
 class Row(NamedTuple):
-    """One picture and the captions that share it in this batch."""
+    """One picture, as pixels or as what the encoder made of them, and the captions that share it in this batch."""
 
     image_id: int | str
-    pixels: Tensor  # (3, H, W) uint8
+    pixels: Tensor | None  # (3, H, W) uint8
     captions: list[np.ndarray]  # each from BOS to EOS
+    encoder_hidden_states: Tensor | None = None  # (P, D)
 
 
 def pack(rows: Sequence[Row]) -> CaptionBatch:
@@ -59,10 +60,16 @@ def pack(rows: Sequence[Row]) -> CaptionBatch:
             labels[r, here] = ids[1:]
             start = here.stop
     return CaptionBatch(
-        pixel_values=torch.stack([row.pixels for row in rows]),
+        pixel_values=_stacked([row.pixels for row in rows]),
         input_ids=torch.from_numpy(input_ids),
         position_ids=torch.from_numpy(position_ids),
         caption_index=torch.from_numpy(caption_index),
         labels=torch.from_numpy(labels),
         image_ids=tuple(row.image_id for row in rows),
+        encoder_hidden_states=_stacked([row.encoder_hidden_states for row in rows]),
     )
+
+
+def _stacked(of_rows: list[Tensor | None]) -> Tensor | None:
+    there = [tensor for tensor in of_rows if tensor is not None]
+    return torch.stack(there) if there else None

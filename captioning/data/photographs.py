@@ -1,5 +1,6 @@
 """`data=coco|flickr30k|flickr8k`: photographs in files, with captions in annotation files."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,12 @@ class PhotographFiles:
             raise UserError(
                 f"{path} cannot be read: {error}; replace it, or delete it and set data.on_missing=skip"
             ) from error
+
+    def identity(self, i: int) -> str:
+        """The file's path, size in bytes and time of change."""
+        path = os.path.abspath(self._paths[i])  # noqa: PTH100  # Path.resolve asks the disk about every folder
+        status = os.stat(path)  # noqa: PTH116
+        return f"{path} {status.st_size} {status.st_mtime_ns}"
 
 
 class PhotographDataModule(CaptionDataModule):

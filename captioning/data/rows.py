@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,13 +16,23 @@ from captioning.data.randomness import addressed_seed
 from captioning.data.transforms import EvaluationTransform, TrainingTransform, captions_mention_sides
 
 
+class Pictures(Protocol):
+    """Numbered pictures; must be picklable, for workers."""
+
+    def __call__(self, i: int) -> Image.Image:
+        """Picture i, upright RGB."""
+
+    def identity(self, i: int) -> str:
+        """Changes whenever picture i does, and is no other picture's; found without decoding it."""
+
+
 @dataclass(frozen=True)
 class Split:
     """N pictures and their captions, as annotation files or the drawn data set give them."""
 
     image_ids: Sequence[int | str]
     captions: Sequence[Sequence[str]]
-    load: Callable[[int], Image.Image]  # picture i, upright RGB; must be picklable
+    load: Pictures
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -47,12 +58,13 @@ class CaptionRows(Dataset[Row]):
         seed: int,
         transform: EvaluationTransform,
         augmentation: TrainingTransform | None = None,
+        encoded: Callable[[int], Tensor] | None = None,  # picture i as (P, D); then no pixels are read
     ):
         self._load = split.load
         self._image_ids = np.asarray(split.image_ids)  # no list of objects: see arrays.py
         self._mentions_sides = np.array([captions_mention_sides(captions) for captions in split.captions])
         self._tokens = tokens
-        self._transform, self._augmentation = transform, augmentation
+        self._transform, self._augmentation, self._encoded = transform, augmentation, encoded
         self._seed = seed
         rows_of_picture = -(-tokens.captions_per_picture() // captions_per_image)
         self._picture_of_row = np.repeat(np.arange(len(split)), rows_of_picture)
@@ -70,11 +82,13 @@ class CaptionRows(Dataset[Row]):
         rows = int(self._first_row[picture + 1] - self._first_row[picture])
         part = row - int(self._first_row[picture])  # which of the picture's rows
         order = np.arange(len(captions))
-        pixels = self.pixels(picture) if self._augmentation is None else self._augmented(picture, seed, part)
         if rows > 1:
             order = np.random.default_rng(seed).permutation(order)
-        mine = np.array_split(order, rows)[part]
-        return Row(image_id, pixels, [captions[i] for i in mine])
+        mine = [captions[i] for i in np.array_split(order, rows)[part]]
+        if self._encoded is not None:
+            return Row(image_id, None, mine, self._encoded(picture))
+        pixels = self.pixels(picture) if self._augmentation is None else self._augmented(picture, seed, part)
+        return Row(image_id, pixels, mine)
 
     def pixels(self, picture: int) -> Tensor:
         """Picture `picture` as the model sees it in evaluation, (3, H, W) uint8."""

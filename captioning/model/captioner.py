@@ -4,16 +4,18 @@ Letters: B rows (one picture each), P encoded patches (CLS included), S packed t
 of the batch, D decoder width, V vocabulary, H and W picture height and width.
 """
 
+import hashlib
+import json
 from collections.abc import Collection, Iterator
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import VisionEncoderDecoderModel
 
 from captioning.batch import IGNORE, CaptionBatch, PictureFormat
+from captioning.model.vocabulary_loss import summed_cross_entropy
 
 GROUPS = ("cross_attention", "decoder", "encoder")  # what stages train, see conf/stage
 
@@ -54,15 +56,29 @@ class ImageCaptioner(nn.Module):
         return self.network.decoder.config.vocab_size
 
     def encode(self, pixel_values: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) uint8 to what the decoder attends to, (B, P, D).
+        """Pictures (B, 3, H, W) uint8 to what the decoder attends to, (B, P, D)."""
+        return self.project(self.encoder_states(pixel_values))
+
+    def encoder_states(self, pixel_values: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) uint8 to the encoder's last hidden states, (B, P, encoder width).
 
         Normalisation happens here, on the device, so that a quarter of the bytes travel. With the encoder frozen no
         autograd state is kept: nothing in it requires a gradient.
         """
         pixels = (pixel_values.float() / 255 - self.pixel_mean) / self.pixel_std
-        states = self.network.encoder(pixel_values=pixels).last_hidden_state  # (B, P, encoder width)
-        projection: nn.Module | None = getattr(self.network, "enc_to_dec_proj", None)  # there where the widths differ
-        return states if projection is None else projection(states)
+        return self.network.encoder(pixel_values=pixels).last_hidden_state
+
+    def project(self, encoder_states: Tensor) -> Tensor:
+        """The encoder's states at the decoder's width, (B, P, D), where the widths differ."""
+        projection: nn.Module | None = getattr(self.network, "enc_to_dec_proj", None)
+        return encoder_states if projection is None else projection(encoder_states)
+
+    def attended(self, batch: CaptionBatch) -> Tensor:
+        """What the batch's captions attend to, (B, P, D): its pictures encoded now, or before now."""
+        if batch.encoder_hidden_states is not None:
+            return self.project(batch.encoder_hidden_states.float())
+        assert batch.pixel_values is not None
+        return self.encode(batch.pixel_values)
 
     def hidden_states(self, batch: CaptionBatch) -> Tensor:
         """The decoder's last hidden states (B, S, D); every caption sees its own past and its row's picture."""
@@ -71,7 +87,7 @@ class ImageCaptioner(nn.Module):
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
             attention_mask=same_caption_causal_mask(batch.caption_index),
-            encoder_hidden_states=self.encode(batch.pixel_values),
+            encoder_hidden_states=self.attended(batch),
             use_cache=False,
         ).last_hidden_state
 
@@ -79,8 +95,7 @@ class ImageCaptioner(nn.Module):
         """Cross-entropy summed over the labelled positions; padding never reaches the vocabulary projection."""
         labelled = batch.labels != IGNORE  # (B, S)
         hidden = self.hidden_states(batch)[labelled]  # (N, D)
-        logits = self.network.decoder.lm_head(hidden)  # (N, V)
-        nats = F.cross_entropy(logits.float(), batch.labels[labelled], reduction="sum")
+        nats = summed_cross_entropy(hidden, self.network.decoder.lm_head.weight, batch.labels[labelled])
         return LossSum(nats, labelled.sum())
 
     def parameters_of(self, group: str) -> Iterator[tuple[str, nn.Parameter]]:
@@ -100,6 +115,21 @@ class ImageCaptioner(nn.Module):
         for name, module in self.network.named_modules():
             module.training = group_of(name) in groups or any(p.requires_grad for p in module.parameters())
         self.training = any(p.requires_grad for p in self.parameters())
+
+    def encoder_shape(self) -> tuple[int, int]:
+        """(P, encoder width) of one picture's encoder states."""
+        encoder: Any = self.network.encoder
+        _, patches, width = encoder.embeddings.position_embeddings.shape
+        return patches, width
+
+    def encoder_fingerprint(self) -> str:
+        """A digest of the encoder's weights and architecture, the same wherever they were loaded from."""
+        config = {k: v for k, v in self.network.encoder.config.to_dict().items() if k != "_name_or_path"}
+        digest = hashlib.blake2b(json.dumps(config, sort_keys=True).encode())
+        for name, weight in self.network.encoder.state_dict().items():
+            digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+            digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     def trainable_count(self) -> int:
         """Number of trainable parameters."""

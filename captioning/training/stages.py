@@ -80,6 +80,15 @@ class StageSchedule:
         if not isinstance(self.warmup_steps, int) or self.warmup_steps < 0:
             raise UserError(f"stage.warmup_steps={self.warmup_steps} must be a whole number of 0 or more")
 
+    def require_frozen_encoder(self, because: str) -> None:
+        """Raise UserError, which begins with `because`, if any phase trains the encoder."""
+        starts = [phase.from_epoch for phase in self.phases if "encoder" in phase.train]
+        if starts:
+            raise UserError(
+                f"{because} needs an encoder that stays as it is, and this stage trains it from epoch {starts[0]}; "
+                "choose stage=cross_attention or stage=decoder, or leave encoder_cache=null"
+            )
+
     def phase(self, epoch: int) -> Phase:
         """The phase that `epoch` is in."""
         return [phase for phase in self.phases if phase.from_epoch <= epoch][-1]

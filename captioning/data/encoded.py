@@ -1,0 +1,146 @@
+"""The encoder cache on the disk: what a frozen encoder made of pictures, in a file that batches are read from.
+
+Letters: P patches (CLS included), D the encoder's width.
+
+A folder for each (encoder, picture format, number format) holds two files. `states` has the entries, (P, D) each, in
+the order in which they were made; `index` has a digest for each. An entry counts from the moment its digest is
+written, and its digest is written only after the entry is on the disk: whoever is killed leaves whole entries behind,
+and the next one goes on there. Writers hold `lock`, readers need none.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from captioning.batch import FrozenEncoder, PictureFormat
+from captioning.errors import UserError
+
+log = logging.getLogger(__name__)
+
+STORED = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+DIGEST_BYTES = 16
+COMMIT_SECONDS = 5.0  # of work at most is lost by a kill
+
+
+class EncodedFile:
+    """The entries of one encoder, (P, D) each.
+
+    Args:
+        folder: the folder of all caches.
+        encoder: whose outputs these are.
+        picture_format: of the pictures it sees.
+        stored_as: a name in `STORED`.
+    """
+
+    def __init__(self, folder: Path, encoder: FrozenEncoder, picture_format: PictureFormat, stored_as: str):
+        self._shape, self._dtype = encoder.shape, STORED[stored_as]
+        address = json.dumps([encoder.key, asdict(picture_format), stored_as, encoder.shape])
+        self.folder = folder / digest_of(address).hex()
+        self._states, self._index = self.folder / "states", self.folder / "index"
+
+    @property
+    def entry_bytes(self) -> int:
+        """Bytes of one picture's entry."""
+        patches, width = self._shape
+        return patches * width * self._dtype.itemsize
+
+    def slots(self) -> dict[bytes, int]:
+        """The place of every whole entry, by its picture's digest."""
+        if not self._index.is_file() or not self._states.is_file():
+            return {}
+        digests = self._index.read_bytes()
+        whole = min(len(digests) // DIGEST_BYTES, self._states.stat().st_size // self.entry_bytes)
+        return {digests[i * DIGEST_BYTES : (i + 1) * DIGEST_BYTES]: i for i in range(whole)}
+
+    def entry(self, slot: int) -> Tensor:
+        """One whole entry, (P, D), copied out of the mapped file."""
+        # NumPy knows no bfloat16: bytes are mapped, and torch says what they are.
+        first = slot * self.entry_bytes
+        entry = np.array(self._mapped[first : first + self.entry_bytes])
+        return torch.from_numpy(entry).view(self._dtype).view(self._shape)
+
+    @property
+    def _mapped(self) -> np.ndarray:
+        # Mapped anew in each process, at its first use: pickled to a worker, an array would be copied.
+        if "_map" not in self.__dict__:
+            self._map = np.memmap(self._states, dtype=np.uint8, mode="r")
+        return self._map
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name != "_map"}
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Alone among the processes that write this file; waits for another one to end."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / "lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.info("encoder cache: another run is filling %s; waiting for it", self.folder)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @contextmanager
+    def appending(self) -> Iterator[Callable[[list[bytes], Tensor], None]]:
+        """Gives a function that appends entries (n, P, D) under their n digests; to be used while `locked`."""
+        whole, pending = len(self.slots()), bytearray()
+        with self._states.open("ab") as states, self._index.open("ab") as index:
+            states.truncate(whole * self.entry_bytes)  # what a killed run left beyond its last whole entry
+            index.truncate(whole * DIGEST_BYTES)
+            committed = time.monotonic()
+
+            def commit() -> None:
+                nonlocal committed
+                _sync(states)
+                index.write(pending)
+                _sync(index)
+                pending.clear()
+                committed = time.monotonic()
+
+            def append(digests: list[bytes], entries: Tensor) -> None:
+                states.write(entries.to(self._dtype).cpu().contiguous().view(torch.uint8).numpy().data)
+                pending.extend(b"".join(digests))
+                if time.monotonic() - committed > COMMIT_SECONDS:
+                    commit()
+
+            try:
+                yield append
+            finally:
+                commit()
+
+    def require_room(self, entries: int) -> None:
+        """Raise UserError if the disk cannot take so many more entries."""
+        needed, free = entries * self.entry_bytes, shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise UserError(
+                f"encoder_cache: {entries:,} pictures take {needed / 1e9:.1f} GB and {self.folder} has "
+                f"{free / 1e9:.1f} GB left; free some, name a folder on another disk in encoder_cache, "
+                "or leave encoder_cache=null"
+            )
+
+
+def _sync(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def digest_of(text: str) -> bytes:
+    """The name of an entry or a file of entries, of `DIGEST_BYTES` bytes."""
+    return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).digest()
