@@ -16,7 +16,7 @@ from captioning.data.transforms import EvaluationTransform
 from captioning.errors import UserError
 from captioning.model.generation import generate
 from captioning.overrides import prepared_arguments
-from captioning.prediction.devices import autocast, chosen_device
+from captioning.prediction.devices import autocast, chosen_device, placed
 from captioning.prediction.loading import load_captioner
 from captioning.prediction.results import CaptionWriter, check_output, settings_path
 from captioning.prediction.sources import PictureFiles, collate_pictures, find_pictures
@@ -47,7 +47,7 @@ def predict(cfg: DictConfig) -> Prediction:
     source = require(cfg, "input", "input=my_photos")
     paths = find_pictures([str(one) for one in source] if isinstance(source, list) else source)
     captioner, tokenizer = load_captioner(checkpoint)
-    captioner.to(device)
+    captioner = placed(captioner, device, cfg.precision)
     loader = DataLoader(
         PictureFiles(paths, EvaluationTransform(captioner.picture_format)),
         batch_size=batch_size,
@@ -67,8 +67,9 @@ def predict(cfg: DictConfig) -> Prediction:
                 with precision:
                     captions = generate(captioner, pixel_values.to(device), decoding, addresses)
                 for index, caption in zip(indices, captions, strict=True):
+                    scored = [(tokenizer.decode(one.token_ids), one.log_probability) for one in caption.alternatives]
                     text = tokenizer.decode(caption.token_ids)
-                    writer.write_caption(index, paths[index], text, caption.log_probability)
+                    writer.write_caption(index, paths[index], text, caption.log_probability, scored)
             progress.update(len(indices) + len(unreadable))
     log.info("%d captions in %s, how they were made in %s", writer.captioned, output, settings_path(output))
     if writer.failed:

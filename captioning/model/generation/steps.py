@@ -32,8 +32,10 @@ class StepwiseDecoder:
         self._decoder = captioner.network.decoder
         self._encoded = captioner.encode(pixel_values)  # (B, P, D)
         config = self._decoder.config
-        own = Cache(layers=[_RoomyLayer(room) for _ in range(config.num_hidden_layers)])
-        self._cache = EncoderDecoderCache(own, DynamicCache(config=config))
+        own: Any = Cache(layers=[_RoomyLayer(room) for _ in range(config.num_hidden_layers)])
+        pictures: Any = DynamicCache(config=config)  # filled at the first step, and read from then on
+        self._caches = own, pictures
+        self._cache = EncoderDecoderCache(own, pictures)
         self.bos_token_id, self.eos_token_id = config.bos_token_id, config.eos_token_id
         self.vocab_size = config.vocab_size
 
@@ -75,7 +77,7 @@ class StepwiseDecoder:
     def keep(self, rows: Tensor) -> None:
         """Reduce the batch to these of its rows."""
         self._encoded = self._encoded[rows]
-        for cache in (self._cache.self_attention_cache, self._cache.cross_attention_cache):
+        for cache in self._caches:
             for layer in cache.layers:
                 layer.batch_select_indices(rows)
 
@@ -102,13 +104,14 @@ class _RoomyLayer(DynamicLayer):
         start, self._length = self._length, self._length + key_states.shape[-2]
         self._all_keys[:, :, start : self._length] = key_states
         self._all_values[:, :, start : self._length] = value_states
-        self._show()
-        return self.keys, self.values
+        return self._show()
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these rows alone."""
         self._all_keys, self._all_values = self._all_keys[indices], self._all_values[indices]
         self._show()
 
-    def _show(self) -> None:
-        self.keys, self.values = self._all_keys[:, :, : self._length], self._all_values[:, :, : self._length]
+    def _show(self) -> tuple[Tensor, Tensor]:
+        keys, values = self._all_keys[:, :, : self._length], self._all_values[:, :, : self._length]
+        self.keys, self.values = keys, values
+        return keys, values
