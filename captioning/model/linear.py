@@ -58,7 +58,8 @@ class Int8Linear(nn.Module):
         super().__init__()
         self._scales = _scales(weight)  # (out, 1)
         self._zeros = torch.zeros(len(weight), dtype=torch.int32)
-        self._weight = torch.ops.onednn.qlinear_prepack((weight / self._scales).round().to(torch.int8), None)
+        quantised = (weight / self._scales).round().to(torch.int8)
+        self._weight = torch.ops.onednn.qlinear_prepack(quantised.contiguous(), None)  # it heeds no strides
         self._bias = torch.zeros(len(weight)) if bias is None else bias
 
     def forward(self, x: Tensor) -> Tensor:
