@@ -51,3 +51,4 @@ lint: setup  ## style, format and types
 
 bench: setup  ## measure what the README claims, on this machine
 	$(BIN)/python benchmarks/demo.py
+	$(BIN)/python benchmarks/generation.py --small

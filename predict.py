@@ -46,7 +46,7 @@ def predict(cfg: DictConfig) -> Prediction:
     from captioning.data.transforms import EvaluationTransform
     from captioning.model.generation import generate
     from captioning.prediction.batches import PictureFiles, collate_pictures
-    from captioning.prediction.devices import autocast, chosen_device
+    from captioning.prediction.devices import autocast, chosen_device, placed
     from captioning.prediction.loading import load_captioner
 
     quiet_libraries()
@@ -54,7 +54,7 @@ def predict(cfg: DictConfig) -> Prediction:
     device = chosen_device(cfg.device)
     precision = autocast(device, cfg.precision)
     captioner, tokenizer = load_captioner(checkpoint)
-    captioner.to(device)
+    captioner = placed(captioner, device, cfg.precision)
     loader = DataLoader(
         PictureFiles(paths, EvaluationTransform(captioner.picture_format)),
         batch_size=batch_size,
@@ -74,8 +74,9 @@ def predict(cfg: DictConfig) -> Prediction:
                 with precision:
                     captions = generate(captioner, pixel_values.to(device), decoding, addresses)
                 for index, caption in zip(indices, captions, strict=True):
+                    scored = [(tokenizer.decode(one.token_ids), one.log_probability) for one in caption.alternatives]
                     text = tokenizer.decode(caption.token_ids)
-                    writer.write_caption(index, paths[index], text, caption.log_probability)
+                    writer.write_caption(index, paths[index], text, caption.log_probability, scored)
             progress.update(len(indices) + len(unreadable))
     log.info("%d captions in %s, how they were made in %s", writer.captioned, output, settings_path(output))
     if writer.failed:

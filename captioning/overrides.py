@@ -15,7 +15,8 @@ from captioning.errors import UserError
 
 PATH_KEYS = ("checkpoint", "input", "output", "resume", "run_dir", "data.root", "data.tokenizer")
 LAST = Path("checkpoints", "last.ckpt")  # of a run folder
-NUMBER_OR_WORD = ("trainer.devices", "precision")  # whose default is a number, but which take words as well
+# Whose default is a number or true or false, but which take words as well.
+WORDS_TOO = ("trainer.devices", "precision", "decoding.early_stopping")
 
 
 def prepared_arguments(arguments: list[str], config_dir: Path, config_name: str) -> list[str]:
@@ -150,7 +151,7 @@ def _check_value(override: Override, before: DictConfig) -> None:
         is_trainers = key.rpartition(".")[0] == "trainer"
         added = f"; +{key}=... passes an argument to lightning.Trainer that is not listed" if is_trainers else ""
         raise UserError(f"there is no key {key}{_meant(key, sorted(known), cutoff=0.8)}{added}; conf/ lists them all")
-    old = OmegaConf.select(before, key) if key not in NUMBER_OR_WORD else None
+    old = OmegaConf.select(before, key) if key not in WORDS_TOO else None
     if override.is_sweep_override() or not isinstance(old, int | float):
         return
     new = override.value()

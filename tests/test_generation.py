@@ -109,6 +109,23 @@ def test_decoding_stops_when_every_caption_has_ended(captioner, pictures):
     assert len(steps) <= 4
 
 
+@pytest.mark.parametrize("decoding", [Greedy(LIMIT), sampling()], ids=["greedy", "sampled"])
+def test_ended_captions_leave_the_batch_and_change_no_other(pictures, decoding):
+    captioner, held = lively_captioner(), []
+    with torch.no_grad():  # many captions end
+        captioner.network.decoder.transformer.wte.weight[END] *= 3
+    block = captioner.network.decoder.transformer.h[0]
+    hook = block.register_forward_hook(lambda _, args, out: held.append(len(args[0])))
+    together = generate(captioner, pictures, decoding)
+    hook.remove()
+    going_on = [sum(len(one.token_ids) >= step for one in together) for step in range(LIMIT)]
+    assert going_on[-1] < PICTURES / 2
+    for here, needed in zip(held, going_on, strict=True):
+        assert needed <= here <= needed / 0.75, "a few ended ones stay: a copy would cost more"
+    alone = [generate(captioner, picture[None], decoding, [i])[0] for i, picture in enumerate(pictures)]
+    assert [one.token_ids for one in together] == [one.token_ids for one in alone]
+
+
 def test_a_caption_that_ends_at_once_is_empty_and_finite():
     captioner = lively_captioner()
     with torch.no_grad():  # EOS everywhere: the last norm gives a constant that only EOS's embedding answers to

@@ -121,8 +121,23 @@ def test_workers_batches_and_the_checkpoints_own_name_change_no_caption(predicte
     assert captions(tmp_path / "b.jsonl") == captions(tmp_path / "out.jsonl")
 
 
-@pytest.mark.parametrize("precision", ["bf16", "16"])
-def test_half_precision_captions_every_picture_too(predicted, tmp_path, precision):
+def test_rows_carry_the_n_best_of_a_beam_search_and_no_more(predicted, tmp_path):
+    status, output = predicted("decoding=beam", "decoding.num_beams=3", "decoding.n_best=2")
+    assert status == 2, output
+    for row in (row for row in rows(tmp_path / "out.jsonl") if "caption" in row):
+        assert row.keys() == {"path", "caption", "log_probability", "alternatives"}
+        assert [one.keys() for one in row["alternatives"]] == [{"caption", "log_probability"}] * 2
+        assert row["alternatives"][0] == {"caption": row["caption"], "log_probability": row["log_probability"]}
+        assert row["alternatives"][0] != row["alternatives"][1]
+    predicted(
+        "decoding=beam", "decoding.num_beams=3", "decoding.early_stopping=never", f"output={tmp_path / 'best.jsonl'}"
+    )
+    assert captions(tmp_path / "best.jsonl") == captions(tmp_path / "out.jsonl")
+    assert not any("alternatives" in row for row in rows(tmp_path / "best.jsonl"))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "16", "int8"])
+def test_lower_precision_captions_every_picture_too(predicted, tmp_path, precision):
     status, output = predicted(f"precision={precision}")
     assert status == 2, output
     assert sum(caption is not None for caption in captions(tmp_path / "out.jsonl")) == 4
@@ -202,12 +217,14 @@ def no_weights(monkeypatch):
         (["decoding=sampling", "decoding.top_p=0"], "decoding.top_p=0 must be above 0"),
         (["decoding=sampling", "decoding.top_k=0"], "decoding.top_k=0 must be"),
         (["decoding.max_new_tokens=0"], "decoding.max_new_tokens=0 must be"),
+        (["decoding=beam", "decoding.num_beams=0"], "decoding.num_beams=0 must be"),
+        (["decoding=beam", "decoding.early_stopping=maybe"], "decoding.early_stopping=maybe is none of"),
         (["decoding=beem"], "decoding=beem is none of"),
         (["device=nowhere"], "device=nowhere is not to be had on this machine; device=auto"),
         (["device=null"], "device=None is not to be had"),
         (["device=meta"], "device=meta is not to be had"),
         (["device=hpu"], "device=hpu is not to be had"),
-        (["precision=8"], "precision=8 is none of 32, bf16, 16"),
+        (["precision=8"], "precision=8 is none of 32, bf16, 16, int8"),
         (["batch_size=0"], "batch_size=0 must be a whole number of at least 1"),
         (["num_workers=-1"], "num_workers=-1 must be a whole number of at least 0"),
         (["output=null"], "output is missing"),

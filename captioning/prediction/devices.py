@@ -5,8 +5,10 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from captioning.errors import UserError
+from captioning.model.captioner import ImageCaptioner
+from captioning.model.linear import with_int8_weights, with_packed_weights
 
-PRECISIONS = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
+PRECISIONS = {"32": None, "bf16": torch.bfloat16, "16": torch.float16, "int8": None}
 
 
 def chosen_device(name: str) -> torch.device:
@@ -27,8 +29,25 @@ def chosen_device(name: str) -> torch.device:
 
 
 def autocast(device: torch.device, precision: str | int) -> AbstractContextManager:
-    """The context in which a model runs at `precision`: 32, bf16 or 16."""
+    """The context in which a model runs at `precision`: 32, bf16, 16 or int8.
+
+    Raises:
+        UserError: if it is none of these, or int8 and the device or the build of torch has no int8 layers.
+    """
     if str(precision) not in PRECISIONS:
         raise UserError(f"precision={precision} is none of {', '.join(PRECISIONS)}")
+    if str(precision) == "int8" and device.type != "cpu":
+        raise UserError(f"precision=int8 is for device=cpu alone; on device={device} take precision=bf16 or 16")
+    if str(precision) == "int8" and not torch.backends.mkldnn.is_available():
+        raise UserError("precision=int8 needs oneDNN, which this build of torch lacks; take precision=32")
     dtype = PRECISIONS[str(precision)]
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def placed(captioner: ImageCaptioner, device: torch.device, precision: str | int) -> ImageCaptioner:
+    """The captioner on its device, for inference only: on a CPU its linear layers are laid out anew."""
+    captioner = captioner.to(device)
+    if device.type != "cpu":
+        return captioner
+    relaid = {"32": with_packed_weights, "int8": with_int8_weights}.get(str(precision))
+    return captioner if relaid is None else relaid(captioner)

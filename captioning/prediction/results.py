@@ -6,7 +6,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -99,7 +99,8 @@ def to_json(value: object, indent: int | None = None) -> str:
 class CaptionWriter:
     """Writes one JSON object a line, in the order of the pictures, and the settings once into a file beside it.
 
-    A row is `{"path": ..., "caption": ..., "log_probability": ...}`, natural log, mean per token; or
+    A row is `{"path": ..., "caption": ..., "log_probability": ...}`, natural log, mean per token, with
+    `"alternatives": [{"caption": ..., "log_probability": ...}, ...]` where there are some; or
     `{"path": ..., "error": ...}`. Rows may be given out of order: each waits for those before it. They are written
     under a temporary name and get their own at the end of the `with` block. If that ends by an exception, what
     existed under the name stays, and a log message says where the rows so far are. Raises UserError for everything
@@ -126,11 +127,23 @@ class CaptionWriter:
         self._rows = _open_new(self._output)
         return self
 
-    def write_caption(self, index: int, path: str | Path, caption: str, log_probability: float) -> None:
-        """The caption of picture `index`, counted from 0; an infinite log-probability becomes null."""
-        finite = round(log_probability, 6) if math.isfinite(log_probability) else None
+    def write_caption(
+        self,
+        index: int,
+        path: str | Path,
+        caption: str,
+        log_probability: float,
+        alternatives: Sequence[tuple[str, float]] = (),
+    ) -> None:
+        """The caption of picture `index`, counted from 0; an infinite log-probability becomes null.
+
+        `alternatives` are captions and their log-probabilities, best first; a row without any has no such key.
+        """
+        row: dict[str, object] = {"path": str(path), **_scored(caption, log_probability)}
+        if alternatives:
+            row["alternatives"] = [_scored(*one) for one in alternatives]
         self.captioned += 1
-        self._write(index, {"path": str(path), "caption": caption, "log_probability": finite})
+        self._write(index, row)
 
     def write_error(self, index: int, path: str | Path, reason: str) -> None:
         """Why picture `index` has no caption."""
@@ -188,6 +201,11 @@ class CaptionWriter:
     def _failure(self, error: OSError) -> UserError:
         reason = f"output={self._given} can't be written: {error.strerror}"
         return UserError(f"{reason}; make room or choose another place with output=...")
+
+
+def _scored(caption: str, log_probability: float) -> dict[str, object]:
+    finite = round(log_probability, 6) if math.isfinite(log_probability) else None
+    return {"caption": caption, "log_probability": finite}
 
 
 def _sync(file: TextIO) -> None:

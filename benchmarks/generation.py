@@ -1,0 +1,133 @@
+"""How fast are captions made beside transformers' `generate`, on the same weights in the same process, in fp32?
+
+python benchmarks/generation.py [--small] [REPEATS]
+
+ViT-B/16 at 224 pixels and GPT-2 small with random weights; 16 pictures, exactly 20 tokens, encoding included. Each
+repeat runs both sides one after the other; a ratio is that of the two medians. Status 1 if one is below what is wanted.
+`--small` runs tiny sizes, to see that it runs; its ratios mean little and are held against nothing.
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import GPT2Config, ViTConfig
+
+from captioning.batch import PictureFormat
+from captioning.model.build import compose
+from captioning.model.captioner import ImageCaptioner
+from captioning.model.generation import Beam, Caption, Decoding, Greedy, Sampling, generate
+from captioning.prediction.devices import chosen_device, placed
+
+TOKENS, PICTURES = 20, 16
+NEVER = -1  # an EOS that no token is, so that no caption ends early
+
+
+def captioner_of(small: bool) -> ImageCaptioner:
+    """Random weights at full size, or two narrow layers a side; in stock layers."""
+    torch.manual_seed(0)
+    narrow = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+    encoder = ViTConfig(**(narrow | {"image_size": 32} if small else {}))
+    shallow = {"n_embd": 64, "n_layer": 2, "n_head": 2, "vocab_size": 500} if small else {}
+    decoder = GPT2Config(add_cross_attention=True, bos_token_id=0, eos_token_id=None, **shallow)
+    size = (encoder.image_size,) * 2
+    network = compose(encoder, decoder)
+    network.generation_config.pad_token_id = 0
+    network.decoder.config.eos_token_id = NEVER  # ours; transformers reads the one of `generation_config`
+    return ImageCaptioner(network, PictureFormat(size, mean=(0.5,) * 3, std=(0.5,) * 3)).eval()
+
+
+def decodings() -> dict[str, tuple[Decoding, dict[str, object]]]:
+    """What is compared: our decoding, and the same for transformers."""
+    return {
+        "greedy": (Greedy(TOKENS), {"do_sample": False}),
+        "sampling": (Sampling(TOKENS, 1.0, None, 1.0, seed=0), {"do_sample": True, "top_k": 0}),
+        "beam 5": (Beam(TOKENS, 5, 1.0, False, 0, 0, 1), {"num_beams": 5}),
+    }
+
+
+WANTED = {  # (decoding, pictures): how many times as fast at least
+    ("greedy", PICTURES): 1.15,
+    ("sampling", PICTURES): 1.15,
+    ("beam 5", PICTURES): 2.8,
+    ("greedy", 1): 1.3,
+    ("beam 5", 1): 1.5,
+}
+
+
+def seconds(task: Callable[[], object]) -> float:
+    """How long a task takes, once."""
+    start = time.perf_counter()
+    task()
+    return time.perf_counter() - start
+
+
+def compare(ours: Callable[[], object], theirs: Callable[[], object], repeats: int) -> tuple[float, float]:
+    """Median seconds of each, run in turn; the first turn warms up and does not count."""
+    turns = [(seconds(ours), seconds(theirs)) for _ in range(repeats + 1)][1:]
+    return statistics.median(turn[0] for turn in turns), statistics.median(turn[1] for turn in turns)
+
+
+def theirs_of(captioner: ImageCaptioner, pictures: Tensor, settings: dict[str, object]) -> Tensor:
+    """transformers' token ids, BOS first."""
+    pixels = (pictures.float() / 255 - captioner.pixel_mean) / captioner.pixel_std
+    with torch.inference_mode():
+        return captioner.network.generate(pixel_values=pixels, max_new_tokens=TOKENS, **settings)
+
+
+def check(captions: list[Caption], rows: Tensor, name: str) -> None:
+    """Both sides write the same 20 tokens, where nothing is drawn."""
+    assert all(len(caption.token_ids) == TOKENS for caption in captions) and rows.shape[1] == 1 + TOKENS
+    if name != "sampling":
+        assert [caption.token_ids for caption in captions] == rows[:, 1:].tolist(), name
+
+
+def main(small: bool, repeats: int) -> None:
+    """Print the table."""
+    device = chosen_device("auto")
+    stock = captioner_of(small).to(device)
+    start = time.perf_counter()
+    ready = placed(stock, device, 32)
+    print(f"{device}, {torch.get_num_threads()} threads of {os.cpu_count()} cores, {processor()}")
+    print(f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}")
+    print(f"{'tiny' if small else 'full'} size, fp32, {TOKENS} tokens, median of {repeats} repeats; ", end="")
+    print(f"laying out the weights anew took {time.perf_counter() - start:.1f} s, once")
+    print(f"\n{'decoding':10}{'pictures':>9}{'ours, s':>9}{'theirs, s':>11}{'ratio':>8}{'wanted':>8}")
+    missed = 0
+    side = stock.picture_format.size[0]
+    pictures = torch.randint(0, 256, (PICTURES, 3, side, side), dtype=torch.uint8, device=device)
+    for (name, count), wanted in WANTED.items():
+        decoding, settings = decodings()[name]
+        some = pictures[:count]
+        check(generate(ready, some, decoding), theirs_of(stock, some, settings), name)
+        mine, their = compare(
+            lambda some=some, decoding=decoding: generate(ready, some, decoding),
+            lambda some=some, settings=settings: theirs_of(stock, some, settings),
+            repeats,
+        )
+        missed += not small and their / mine < wanted
+        print(f"{name:10}{count:9}{mine:9.3f}{their:11.3f}{their / mine:7.2f}x{wanted:7.2f}x", flush=True)
+    sys.exit(1 if missed else 0)
+
+
+def processor() -> str:
+    """The CPU's name, where Linux tells it."""
+    info = Path("/proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true", help="tiny sizes, a few seconds")
+    parser.add_argument("repeats", nargs="?", type=int, default=5)
+    options = parser.parse_args()
+    main(options.small, options.repeats)

@@ -1,0 +1,13 @@
+"""Captions from pictures: `generate` with one of the decodings `Greedy`, `Sampling` and `Beam`.
+
+Letters: B pictures (R of them still in the batch), K beams of a picture, P encoded patches, D decoder width,
+V vocabulary, n tokens so far, T the longest caption allowed.
+"""
+
+from captioning.model.generation.beam import Beam
+from captioning.model.generation.captions import Caption
+from captioning.model.generation.generate import Decoding, generate
+from captioning.model.generation.greedy import Greedy
+from captioning.model.generation.sampling import Sampling
+
+__all__ = ["Beam", "Caption", "Decoding", "Greedy", "Sampling", "generate"]

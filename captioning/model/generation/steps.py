@@ -1,0 +1,117 @@
+"""The decoder, one token a step: each picture encoded once, its keys and values projected once and kept.
+
+Letters: B pictures (R of them still in the batch), K beams of a picture, P encoded patches, D decoder width,
+V vocabulary, n tokens so far, T the longest caption allowed.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache, EncoderDecoderCache
+from transformers.cache_utils import DynamicLayer
+
+from captioning.model.captioner import ImageCaptioner
+
+LEAVING_SHARE = 0.25  # of the pictures held; copying the keys of the others costs what about two of their steps do
+
+
+class StepwiseDecoder:
+    """Pictures and the beams that describe them, with all that the decoder has computed of both.
+
+    The beams of a picture lie side by side in the sequence dimension: all query the one set of the picture's keys,
+    and which of the earlier tokens a beam descends from is a matter of the mask, so no cache is ever reordered.
+
+    Args:
+        captioner: in eval mode; BOS and EOS are its decoder's.
+        pixel_values: (B, 3, H, W) uint8, on the captioner's device.
+        room: how many tokens a picture will be fed, those of all its beams together.
+    """
+
+    def __init__(self, captioner: ImageCaptioner, pixel_values: Tensor, room: int):
+        self._decoder = captioner.network.decoder
+        self._encoded = captioner.encode(pixel_values)  # (B, P, D)
+        config = self._decoder.config
+        own: Any = Cache(layers=[_RoomyLayer(room) for _ in range(config.num_hidden_layers)])
+        pictures: Any = DynamicCache(config=config)  # filled at the first step, and read from then on
+        self._caches = own, pictures
+        self._cache = EncoderDecoderCache(own, pictures)
+        self.bos_token_id, self.eos_token_id = config.bos_token_id, config.eos_token_id
+        self.vocab_size = config.vocab_size
+
+    @property
+    def pictures(self) -> int:
+        """R, how many pictures are in the batch."""
+        return len(self._encoded)
+
+    @property
+    def device(self) -> torch.device:
+        return self._encoded.device
+
+    def bos(self) -> Tensor:
+        """(R, 1) token ids that every caption starts from."""
+        return torch.full((self.pictures, 1), self.bos_token_id, device=self.device)
+
+    def logits(self, token_ids: Tensor, position: int, mask: Tensor | None = None) -> Tensor:
+        """Feed a token to each beam; what may come next.
+
+        Args:
+            token_ids: (R, K).
+            position: of these tokens in their captions, BOS being at 0.
+            mask: (R, 1, K, tokens fed so far and now) boolean, true where a beam may attend to a token; None where
+                there is one beam, and it attends to all.
+
+        Returns:
+            (R, K, V) logits.
+        """
+        outputs: Any = self._decoder(
+            input_ids=token_ids,
+            position_ids=torch.full_like(token_ids[:1], position),
+            attention_mask=mask,
+            encoder_hidden_states=self._encoded,
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+        return outputs.logits
+
+    def keep(self, rows: Tensor) -> None:
+        """Reduce the batch to these of its rows."""
+        self._encoded = self._encoded[rows]
+        for cache in self._caches:
+            for layer in cache.layers:
+                layer.batch_select_indices(rows)
+
+
+def worth_leaving(unfinished: int, held: int) -> bool:
+    """Whether so many pictures of the batch have ended that copying the others out pays."""
+    return held - unfinished >= LEAVING_SHARE * held
+
+
+class _RoomyLayer(DynamicLayer):
+    """Keys and values of one layer with room for all tokens from the start: a step copies its own, not all before."""
+
+    def __init__(self, room: int):
+        super().__init__()
+        self._room = room
+        self._length = 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append (R, heads, K, D / heads); all so far, as views."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            pictures, heads, _, width = key_states.shape
+            self._all_keys, self._all_values = key_states.new_empty(2, pictures, heads, self._room, width)
+        start, self._length = self._length, self._length + key_states.shape[-2]
+        self._all_keys[:, :, start : self._length] = key_states
+        self._all_values[:, :, start : self._length] = value_states
+        return self._show()
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows alone."""
+        self._all_keys, self._all_values = self._all_keys[indices], self._all_values[indices]
+        self._show()
+
+    def _show(self) -> tuple[Tensor, Tensor]:
+        keys, values = self._all_keys[:, :, : self._length], self._all_values[:, :, : self._length]
+        self.keys, self.values = keys, values
+        return keys, values
