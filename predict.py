@@ -39,13 +39,11 @@ def predict(cfg: DictConfig) -> Prediction:
     batch_size, num_workers = whole(cfg, "batch_size", 1), whole(cfg, "num_workers", 0)
 
     # Imported here, since they take seconds: help, a typo or a wrong path is answered before.
-    from torch.utils.data import DataLoader
     from tqdm import tqdm
 
     from captioning.data.randomness import addressed_seed
-    from captioning.data.transforms import EvaluationTransform
     from captioning.model.generation import generate
-    from captioning.prediction.batches import PictureFiles, collate_pictures
+    from captioning.prediction.batches import picture_loader
     from captioning.prediction.devices import autocast, chosen_device, placed
     from captioning.prediction.loading import load_captioner
 
@@ -55,11 +53,12 @@ def predict(cfg: DictConfig) -> Prediction:
     precision = autocast(device, cfg.precision)
     captioner, tokenizer = load_captioner(checkpoint)
     captioner = placed(captioner, device, cfg.precision)
-    loader = DataLoader(
-        PictureFiles(paths, EvaluationTransform(captioner.picture_format)),
+    loader = picture_loader(
+        paths,
+        captioner.picture_format,
         batch_size=batch_size,
-        num_workers=min(num_workers, len(paths)),
-        collate_fn=collate_pictures,
+        num_workers=num_workers,
+        pin_memory=device.type == "cuda",
     )
     settings = plain(cfg, "checkpoint", "input", "decoding", "precision", "batch_size")
     with (
@@ -72,7 +71,7 @@ def predict(cfg: DictConfig) -> Prediction:
             if pixel_values is not None:
                 addresses = [addressed_seed(paths[index].name) for index in indices]
                 with precision:
-                    captions = generate(captioner, pixel_values.to(device), decoding, addresses)
+                    captions = generate(captioner, pixel_values.to(device, non_blocking=True), decoding, addresses)
                 for index, caption in zip(indices, captions, strict=True):
                     scored = [(tokenizer.decode(one.token_ids), one.log_probability) for one in caption.alternatives]
                     text = tokenizer.decode(caption.token_ids)

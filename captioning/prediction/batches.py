@@ -7,9 +7,11 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
+from captioning.batch import PictureFormat
 from captioning.data.pictures import UnreadablePicture, read_picture
+from captioning.data.transforms import EvaluationTransform
 
 
 class PictureBatch(NamedTuple):
@@ -48,4 +50,17 @@ def collate_pictures(items: Sequence[tuple[int, Tensor | str]]) -> PictureBatch:
         indices=[index for index, _ in readable],
         pixel_values=torch.stack([pixels for _, pixels in readable]) if readable else None,
         unreadable=[(index, reason) for index, reason in items if isinstance(reason, str)],
+    )
+
+
+def picture_loader(
+    paths: Sequence[Path], picture_format: PictureFormat, *, batch_size: int, num_workers: int, pin_memory: bool
+) -> DataLoader:
+    """Batches of the pictures in order, read ahead by `num_workers` processes while the model is at work."""
+    return DataLoader(
+        PictureFiles(paths, EvaluationTransform(picture_format)),
+        batch_size=batch_size,
+        num_workers=min(num_workers, len(paths)),
+        collate_fn=collate_pictures,
+        pin_memory=pin_memory,
     )
