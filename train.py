@@ -17,6 +17,7 @@ from captioning.commands import built, one_sentence_errors, plain, quiet_librari
 from captioning.data.layouts import recognise
 from captioning.files import readable
 from captioning.overrides import prepared_arguments
+from captioning.run_folder import keep_composition
 
 if TYPE_CHECKING:
     import lightning as L
@@ -28,7 +29,18 @@ log = logging.getLogger("train")
 
 CONF = Path(__file__).parent / "conf"
 AUTO_ENCODER_CACHE = "data/encoder_cache"
-SHOWN = ("val/perplexity", "val/perplexity_floor", "test/perplexity")  # in a run's last words
+WHOLE_NUMBERS = {  # and the least that each may be
+    "seed": 0,
+    "trainer.max_epochs": 1,
+    "trainer.accumulate_grad_batches": 1,
+    "trainer.log_every_n_steps": 1,
+    "sample_pictures": 0,
+}
+SHOWN = {  # in a run's last words
+    "best/val/perplexity": "best val/perplexity",
+    "val/perplexity_floor": "val/perplexity_floor",
+    "test/perplexity": "test/perplexity",
+}
 
 
 @dataclass
@@ -50,17 +62,21 @@ def train(cfg: DictConfig) -> Run:
     # Imported here, since they take seconds: help, a typo or a wrong path is answered before.
     import lightning as L
     from lightning.pytorch.callbacks import EarlyStopping
+    from tqdm.contrib.logging import logging_redirect_tqdm
 
     from captioning.checkpoint import refuse_other_architecture
+    from captioning.model.generation import require_room
     from captioning.training.callbacks import KnownFloor, MetricRows, ProgressBar, ResultsTable
     from captioning.training.checkpointing import AtomicCheckpointIO, checkpoint_callbacks
     from captioning.training.frozen_encoder import EncodeOnce
     from captioning.training.loggers import MetricsCsv, SampleTable, log_config, wandb_runs
     from captioning.training.module import CaptioningModule
-    from captioning.training.stages import ApplyStages, StageSchedule
+    from captioning.training.stages import ApplyStages, StageSchedule, check_strategy
 
     quiet_libraries()
     run_dir = Path(cfg.run_dir)
+    for key, least in WHOLE_NUMBERS.items():
+        whole(cfg, key, least)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     schedule = StageSchedule(**plain(cfg.stage, "phases", "learning_rates", "warmup_steps", "decay"))
     decoding = built(cfg.decoding, "decoding")
@@ -79,6 +95,7 @@ def train(cfg: DictConfig) -> Run:
         eos_token_id=tokenizer.eos_token_id,
     )
     datamodule.fit_to(captioner.picture_format, captioner.max_positions)
+    require_room(captioner, decoding)
     extras = {"description": captioner.description(), "tokenizer": tokenizer.to_json()}
     last = run_dir / "checkpoints" / "last.ckpt" if cfg.resume else None
     if last:
@@ -86,16 +103,18 @@ def train(cfg: DictConfig) -> Run:
     module = CaptioningModule(captioner, **plain(cfg.optimizer), checkpoint_extras=extras)
 
     loggers = [MetricsCsv(run_dir), *(built(logger, "logger") for logger in cfg.logger.values())]
-    callbacks = [ApplyStages(schedule), MetricRows(), ProgressBar(), ResultsTable(run_dir)]
+    callbacks = [ApplyStages(schedule), MetricRows(), ResultsTable(run_dir)]
+    if cfg.trainer.get("enable_progress_bar", True):
+        callbacks.append(ProgressBar())
     if cfg.encoder_cache is not None:
         callbacks.append(EncodeOnce())
     if datamodule.perplexity_floor is not None:
         callbacks.append(KnownFloor(datamodule.perplexity_floor))
-    if sample_pictures := whole(cfg, "sample_pictures", 0):
-        callbacks.append(SampleTable(*datamodule.samples(sample_pictures), decoding, tokenizer.decode))
+    if cfg.sample_pictures:
+        callbacks.append(SampleTable(*datamodule.samples(cfg.sample_pictures), decoding, tokenizer.decode))
     if cfg.early_stopping_epochs is not None:
         callbacks.append(EarlyStopping("val/perplexity", patience=whole(cfg, "early_stopping_epochs", 1)))
-    checkpoints = checkpoint_callbacks(run_dir)
+    checkpoints = checkpoint_callbacks(run_dir) if cfg.trainer.get("enable_checkpointing", True) else []
     trainer: L.Trainer = built(
         cfg.trainer,
         "trainer",
@@ -105,32 +124,36 @@ def train(cfg: DictConfig) -> Run:
         default_root_dir=str(run_dir),
         use_distributed_sampler=False,  # EpochBatches deals the rows out to the ranks
     )
+    check_strategy(trainer)
+    if cfg.resume and HydraConfig.initialized():
+        keep_composition(run_dir, cfg, HydraConfig.get().overrides.task)
     log.info("run folder: %s", readable(run_dir))
-    with wandb_runs(loggers, run_dir), resumable(run_dir):
+    with wandb_runs(loggers, run_dir), resumable(run_dir), logging_redirect_tqdm():
         log_config(loggers, plain(cfg))
         trainer.fit(module, datamodule=datamodule, ckpt_path=last, weights_only=True)
-        metrics = _numbers(trainer)
-        best = checkpoints[0].best_model_path
-        if "test" in datamodule.splits and best:
-            trainer.test(module, datamodule=datamodule, ckpt_path=best, verbose=False, weights_only=True)
-            metrics |= _numbers(trainer)
-    reached = ", ".join(f"{name} {metrics[name]:.4g}" for name in SHOWN if name in metrics)
-    log.info(
-        "%s\ntable: %s\ncheckpoints: %s", reached, readable(run_dir / "results.md"), readable(run_dir / "checkpoints")
-    )
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        best = checkpoints[0] if checkpoints and checkpoints[0].best_model_path else None
+        if best:
+            assert best.best_model_score is not None
+            metrics["best/val/perplexity"] = float(best.best_model_score)
+        if best and "test" in datamodule.splits:
+            [tested] = trainer.test(
+                module, datamodule=datamodule, ckpt_path=best.best_model_path, verbose=False, weights_only=True
+            )
+            metrics |= tested
+    log.info("%s", ", ".join(f"{words} {metrics[name]:.4g}" for name, words in SHOWN.items() if name in metrics))
+    for what, path in (("table", "results.md"), ("checkpoints", "checkpoints"), ("profile", "fit-profile.txt")):
+        if (run_dir / path).exists():
+            log.info("%s: %s", what, readable(run_dir / path))
     return Run(metrics, trainer, module, datamodule, run_dir)
-
-
-def _numbers(trainer: L.Trainer) -> dict[str, float]:
-    return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float:
-    """One run, or one job of a multirun; returns `val/perplexity`, which a sweeper minimises."""
+    """One run, or one job of a multirun; returns the best `val/perplexity`, which a sweeper minimises."""
     with one_sentence_errors():
         cfg.run_dir = HydraConfig.get().runtime.output_dir  # each job of a multirun has its own
-        return train(cfg).metrics.get("val/perplexity", math.nan)  # there is none with trainer.limit_val_batches=0
+        return train(cfg).metrics.get("best/val/perplexity", math.nan)  # none with trainer.limit_val_batches=0
 
 
 if __name__ == "__main__":

@@ -88,6 +88,7 @@ def quiet_libraries() -> None:
     To be called after the libraries were imported, since importing Lightning sets its own level.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")  # the frozen ones, on purpose
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # it is a resumed run
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")  # Lightning 2.6 and torch 2.15
@@ -101,8 +102,8 @@ def require(config: DictConfig, key: str, example: str) -> Any:
 
 
 def whole(config: DictConfig, key: str, least: int) -> int:
-    """The value of a key that must be a whole number of at least `least`."""
-    value = config[key]
-    if not isinstance(value, int) or value < least:
+    """The value of a key, perhaps a dotted one, that must be a whole number of at least `least`."""
+    value = OmegaConf.select(config, key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise UserError(f"{key}={value} must be a whole number of at least {least}")
     return value

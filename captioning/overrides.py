@@ -1,7 +1,6 @@
 """The command line before Hydra sees it: paths quoted, mistakes told in a sentence, a resumed run's overrides added."""
 
 import difflib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,9 +11,13 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 
 from captioning.errors import UserError
+from captioning.run_folder import make_folder, overrides_of_run, refuse_existing_run
 
-PATH_KEYS = ("checkpoint", "input", "output", "resume", "run_dir", "data.root", "data.tokenizer")
-LAST = Path("checkpoints", "last.ckpt")  # of a run folder
+PATH_KEYS = (
+    *("checkpoint", "input", "output", "resume", "run_dir", "encoder_cache"),
+    *("data.root", "data.tokenizer", "model.encoder", "model.decoder"),
+)
+ALWAYS_NEEDED = ("data", "model", "stage", "decoding", "trainer")
 # Whose default is a number or true or false, but which take words as well.
 WORDS_TOO = ("trainer.devices", "precision", "decoding.early_stopping")
 
@@ -29,8 +32,16 @@ def prepared_arguments(arguments: list[str], config_dir: Path, config_name: str)
     arguments = [quoted(argument) for argument in arguments]
     resume = _value_of("resume", arguments)
     if resume is not None:
-        arguments = _resumed(arguments, Path(resume))
+        if any(argument.startswith("run_dir=") for argument in arguments):
+            raise UserError(f"resume={resume} continues in its own folder; leave run_dir out")
+        # Hydra would write the new overrides down before anything has shown that the run can go on with them.
+        own = [quoted(f"run_dir={resume}"), "hydra.output_subdir=null"]
+        arguments = [*overrides_of_run(Path(resume)), *arguments, *own]
     elif (run_dir := _value_of("run_dir", arguments)) is not None:
+        if not run_dir:
+            raise UserError("run_dir is empty; name a folder, or leave it out")
+        if {"-m", "--multirun"} & set(arguments):
+            raise UserError(f"run_dir={run_dir} is for one run; a multirun's jobs lie in hydra.sweep.dir={run_dir}")
         refuse_existing_run(Path(run_dir))
     flags = [argument for argument in arguments if argument.startswith("-")]
     if set(flags) <= {"-m", "--multirun"}:  # the rest, such as --help, is Hydra's own business
@@ -59,28 +70,6 @@ def quoted(argument: str) -> str:
         pass  # not Hydra's grammar, which is what quotes are for
     escaped = value.replace("'", "\\'")
     return f"{key}='{escaped}'"
-
-
-def refuse_existing_run(run_dir: Path) -> None:
-    """Raise UserError if a run lies in `run_dir` already; one that ended before its first step doesn't count."""
-    if (run_dir / LAST).is_file():
-        raise UserError(
-            f"run_dir={run_dir} already holds a run; continue it with resume={run_dir}, or choose another run_dir"
-        )
-    if (run_dir / "metrics.csv").is_file():
-        raise UserError(f"run_dir={run_dir} already holds a run without a checkpoint; choose another run_dir")
-
-
-def make_folder(run_dir: Path) -> None:
-    """Raise UserError if `run_dir` cannot be made; Hydra would end in a stack trace."""
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        accessible = os.access(run_dir, os.W_OK | os.X_OK)
-        reason = "you may not write into it"
-    except OSError as error:
-        accessible, reason = False, error.strerror or str(error)
-    if not accessible:
-        raise UserError(f"run_dir={run_dir} cannot be written: {reason}; choose another folder with run_dir=...")
 
 
 def check_overrides(arguments: list[str], config_dir: Path, config_name: str) -> None:
@@ -128,6 +117,8 @@ def _first_of_sweep(override: Override) -> str:
 
 def _check_choice(override: Override, config_dir: Path) -> None:
     group = override.key_or_group
+    if override.is_delete() and group in ALWAYS_NEEDED:
+        raise UserError(f"~{group} leaves nothing to go by; choose one with {group}=...")
     choices = sorted(path.stem for path in (config_dir / group).glob("*.yaml") if not path.stem.startswith("_"))
     for choice in _choices_named(override):
         if choice is not None and choice not in choices:
@@ -146,7 +137,8 @@ def _check_value(override: Override, before: DictConfig) -> None:
     key = override.key_or_group
     if override.is_add() or override.is_force_add() or override.is_delete() or key.split(".")[0] == "hydra":
         return
-    known = _keys(before)
+    values = _keys(before)
+    known = values | {name.partition(".")[0] for name in values}  # and the groups
     if key not in known and not any(name.startswith(f"{key}.") for name in known):
         is_trainers = key.rpartition(".")[0] == "trainer"
         added = f"; +{key}=... passes an argument to lightning.Trainer that is not listed" if is_trainers else ""
@@ -180,19 +172,6 @@ def _meant(name: str, names: list[str], cutoff: float) -> str:
     if not near:  # the right key in the wrong group
         near = [known for known in names if known.rpartition(".")[2] == name.rpartition(".")[2]][:1]
     return f"; did you mean {near[0]}?" if near else ""
-
-
-def _resumed(arguments: list[str], run_dir: Path) -> list[str]:
-    saved = run_dir / ".hydra" / "overrides.yaml"
-    if not saved.is_file() or not (run_dir / LAST).is_file():
-        raise UserError(
-            f"resume={run_dir} is not a run folder with .hydra/overrides.yaml and {LAST}; "
-            "give the folder that train.py printed when it started"
-        )
-    if any(argument.startswith("run_dir=") for argument in arguments):
-        raise UserError(f"resume={run_dir} continues in its own folder; leave run_dir out")
-    started_with = [str(o) for o in OmegaConf.load(saved) if not str(o).startswith(("resume=", "run_dir="))]
-    return [*started_with, *arguments, quoted(f"run_dir={run_dir}")]
 
 
 def _value_of(key: str, arguments: list[str]) -> str | None:

@@ -14,7 +14,7 @@ SCRIPTS = [ROOT / "train.py", ROOT / "predict.py"]
 
 # What each part may import beside itself. `batch` is the contract between data and model; the rest of these small
 # modules know nothing of pictures, captions or networks.
-SMALL = {"errors", "files"}
+SMALL = {"errors", "files", "hub"}
 MAY_IMPORT = {
     "data": SMALL | {"batch"},
     "model": SMALL | {"batch"},
@@ -122,5 +122,7 @@ def test_every_module_is_in_a_part_or_is_small_and_alone():
         "commands",
         "errors",
         "files",
+        "hub",
         "overrides",
+        "run_folder",
     }

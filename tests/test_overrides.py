@@ -95,6 +95,7 @@ def test_a_resumed_run_keeps_its_overrides_and_takes_new_ones(tmp_path):
         f"resume={tmp_path}",
         "trainer.max_epochs=8",
         f"run_dir={tmp_path}",
+        "hydra.output_subdir=null",
     ]
 
 

@@ -262,6 +262,22 @@ def test_resuming_with_another_architecture_is_refused(command, tmp_path):
         (["data=shapes", "model=vit_gpt2", "data.image_size=32"], "model.encoder"),
         (["experiment=demo", "sample_pictures=-1"], "sample_pictures=-1"),
         (["experiment=demo", "early_stopping_epochs=0"], "early_stopping_epochs=0"),
+        (["experiment=demo", "early_stopping_epochs=true"], "early_stopping_epochs=True"),
+        (["experiment=demo", "decoding.max_new_tokens=1000"], "this model's limit of 127"),
+        (["data=shapes"], "add model=tiny"),
+        (["experiment=demo", "seed=-1"], "seed=-1 must be a whole number"),
+        (["experiment=demo", "seed=1.5"], "seed=1.5 must be a whole number"),
+        (["experiment=demo", "optimizer.betas=[0.9]"], "optimizer.betas=[0.9] must be two numbers"),
+        (["experiment=demo", "optimizer.weight_decay=-1"], "optimizer.weight_decay=-1"),
+        (["experiment=demo", "trainer.max_epochs=1.5"], "trainer.max_epochs=1.5 must be a whole number"),
+        (["experiment=demo", "trainer.accumulate_grad_batches=0"], "trainer.accumulate_grad_batches=0"),
+        (["experiment=demo", "trainer.log_every_n_steps=0"], "trainer.log_every_n_steps=0"),
+        (["experiment=demo", "stage.phases=[{from_epoch:0}]"], "stage.phases holds"),
+        (["experiment=demo", "model.initializer_range=-1"], "model.initializer_range=-1 must be a number above 0"),
+        (["experiment=demo", "model.pixel_std=0"], "model.pixel_std=0 must be a number above 0"),
+        (["experiment=demo", "~data"], "choose one with data="),
+        (["experiment=demo", "dataa=coco"], "did you mean data?"),
+        (["experiment=demo", "trainer.devices=2"], "trainer.strategy=ddp_find_unused_parameters_true"),
     ],
 )
 def test_a_mistake_ends_in_one_sentence_before_any_training(command, tmp_path, arguments, said):
@@ -302,3 +318,65 @@ def test_the_progress_bar_shows_loss_perplexity_and_speed_in_plain_numbers(comma
     assert status == 0, output
     assert re.search(r"loss=\d\.\d{3}, perplexity=\d+\.\d\d, captions/s=\d+, val_perplexity=\d+\.\d\d\]", output)
     assert "`Trainer.fit` stopped" not in output
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(command, tmp_path):
+    folder = tmp_path / "run"
+    assert command("train.py", *SMALL, "trainer.max_epochs=1", "logger=csv", f"run_dir={folder}")[0] == 0
+    before = {path: path.read_bytes() for path in (folder / ".hydra").iterdir()}
+    for change in ("data.batch_size=0", "model.decoder_width=64", "trainer.precision=17"):
+        status, output = command("train.py", f"resume={folder}", change)
+        assert status == 1, output
+        assert {path: path.read_bytes() for path in (folder / ".hydra").iterdir()} == before
+    status, output = command("train.py", f"resume={folder}", "trainer.max_epochs=2", "data.batch_size=12")
+    assert status == 0, output
+    status, output = command("train.py", f"resume={folder}", "trainer.max_epochs=3")
+    assert status == 0, output
+    assert "data.batch_size=12" in (folder / ".hydra" / "overrides.yaml").read_text(), "what it went on with is kept"
+    epochs = [row["epoch"] for row in rows_of(folder) if row["val/loss"]]
+    assert epochs == ["0", "1", "2"]
+    assert len([row for row in rows_of(folder) if row["test/loss"]]) == 1, "the last test alone"
+
+
+def test_a_resumed_run_with_other_batches_trains_at_the_rates_of_its_epoch(tmp_path):
+    train(composed(tmp_path, "logger=csv", "trainer.max_epochs=1"))
+    changes = ("data.batch_size=4", "trainer.log_every_n_steps=1", "stage.warmup_steps=2", "stage.decay=none")
+    train(composed(tmp_path, "logger=csv", f"resume={tmp_path}", *changes))
+    rates = [float(row["lr/encoder"]) for row in rows_of(tmp_path) if row["epoch"] == "2" and row["lr/encoder"]]
+    assert len(rates) == 12
+    assert rates == pytest.approx([1.5e-3 / 3, 1.5e-3 * 2 / 3] + [1.5e-3] * 10)
+
+
+def test_an_epoch_without_validation_shows_none(tmp_path):
+    train(composed(tmp_path, "logger=csv", "trainer.max_epochs=4", "+trainer.check_val_every_n_epoch=2"))
+    lines = [line.split("|")[1:-1] for line in (tmp_path / "results.md").read_text().splitlines()[2:]]
+    assert [cells[0].strip() for cells in lines] == ["0", "1", "2", "3"]
+    assert [cells[4].strip() == "-" for cells in lines] == [True, False, True, False]
+    assert all(float(cells[1]) > 0 for cells in lines)
+    assert [row["epoch"] for row in rows_of(tmp_path) if row["val/loss"]] == ["1", "3"]
+
+
+def test_rows_of_steps_that_are_taken_again_are_replaced(tmp_path, monkeypatch):
+    def stop(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == 10:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ResultsTable, "on_train_batch_end", stop, raising=False)
+        with pytest.raises(KeyboardInterrupt):
+            train(composed(tmp_path, "logger=csv"))
+    train(composed(tmp_path, "logger=csv", f"resume={tmp_path}"))
+    assert [int(row["step"]) for row in rows_of(tmp_path) if row["train/loss"]] == [4, 6, 8, 12, 16, 18]
+
+
+def test_switches_of_lightnings_trainer_are_heeded(tmp_path):
+    off = ("+trainer.enable_progress_bar=false", "+trainer.enable_checkpointing=false")
+    train(composed(tmp_path, "logger=csv", "trainer.max_epochs=1", *off))
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_profile_lies_in_the_run_folder(command, tmp_path):
+    status, output = command("train.py", *SMALL, "debug=profile", "logger=csv", f"run_dir={tmp_path / 'run'}")
+    assert status == 0, output
+    assert "profile: " in output
+    assert "run_training_batch" in (tmp_path / "run" / "fit-profile.txt").read_text()

@@ -12,6 +12,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from captioning.errors import UserError
+from captioning.hub import out_of_reach
 
 END_OF_TEXT = "<|endoftext|>"
 BYTES = 256  # each is a token of every byte-level BPE
@@ -47,7 +48,8 @@ class CaptionTokenizer:
         else:
             problem = "is no local folder and could not be fetched from the hub"
         try:
-            backend = GPT2Tokenizer.from_pretrained(name_or_folder).backend_tokenizer
+            found = GPT2Tokenizer.from_pretrained(name_or_folder, local_files_only=out_of_reach())
+            backend = found.backend_tokenizer
         except Exception as error:  # of a damaged file the tokenizers library raises a bare Exception
             raise UserError(f"data.tokenizer={name_or_folder} {problem}; {way_out}") from error
         if backend.get_vocab_size() <= BYTES:  # the library makes an empty tokenizer where it finds no file

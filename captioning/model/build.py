@@ -1,5 +1,9 @@
 """Captioners from pretrained checkpoints or from scratch: what `conf/model` instantiates."""
 
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -15,6 +19,7 @@ from transformers import (
 from captioning.batch import PictureFormat
 from captioning.errors import UserError
 from captioning.model.captioner import ImageCaptioner, group_of
+from captioning.model.checks import check_dropouts, check_multiples, check_positive, check_sizes
 from captioning.model.pretrained import (
     interpolate_positions,
     load_config,
@@ -25,6 +30,9 @@ from captioning.model.pretrained import (
 )
 from captioning.model.switches import switched
 
+log = logging.getLogger(__name__)
+
+NEW = "cross_attention"  # the group that no checkpoint has pretrained
 POSITION_SPREAD = 0.7  # standard deviation of a new ViT's position embeddings
 
 
@@ -56,6 +64,9 @@ def from_pretrained(
     Raises:
         UserError: if a checkpoint cannot be had, is of another architecture, or lacks weights.
     """
+    check_dropouts(dropout=dropout, attention_dropout=attention_dropout)
+    if image_size is not None:
+        check_sizes(image_size=image_size)
     encoder_config = load_config(encoder, ViTConfig, "model.encoder")
     decoder_config = load_config(decoder, GPT2Config, "model.decoder")
     if decoder_config.vocab_size != vocab_size:
@@ -79,12 +90,13 @@ def from_pretrained(
         decoder,
         decoder_config,
         "model.decoder",
-        may_be_new=lambda name: group_of(name) == "cross_attention",
+        may_be_new=lambda name: group_of(name) == NEW,
     )
     picture_format = load_picture_format(encoder, encoder_config, "model.encoder")
     if image_size is not None and (image_size, image_size) != picture_size(encoder_config):
         interpolate_positions(vit, image_size)
     captioner = ImageCaptioner(joined(vit, gpt2), resized(picture_format, picture_size(vit.config)))
+    log.info("new, in no checkpoint: %s", ", ".join(_layers_together(n for n, _ in captioner.parameters_of(NEW))))
     return switched(captioner, gradient_checkpointing, compile)
 
 
@@ -116,29 +128,26 @@ def from_scratch(
     narrow models learn faster from more. `pixel_mean` and `pixel_std` are of all three channels, for values in 0..1.
 
     Raises:
-        UserError: if a size is below 1, or a width is not a multiple of its heads, or the picture not of the patch.
+        UserError: for what `checks.py` refuses.
     """
-    sizes = {
-        "image_size": image_size,
-        "patch_size": patch_size,
-        "encoder_width": encoder_width,
-        "encoder_layers": encoder_layers,
-        "encoder_heads": encoder_heads,
-        "decoder_width": decoder_width,
-        "decoder_layers": decoder_layers,
-        "decoder_heads": decoder_heads,
-        "max_positions": max_positions,
-    }
-    for name, value in sizes.items():
-        if not isinstance(value, int) or value < 1:
-            raise UserError(f"model.{name}={value} must be a whole number of at least 1")
-    for what, whole, key, part in (
-        ("encoder_width", encoder_width, "encoder_heads", encoder_heads),
-        ("decoder_width", decoder_width, "decoder_heads", decoder_heads),
-        ("image_size", image_size, "patch_size", patch_size),
-    ):
-        if whole % part:
-            raise UserError(f"model.{what}={whole} must be a multiple of model.{key}={part}")
+    check_sizes(
+        image_size=image_size,
+        patch_size=patch_size,
+        encoder_width=encoder_width,
+        encoder_layers=encoder_layers,
+        encoder_heads=encoder_heads,
+        decoder_width=decoder_width,
+        decoder_layers=decoder_layers,
+        decoder_heads=decoder_heads,
+        max_positions=max_positions,
+    )
+    check_multiples(
+        encoder_width=(encoder_width, "encoder_heads", encoder_heads),
+        decoder_width=(decoder_width, "decoder_heads", decoder_heads),
+        image_size=(image_size, "patch_size", patch_size),
+    )
+    check_positive(initializer_range=initializer_range, pixel_std=pixel_std)
+    check_dropouts(dropout=dropout, attention_dropout=attention_dropout)
     encoder_config = ViTConfig(
         hidden_size=encoder_width,
         num_hidden_layers=encoder_layers,
@@ -169,6 +178,12 @@ def from_scratch(
     picture_format = PictureFormat((image_size, image_size), mean=(pixel_mean,) * 3, std=(pixel_std,) * 3)
     captioner = ImageCaptioner(joined(encoder, decoder), picture_format)
     return switched(captioner, gradient_checkpointing, compile)
+
+
+def _layers_together(names: Iterable[str]) -> list[str]:
+    """Weights' names, those of all layers as one: `h.0.ln.bias`, `h.1.ln.bias` -> `h.*.ln.bias (2 layers)`."""
+    counts = Counter(re.sub(r"\.\d+\.", ".*.", name) for name in names)
+    return [f"{name} ({count} layers)" if "*" in name else name for name, count in counts.items()]
 
 
 def from_description(description: dict[str, Any]) -> ImageCaptioner:

@@ -4,6 +4,7 @@ Also what another picture size changes of them.
 """
 
 import logging
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from captioning.batch import PictureFormat
 from captioning.errors import UserError
+from captioning.hub import out_of_reach
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +31,12 @@ def load_config(name: str, kind: type[ViTConfig] | type[GPT2Config], key: str) -
     Raises:
         UserError: if it cannot be had, or describes another architecture than `kind`.
     """
+    if not isinstance(name, str) or not name:
+        raise UserError(f"{key}={name} must be a hub name or a local folder")
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, local_files_only=out_of_reach())
     except (OSError, ValueError) as error:
-        raise _unavailable(name, key, "config.json and model.safetensors") from error
+        raise _unavailable(name, key, "config.json") from error
     if not isinstance(config, kind):
         raise UserError(f"{key}={name} is a {config.model_type} model; a {kind.model_type} model is needed here")
     return config
@@ -48,8 +52,8 @@ def load_weights(
 ) -> Any:
     """A model of class `kind` with the weights of checkpoint `name`.
 
-    Every weight of the model comes from the checkpoint or satisfies `may_be_new` and is logged; weights that the
-    checkpoint has beyond the model's (a pooler, a classifier) are logged too.
+    Every weight of the model comes from the checkpoint or satisfies `may_be_new`; weights that the checkpoint has
+    beyond the model's (a pooler, a classifier) are logged.
 
     Raises:
         UserError: if the weights cannot be had, or lack one, or hold one of another shape.
@@ -63,9 +67,10 @@ def load_weights(
             dtype=torch.float32,  # also of half-precision files: trainer.precision says how to compute
             ignore_mismatched_sizes=True,  # reported in info, for one message on all that is wrong
             output_loading_info=True,
+            local_files_only=out_of_reach(),
             **arguments,
         )
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, pickle.UnpicklingError) as error:
         raise _unavailable(name, key, "model.safetensors") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
@@ -78,8 +83,7 @@ def load_weights(
             f"{key}={name} does not hold the weights that its config.json promises ({len(wrong)} are wrong: "
             f"{'; '.join(wrong[:3])}); name an undamaged checkpoint in {key}"
         )
-    log.info("%s: loaded %s; %d weights are new", key, name, len(new))
-    log.debug("new weights: %s", new)
+    log.info("%s: loaded %s", key, name)
     if unused := sorted(info["unexpected_keys"]):
         log.info("%s: not used from %s: %s", key, name, ", ".join(unused))
     return model
@@ -92,7 +96,7 @@ def load_picture_format(name: str, config: ViTConfig, key: str) -> PictureFormat
         UserError: if the checkpoint has no `preprocessor_config.json`.
     """
     try:
-        processor = AutoImageProcessor.from_pretrained(name)
+        processor = AutoImageProcessor.from_pretrained(name, local_files_only=out_of_reach())
     except (OSError, ValueError) as error:
         raise _unavailable(name, key, "preprocessor_config.json") from error
     size = processor.size
@@ -114,9 +118,10 @@ def picture_size(config: ViTConfig) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-def _unavailable(name: str, key: str, files: str) -> UserError:
+def _unavailable(name: str, key: str, file: str) -> UserError:
     if Path(name).is_dir():
-        return UserError(f"{key}={name} is a folder without a readable {files}; set {key} to one that has it")
+        return UserError(f"{key}={name} is a folder without a readable {file}; set {key} to one that has it")
+    files = "config.json, model.safetensors" + (" and preprocessor_config.json" if key == "model.encoder" else "")
     return UserError(
         f"{key}={name} could not be fetched from the Hugging Face hub and is not in its local cache; "
         f"check the name and the network, or set {key} to a local folder that holds {files}"

@@ -13,6 +13,7 @@ from torch import Tensor
 from captioning.batch import CaptionBatch
 from captioning.files import write_atomically
 from captioning.training.averages import TokenAverage, perplexity
+from captioning.training.loggers import MetricsCsv
 from captioning.training.module import CaptioningModule
 
 
@@ -34,9 +35,16 @@ class MetricRows(L.Callback):
         self._logged_step = trainer.global_step
         pl_module.on_train_loss.append(self._add)
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsCsv):
+                logger.forget_after(trainer.global_step)
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._epoch.reset()
         self._start_window()
+        for name in [name for name in trainer.callback_metrics if name.startswith("val/")]:
+            del trainer.callback_metrics[name]  # an epoch without a validation must not show the last one's
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: CaptionBatch, batch_idx: int
@@ -55,14 +63,14 @@ class MetricRows(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._resumed_at = time.perf_counter()
         if not trainer.sanity_checking and not trainer.is_last_batch:  # in mid-epoch: trainer.val_check_interval
-            _to_loggers(trainer, _evaluated(trainer, "val/"))
+            _to_loggers(trainer, _epoch_and(trainer, _evaluated(trainer, "val/")))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         nats, tokens = _over_ranks(trainer, self._epoch.totals())
         loss = nats / tokens if tokens else math.nan
         whole = {"train/loss_epoch": loss, "train/perplexity_epoch": perplexity(loss)}
         pl_module.log_dict(whole, logger=False, rank_zero_only=True)
-        _to_loggers(trainer, {**whole, **_evaluated(trainer, "val/")})
+        _to_loggers(trainer, _epoch_and(trainer, {**whole, **_evaluated(trainer, "val/")}))
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         _to_loggers(trainer, _evaluated(trainer, "test/"))
@@ -90,16 +98,20 @@ class MetricRows(L.Callback):
             "gradient_norm": float(pl_module.gradient_norm),
             "trainable_parameters": pl_module.captioner.trainable_count(),
         }
-        _to_loggers(trainer, {**shown, **rates, **state})
+        _to_loggers(trainer, _epoch_and(trainer, {**shown, **rates, **state}))
 
 
 def _evaluated(trainer: L.Trainer, prefix: str) -> dict[str, float]:
     return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
 
 
+def _epoch_and(trainer: L.Trainer, metrics: dict[str, float]) -> dict[str, float]:
+    return {"epoch": trainer.current_epoch, **metrics}
+
+
 def _to_loggers(trainer: L.Trainer, metrics: dict[str, float]) -> None:
     for logger in trainer.loggers:
-        logger.log_metrics({"epoch": trainer.current_epoch, **metrics}, step=trainer.global_step)
+        logger.log_metrics(metrics, step=trainer.global_step)
 
 
 class ProgressBar(TQDMProgressBar):
@@ -112,6 +124,12 @@ class ProgressBar(TQDMProgressBar):
         "val/perplexity": ("val_perplexity", 2),
         "test/perplexity": ("test_perplexity", 2),
     }
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Leave the line, so that what is said next has one of its own."""
+        for bar in (self._val_progress_bar, self._train_progress_bar):
+            if bar is not None:
+                bar.close()
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, int | str | float | dict]:
         """The metrics to show behind the bar."""
@@ -145,14 +163,17 @@ class ResultsTable(L.Callback):
         self._rows: dict[int, list[float]] = {}
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        metrics, epoch = trainer.callback_metrics, trainer.current_epoch
-        if not trainer.is_global_zero or any(name not in metrics for name in self.COLUMNS):
+        if not trainer.is_global_zero:
             return
-        self._rows[epoch] = [float(metrics[name]) for name in self.COLUMNS]
-        lines = [
-            f"| {epoch} | " + " | ".join(f"{value:.4f}" for value in row) + " |\n" for epoch, row in self._rows.items()
-        ]
-        write_atomically(self._path, self.HEADER + "".join(lines))
+        metrics = trainer.callback_metrics
+        self._rows[trainer.current_epoch] = [float(metrics.get(name, math.nan)) for name in self.COLUMNS]
+        write_atomically(self._path, self.HEADER + "".join(map(self._line, self._rows.items())))
+
+    @staticmethod
+    def _line(row: tuple[int, list[float]]) -> str:
+        epoch, values = row
+        cells = ("-" if math.isnan(value) else f"{value:.4f}" for value in values)  # an epoch may not be validated
+        return f"| {epoch} | {' | '.join(cells)} |\n"
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self._rows}

@@ -4,6 +4,7 @@ import csv
 import io
 import logging
 import os
+import re
 import shutil
 import sys
 import uuid
@@ -18,11 +19,14 @@ import wandb
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from captioning.errors import UserError
 from captioning.files import readable, write_atomically
 from captioning.model.generation import Decoding, generate
 from captioning.training.module import CaptioningModule
 
 log = logging.getLogger(__name__)
+
+PROJECT_NAME = re.compile(r"[\w.-]{1,128}")
 
 
 class MetricsCsv(Logger):
@@ -61,17 +65,30 @@ class MetricsCsv(Logger):
         with self._path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self._columns).writerow(row)
 
+    @rank_zero_only
+    def forget_after(self, step: int) -> None:
+        """Drop the rows of steps that a resumed run takes again, and of a test, which it makes again at its end."""
+        rows = self._rows()
+        kept = [row for row in rows if int(row["step"]) <= step and not row.get("test/loss")]
+        if len(kept) < len(rows):
+            self._write(self._columns, kept)
+
     def _rewrite(self, columns: list[str]) -> None:
-        rows: list[dict[str, str]] = []
-        if self._path.is_file():
-            with self._path.open(newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
+        self._write(columns, self._rows())
+        self._columns = columns
+
+    def _rows(self) -> list[dict[str, str]]:
+        if not self._path.is_file():
+            return []
+        with self._path.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+    def _write(self, columns: list[str], rows: list[dict[str, str]]) -> None:
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, columns)
         writer.writeheader()
         writer.writerows(rows)
         write_atomically(self._path, text.getvalue())
-        self._columns = columns
 
 
 def wandb_logger(run_dir: str, project: str, name: str | None, group: str | None) -> WandbLogger:
@@ -79,6 +96,8 @@ def wandb_logger(run_dir: str, project: str, name: str | None, group: str | None
 
     Without an API key it logs offline and never asks for one; `WANDB_MODE` is respected.
     """
+    if not isinstance(project, str) or not PROJECT_NAME.fullmatch(project):
+        raise UserError(f"logger.wandb.project={project} must be a name of letters, digits, '-', '_' and '.'")
     folder = Path(run_dir)
     id_file = folder / "wandb-run-id.txt"
     if not id_file.is_file():

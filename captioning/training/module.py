@@ -11,7 +11,7 @@ from captioning.batch import CaptionBatch
 from captioning.errors import UserError
 from captioning.model.captioner import ImageCaptioner
 from captioning.training.averages import TokenAverage, perplexity
-from captioning.training.optimizer import build_optimizer, scale_and_clip
+from captioning.training.optimizer import build_optimizer, check_settings, scale_and_clip
 
 # The loss that goes into backward() is in units of this many tokens, which keeps fp16 gradients in range; it cancels
 # when the true number of tokens is known, exactly, being a power of two.
@@ -40,6 +40,7 @@ class CaptioningModule(L.LightningModule):
         checkpoint_extras: dict[str, Any],
     ):
         super().__init__()
+        check_settings(weight_decay, betas)
         self.captioner = captioner
         self._weight_decay, self._betas = weight_decay, (betas[0], betas[1])
         self._checkpoint_extras = checkpoint_extras

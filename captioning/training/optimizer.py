@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from captioning.errors import UserError
 from captioning.model.captioner import GROUPS, ImageCaptioner
 
 
@@ -23,6 +24,15 @@ def build_optimizer(
         groups.append({"name": name, "params": decayed, "weight_decay": weight_decay})
         groups.append({"name": name, "params": kept, "weight_decay": 0.0})
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=betas, fused=fused)
+
+
+def check_settings(weight_decay: object, betas: object) -> None:
+    """Raise UserError for values that AdamW cannot use."""
+    if not isinstance(weight_decay, int | float) or not 0 <= weight_decay < 1:
+        raise UserError(f"optimizer.weight_decay={weight_decay} must be a number from 0 to below 1")
+    pair = betas if isinstance(betas, list | tuple) else ()
+    if len(pair) != 2 or not all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in pair):
+        raise UserError(f"optimizer.betas={betas} must be two numbers from 0 to below 1, such as [0.9,0.999]")
 
 
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import lightning as L
+from lightning.pytorch.strategies import DDPStrategy
 
 from captioning.batch import CaptionBatch
 from captioning.errors import UserError
@@ -54,7 +55,7 @@ class StageSchedule:
     """
 
     def __init__(self, phases: Sequence[Mapping], learning_rates: Mapping[str, float], warmup_steps: int, decay: str):
-        self.phases = [Phase(phase["from_epoch"], frozenset(phase["train"])) for phase in phases]
+        self.phases = [_phase(phase) for phase in phases or ()]
         self.learning_rates = dict(learning_rates)
         self.warmup_steps = warmup_steps
         self.decay = decay
@@ -122,6 +123,16 @@ class StageSchedule:
         return 1 - done if self.decay == "linear" else 1.0
 
 
+def _phase(described: Mapping) -> Phase:
+    try:
+        epoch, groups = described["from_epoch"], described["train"]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"stage.phases holds {described}, not {{from_epoch: 0, train: [cross_attention]}}") from error
+    if not isinstance(epoch, int) or isinstance(groups, str) or not isinstance(groups, Sequence):
+        raise UserError(f"stage.phases holds {described}; from_epoch is a whole number and train a list of groups")
+    return Phase(epoch, frozenset(groups))
+
+
 class ApplyStages(L.Callback):
     """Sets what trains at every start and every epoch, and the rates before every step.
 
@@ -143,7 +154,7 @@ class ApplyStages(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: CaptionBatch, batch_idx: int
     ) -> None:
-        progress = progress_of(trainer)
+        progress = progress_of(trainer, batch_idx)
         for group in trainer.optimizers[0].param_groups:
             group["lr"] = self._schedule.learning_rate(group["name"], progress)
 
@@ -157,7 +168,22 @@ class ApplyStages(L.Callback):
         self._applied = groups
 
 
-def progress_of(trainer: L.Trainer) -> Progress:
-    """Where the trainer is, in optimizer steps."""
-    steps_per_epoch = max(1, math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches))
-    return Progress(trainer.global_step, steps_per_epoch, int(trainer.estimated_stepping_batches))
+def check_strategy(trainer: L.Trainer) -> None:
+    """Raise UserError if the trainer's processes would wait for gradients of what a stage has frozen."""
+    strategy = trainer.strategy
+    if isinstance(strategy, DDPStrategy) and not strategy._ddp_kwargs.get("find_unused_parameters"):
+        raise UserError(
+            f"{trainer.world_size} processes need trainer.strategy=ddp_find_unused_parameters_true, since "
+            "stages freeze a part of the model; trainer.devices=1 trains in one"
+        )
+
+
+def progress_of(trainer: L.Trainer, batch_idx: int) -> Progress:
+    """Where the trainer is, in optimizer steps, before batch `batch_idx` of its epoch.
+
+    Told by the epoch, not by the steps taken: a run may resume with another batch size, and so other epochs' lengths.
+    """
+    accumulated = trainer.accumulate_grad_batches
+    steps_per_epoch = max(1, math.ceil(trainer.num_training_batches / accumulated))
+    step = trainer.current_epoch * steps_per_epoch + batch_idx // accumulated
+    return Progress(step, steps_per_epoch, int(trainer.estimated_stepping_batches))

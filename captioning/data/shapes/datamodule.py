@@ -14,6 +14,7 @@ from captioning.data.rows import Split
 from captioning.data.shapes.drawing import draw
 from captioning.data.shapes.grammar import captions_of, perplexity_floor
 from captioning.data.shapes.scene import scene_of, split_indices
+from captioning.errors import UserError
 
 
 class DrawnPictures:
@@ -36,6 +37,10 @@ class ShapesDataModule(CaptionDataModule):
 
     def __init__(self, *, image_size: int, train_pictures: int, val_pictures: int, test_pictures: int, **common: Any):
         super().__init__(**common)
+        if not isinstance(image_size, int) or image_size < 1:
+            raise UserError(
+                f"data.image_size={image_size} must be a whole number of pixels; add model=tiny, or data.image_size=224"
+            )
         self._image_size = image_size
         self._counts = {"train": train_pictures, "val": val_pictures, "test": test_pictures}
 
@@ -52,6 +57,8 @@ class ShapesDataModule(CaptionDataModule):
         """exp of the mean -log p(caption | picture) per token over the validation split; exact."""
         if self._overfit_images is not None:
             return None  # one caption each: learned by heart, below any floor
+        if any(self._count_tokens(c) + 1 > self._max_tokens for of_one in self.splits["val"].captions for c in of_one):
+            return None  # the grammar's probabilities are those of whole captions
         return perplexity_floor(self.seed, split_indices("val", self._counts["val"]), self._count_tokens)
 
     def _count_tokens(self, caption: str) -> int:

@@ -27,6 +27,13 @@ class Decoding(Protocol):
         """One for each of the decoder's pictures, which these numbers tell apart where something is drawn."""
 
 
+def require_room(captioner: ImageCaptioner, decoding: Decoding) -> None:
+    """Raise UserError if the decoder has too few positions for the longest caption."""
+    limit = captioner.max_positions - 1  # BOS takes one
+    if decoding.max_new_tokens > limit:
+        raise UserError(f"decoding.max_new_tokens={decoding.max_new_tokens} is more than this model's limit of {limit}")
+
+
 @torch.inference_mode()
 def generate(
     captioner: ImageCaptioner, pixel_values: Tensor, decoding: Decoding, addresses: Sequence[int] | None = None
@@ -42,8 +49,6 @@ def generate(
     Raises:
         UserError: if `max_new_tokens` is more than the decoder has positions for.
     """
-    limit = captioner.max_positions - 1  # BOS takes one
-    if decoding.max_new_tokens > limit:
-        raise UserError(f"decoding.max_new_tokens={decoding.max_new_tokens} is more than this model's limit of {limit}")
+    require_room(captioner, decoding)
     decoder = StepwiseDecoder(captioner, pixel_values, decoding.room)
     return decoding.captions(decoder, range(len(pixel_values)) if addresses is None else addresses)

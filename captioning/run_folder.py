@@ -1,0 +1,51 @@
+"""Run folders as the commands meet them: new, already taken, or to be continued."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from captioning.errors import UserError
+from captioning.files import write_atomically
+
+LAST = Path("checkpoints", "last.ckpt")
+
+
+def refuse_existing_run(run_dir: Path) -> None:
+    """Raise UserError if a run lies in `run_dir` already; one that ended before its first step doesn't count."""
+    if (run_dir / LAST).is_file():
+        raise UserError(
+            f"run_dir={run_dir} already holds a run; continue it with resume={run_dir}, or choose another run_dir"
+        )
+    if (run_dir / "metrics.csv").is_file():
+        raise UserError(f"run_dir={run_dir} already holds a run without a checkpoint; choose another run_dir")
+
+
+def make_folder(run_dir: Path) -> None:
+    """Raise UserError if `run_dir` cannot be made; Hydra would end in a stack trace."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        accessible = os.access(run_dir, os.W_OK | os.X_OK)
+        reason = "you may not write into it"
+    except OSError as error:
+        accessible, reason = False, error.strerror or str(error)
+    if not accessible:
+        raise UserError(f"run_dir={run_dir} cannot be written: {reason}; choose another folder with run_dir=...")
+
+
+def overrides_of_run(run_dir: Path) -> list[str]:
+    """The overrides that the run was started or last resumed with, save where it lies."""
+    saved = run_dir / ".hydra" / "overrides.yaml"
+    if not saved.is_file() or not (run_dir / LAST).is_file():
+        raise UserError(
+            f"resume={run_dir} is not a run folder with .hydra/overrides.yaml and {LAST}; "
+            "give the folder that train.py printed when it started"
+        )
+    return [str(o) for o in OmegaConf.load(saved) if not str(o).startswith(("resume=", "run_dir="))]
+
+
+def keep_composition(run_dir: Path, config: DictConfig, overrides: Sequence[str]) -> None:
+    """Let the next `resume` start from these overrides; for a resumed run, once it is known to go on."""
+    write_atomically(run_dir / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(ListConfig(list(overrides))))
+    write_atomically(run_dir / ".hydra" / "config.yaml", OmegaConf.to_yaml(config))
