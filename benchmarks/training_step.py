@@ -8,7 +8,6 @@ AdamW. Both have dropout 0.1 everywhere; "ours" has none in the attention, which
 """
 
 import argparse
-import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -54,10 +53,11 @@ class Bench:
 
     def __init__(self, size: dict[str, int], pictures: int):
         torch.manual_seed(0)
-        network, picture_format = network_of(size)
-        # The same parameters in stock layers; the captioner changes how those of its own network multiply.
-        self.peer = copy.deepcopy(network, memo={id(p): p for p in network.parameters()})
-        self.captioner = ImageCaptioner(network, picture_format)
+        # The peer in GPT-2's own configuration; the same parameters in ours, which computes GELU in one kernel.
+        self.peer = network_of(size, "gelu_new")
+        network = network_of(size, "gelu_pytorch_tanh")
+        network.load_state_dict(self.peer.state_dict(keep_vars=True), assign=True)
+        self.captioner = ImageCaptioner(network, PictureFormat((size["image_size"], size["image_size"])))
         self.optimizer = build_optimizer(self.captioner, weight_decay=0.01, betas=(0.9, 0.999), fused=True)
         for group in self.optimizer.param_groups:
             group["lr"] = 1e-5
@@ -97,7 +97,7 @@ class Bench:
         self.optimizer.step()
 
 
-def network_of(size: dict[str, int]) -> tuple[VisionEncoderDecoderModel, PictureFormat]:
+def network_of(size: dict[str, int], activation: str) -> VisionEncoderDecoderModel:
     """ViT-B/16 and GPT-2, or the like in small, with random weights and dropout 0.1."""
     width, layers, heads = size["width"], size["layers"], size["heads"]
     encoder = ViTConfig(
@@ -112,11 +112,12 @@ def network_of(size: dict[str, int]) -> tuple[VisionEncoderDecoderModel, Picture
         n_embd=width,
         n_layer=layers,
         n_head=heads,
+        activation_function=activation,
         add_cross_attention=True,
         bos_token_id=size["vocab_size"] - 1,
         eos_token_id=size["vocab_size"] - 1,
     )
-    return compose(encoder, decoder), PictureFormat((size["image_size"], size["image_size"]))
+    return compose(encoder, decoder)
 
 
 def random_rows(pictures: int, size: dict[str, int]) -> list[Row]:
@@ -150,6 +151,7 @@ def times(size: dict[str, int], repeats: int) -> str:
         cases = {case: (lambda case=case: bench.step(case)) for case in CASES}
         seconds = interleaved_seconds(cases, repeats)
         ratios = [f"{seconds[CASES[0]] / seconds[case]:.2f}x" for case in CASES[1:]]
+        print(stage, {case: round(value, 3) for case, value in seconds.items()}, file=sys.stderr, flush=True)
         reach = REACH[stage] if size is FULL else "-"
         rows.append([stage, *(f"{seconds[case]:.3f}" for case in CASES), *ratios, reach])
     header = ["trains", *(f"{case}, s" for case in CASES), "ratio, like for like", "ratio, ours", "reach"]
