@@ -52,3 +52,6 @@ lint: setup  ## style, format and types
 bench: setup  ## measure what the README claims, on this machine
 	$(BIN)/python benchmarks/demo.py
 	$(BIN)/python benchmarks/generation.py --small
+	$(BIN)/python benchmarks/training_step.py --small
+	$(BIN)/python benchmarks/packing_quality.py --small
+	$(BIN)/python benchmarks/loop_overhead.py --small

@@ -2,8 +2,8 @@
 
 python benchmarks/training_step.py [--small] [--repeats N] [--memory]
 
-One model of random weights serves both: `VisionEncoderDecoderModel` itself with one caption a row, and our
-`ImageCaptioner` around it with a picture's five captions in one row. A step is forward, backward, clipping and fused
+Both have the same random weights: `VisionEncoderDecoderModel` with one caption a row, and our `ImageCaptioner` with a
+picture's five captions in one row. A step is forward, backward, clipping and fused
 AdamW. Both have dropout 0.1 everywhere; "ours" has none in the attention, which is `model=vit_gpt2`'s own setting.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from measuring import interleaved_seconds, peak_bytes, setting, table
 from torch import Tensor
-from transformers import GPT2Config, ViTConfig
+from transformers import GPT2Config, VisionEncoderDecoderModel, ViTConfig
 
 from captioning.batch import IGNORE, CaptionBatch, PictureFormat
 from captioning.data.packing import Row, pack
@@ -53,7 +53,11 @@ class Bench:
 
     def __init__(self, size: dict[str, int], pictures: int):
         torch.manual_seed(0)
-        self.captioner = captioner_of(size)
+        # The peer in GPT-2's own configuration; the same parameters in ours, which computes GELU in one kernel.
+        self.peer = network_of(size, "gelu_new")
+        network = network_of(size, "gelu_pytorch_tanh")
+        network.load_state_dict(self.peer.state_dict(keep_vars=True), assign=True)
+        self.captioner = ImageCaptioner(network, PictureFormat((size["image_size"], size["image_size"])))
         self.optimizer = build_optimizer(self.captioner, weight_decay=0.01, betas=(0.9, 0.999), fused=True)
         for group in self.optimizer.param_groups:
             group["lr"] = 1e-5
@@ -64,6 +68,8 @@ class Bench:
     def enter(self, stage: str) -> None:
         """Train what the stage trains, from no optimizer state."""
         self.captioner.set_trainable(STAGES[stage])
+        for ours, theirs in zip(self.captioner.network.modules(), self.peer.modules(), strict=True):
+            theirs.training = ours.training  # frozen parts without dropout in both
         self.optimizer.state.clear()
         self.batch = self.cached() if stage == "encoder cached" else self.packed
 
@@ -81,7 +87,7 @@ class Bench:
             block.attn.attn_dropout.p = block.crossattention.attn_dropout.p = attention_dropout
         self.optimizer.zero_grad()
         if case == "hugging face":
-            self.captioner.network(pixel_values=self.pixel_values, labels=self.labels).loss.backward()
+            self.peer(pixel_values=self.pixel_values, labels=self.labels).loss.backward()
             scale: float | Tensor = 1.0
         else:
             nats, tokens = self.captioner.loss(self.batch)
@@ -91,7 +97,7 @@ class Bench:
         self.optimizer.step()
 
 
-def captioner_of(size: dict[str, int]) -> ImageCaptioner:
+def network_of(size: dict[str, int], activation: str) -> VisionEncoderDecoderModel:
     """ViT-B/16 and GPT-2, or the like in small, with random weights and dropout 0.1."""
     width, layers, heads = size["width"], size["layers"], size["heads"]
     encoder = ViTConfig(
@@ -106,11 +112,12 @@ def captioner_of(size: dict[str, int]) -> ImageCaptioner:
         n_embd=width,
         n_layer=layers,
         n_head=heads,
+        activation_function=activation,
         add_cross_attention=True,
         bos_token_id=size["vocab_size"] - 1,
         eos_token_id=size["vocab_size"] - 1,
     )
-    return ImageCaptioner(compose(encoder, decoder), PictureFormat((size["image_size"], size["image_size"])))
+    return compose(encoder, decoder)
 
 
 def random_rows(pictures: int, size: dict[str, int]) -> list[Row]:
@@ -144,6 +151,7 @@ def times(size: dict[str, int], repeats: int) -> str:
         cases = {case: (lambda case=case: bench.step(case)) for case in CASES}
         seconds = interleaved_seconds(cases, repeats)
         ratios = [f"{seconds[CASES[0]] / seconds[case]:.2f}x" for case in CASES[1:]]
+        print(stage, {case: round(value, 3) for case, value in seconds.items()}, file=sys.stderr, flush=True)
         reach = REACH[stage] if size is FULL else "-"
         rows.append([stage, *(f"{seconds[case]:.3f}" for case in CASES), *ratios, reach])
     header = ["trains", *(f"{case}, s" for case in CASES), "ratio, like for like", "ratio, ours", "reach"]

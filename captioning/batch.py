@@ -50,7 +50,8 @@ class CaptionBatch:
 
     `caption_index` is 1..K within a caption and 0 on padding, so that padding is known by position and never by
     comparing token ids. `labels` are already shifted: `labels[b, s]` is the token that follows `input_ids[b, s]` in
-    the same caption, or `IGNORE`. `image_ids` stay on the host.
+    the same caption, or `IGNORE`. `image_ids` and `caption_count` stay on the host, so that no one waits for a GPU in
+    order to know them.
     """
 
     pixel_values: Tensor | None  # (B, 3, H, W) uint8
@@ -59,6 +60,7 @@ class CaptionBatch:
     caption_index: Tensor  # (B, S) int64
     labels: Tensor  # (B, S) int64
     image_ids: tuple[int | str, ...]
+    caption_count: int  # of all rows
     encoder_hidden_states: Tensor | None = None  # (B, P, D) in the number format that they are kept in
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "CaptionBatch":
@@ -76,8 +78,3 @@ class CaptionBatch:
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
-
-    @property
-    def caption_count(self) -> int:
-        """How many captions the rows hold: each starts at position 0 of a non-padding token."""
-        return int(((self.position_ids == 0) & (self.caption_index > 0)).sum())

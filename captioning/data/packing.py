@@ -66,6 +66,7 @@ def pack(rows: Sequence[Row]) -> CaptionBatch:
         caption_index=torch.from_numpy(caption_index),
         labels=torch.from_numpy(labels),
         image_ids=tuple(row.image_id for row in rows),
+        caption_count=sum(len(row.captions) for row in rows),
         encoder_hidden_states=_stacked([row.encoder_hidden_states for row in rows]),
     )
 

@@ -74,6 +74,8 @@ def from_pretrained(
             f"model.decoder={decoder} has {decoder_config.vocab_size} tokens and the data's tokenizer {vocab_size}; "
             f"set data.tokenizer to the decoder's own, such as data.tokenizer={decoder}"
         )
+    if decoder_config.activation_function == "gelu_new":
+        decoder_config.activation_function = "gelu_pytorch_tanh"  # the same function in one kernel, not eight
     decoder_config.update(
         {
             "add_cross_attention": True,

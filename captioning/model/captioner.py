@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import VisionEncoderDecoderModel
 
 from captioning.batch import IGNORE, CaptionBatch, PictureFormat
+from captioning.model.products import use_products
 from captioning.model.vocabulary_loss import summed_cross_entropy
 
 GROUPS = ("cross_attention", "decoder", "encoder")  # what stages train, see conf/stage
@@ -40,6 +41,7 @@ class ImageCaptioner(nn.Module):
     def __init__(self, network: VisionEncoderDecoderModel, picture_format: PictureFormat):
         super().__init__()
         self.network = network
+        use_products(network)
         self.picture_format = picture_format
         # Constants of the checkpoint's processor: on the model's device, but not weights.
         mean, std = torch.tensor(picture_format.mean), torch.tensor(picture_format.std)

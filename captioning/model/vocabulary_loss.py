@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from captioning.model.products import product
+
 CHUNK_TOKENS = 512  # 100 MB of float32 logits
 
 
@@ -45,15 +47,15 @@ class _SummedCrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden), CHUNK_TOKENS):
             here = slice(start, start + CHUNK_TOKENS)
             inputs, targets = hidden[here].to(dtype), labels[here, None]  # (C, D), (C, 1)
-            log_p = F.log_softmax((inputs @ matrix.T).float(), -1)  # (C, V)
+            log_p = F.log_softmax(product(inputs, matrix).float(), -1)  # (C, V)
             nats -= log_p.gather(-1, targets).sum()
             if not (wants_hidden or wants_weight):
                 continue
             of_logits = log_p.exp_().scatter_add_(-1, targets, -torch.ones_like(targets, dtype=log_p.dtype)).to(dtype)
             if of_hidden is not None:
-                of_hidden[here] = of_logits @ matrix
+                of_hidden[here] = product(of_logits, matrix.T)
             if wants_weight:
-                part = (of_logits.T @ inputs).float()
+                part = product(of_logits.T, inputs.T).float()
                 of_weight = part if of_weight is None else of_weight.add_(part)
         ctx.gradients = of_hidden, of_weight, weight.dtype
         return nats

@@ -1,0 +1,153 @@
+"""How much sooner does training reach a validation perplexity when a picture's captions share one row?
+
+python benchmarks/packing_quality.py [--small] [--photographs ROOT] [--seconds N]
+
+Two runs through `train(cfg)`, alike but for `data.captions_per_image`: all of a picture's captions in a row, or one.
+Both take as many captions a step and meet every caption once an epoch; the packed run's steps see fewer pictures. They
+run side by side, one thread each, so that whatever else the machine does meets both. Validation is not counted. ROOT is
+a folder with Flickr8k, on which `model=tiny` learns from photographs instead of drawn shapes.
+"""
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from hydra import compose, initialize_config_dir
+from measuring import setting, table
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from train import train
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+Curve = list[tuple[float, float]]  # (seconds of training, validation perplexity)
+LEAST = 2.0  # times sooner
+PACKED, SINGLE = 6, 1  # captions a row; shapes' pictures have 4 to 6, Flickr8k's 5
+PICTURES = 32  # a packed step; a step of single captions has as many captions
+SHOWN = 8  # points of a curve
+
+COMMON = [
+    *("trainer=cpu", "trainer._target_=__main__.clocked_trainer", "trainer.max_epochs=100000", "logger=csv"),
+    *("sample_pictures=0", "stage.warmup_steps=50", "stage.decay=none", "trainer.num_sanity_val_steps=0"),
+    "stage.phases=[{from_epoch:0,train:[cross_attention,decoder,encoder]}]",
+]
+SHAPES = ["experiment=demo", "data.val_pictures=200", "data.test_pictures=4", "trainer.limit_train_batches=20"]
+PHOTOGRAPHS = [
+    *("data=flickr8k", "model=tiny", "data.tokenizer=null", "data.num_workers=0", "data.on_missing=skip"),
+    "stage.learning_rates={cross_attention:1e-3,decoder:1e-3,encoder:5e-4}",
+    *("+trainer.limit_train_batches=10", "+trainer.limit_test_batches=1"),
+]
+
+
+class Clock(L.Callback):
+    """Notes the validation perplexity against seconds of training, and ends the run when they are spent."""
+
+    def __init__(self, seconds: float):
+        self.curve: Curve = []
+        self._limit, self._spent, self._since = seconds, 0.0, 0.0
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._since = time.perf_counter()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._spent += time.perf_counter() - self._since
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.curve.append((self._spent, float(trainer.callback_metrics["val/perplexity"])))
+        trainer.should_stop = self._spent > self._limit
+
+
+clock = Clock(0)
+
+
+def clocked_trainer(callbacks: list[L.Callback], **arguments: Any) -> L.Trainer:
+    """`lightning.Trainer` with the clock among its callbacks."""
+    return L.Trainer(callbacks=[clock, *callbacks], **arguments)
+
+
+def curve_of(captions_per_image: int, seconds: float, root: str | None) -> Curve:
+    """Train for so many seconds."""
+    clock.__init__(seconds)  # type: ignore[misc]
+    data = SHAPES if root is None else [*PHOTOGRAPHS, f"data.root={root}"]
+    rows = PICTURES if captions_per_image == PACKED else PICTURES * 5
+    packing = [f"data.captions_per_image={captions_per_image}", f"data.batch_size={rows}"]
+    with tempfile.TemporaryDirectory() as folder, initialize_config_dir(str(CONF), version_base="1.3"):
+        train(compose("train", [*data, *COMMON, *packing, f"run_dir={folder}"]))
+    return clock.curve
+
+
+def side_by_side(options: list[str]) -> dict[int, Curve]:
+    """Both runs at once, each a process with one thread."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    started = {
+        captions: subprocess.Popen(
+            [sys.executable, __file__, "--one", str(captions), *options],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        for captions in (PACKED, SINGLE)
+    }
+    outputs = {captions: process.communicate()[0] for captions, process in started.items()}
+    if any(process.returncode for process in started.values()):
+        sys.exit(f"a run failed; see it with python {Path(__file__).name} --one {PACKED} {' '.join(options)}")
+    return {captions: json.loads(output.splitlines()[-1]) for captions, output in outputs.items()}
+
+
+def seconds_to(curve: Curve, perplexity: float) -> float:
+    """When the curve first reaches `perplexity`, straight between its points; infinite if it never does."""
+    before = (0.0, math.inf)
+    for seconds, reached in curve:
+        if reached <= perplexity:
+            part = (before[1] - perplexity) / (before[1] - reached) if math.isfinite(before[1]) else 1.0
+            return before[0] + part * (seconds - before[0])
+        before = (seconds, reached)
+    return math.inf
+
+
+def report(curves: dict[int, Curve]) -> tuple[str, float]:
+    """The curves as a table of perplexities that both reach, and how much sooner packing reaches the lowest."""
+    lowest = max(min(perplexity for _, perplexity in curve) for curve in curves.values())
+    highest = max(curve[0][1] for curve in curves.values())
+    levels = [highest * (lowest / highest) ** (n / (SHOWN - 1)) for n in range(SHOWN - 1)] + [lowest]
+    reached = [[seconds_to(curves[captions], level) for captions in (PACKED, SINGLE)] for level in levels]
+    rows = [
+        [f"{level:.3f}", f"{packed:.1f}", f"{single:.1f}", f"{single / packed:.2f}x"]
+        for level, (packed, single) in zip(levels, reached, strict=True)
+    ]
+    header = ["validation perplexity", "packed, s", "one caption a row, s", "sooner"]
+    return table(header, rows), reached[-1][1] / reached[-1][0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--small", action="store_true", help="20 seconds of training")
+    parser.add_argument("--seconds", type=float, default=120, help="of training")
+    parser.add_argument("--photographs", metavar="ROOT", help="a folder with Flickr8k")
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    seconds = 20.0 if arguments.small else arguments.seconds
+    if arguments.one:
+        with contextlib.redirect_stdout(sys.stderr):
+            curve = curve_of(arguments.one, seconds, arguments.photographs)
+        print(json.dumps(curve))
+        return
+    data = "Flickr8k's photographs, model=tiny" if arguments.photographs else "shapes, the demo's model"
+    print(f"{setting()}\n{data}; {seconds:.0f} seconds of training each, side by side, a thread each\n", flush=True)
+    photographs = ["--photographs", arguments.photographs] if arguments.photographs else []
+    text, sooner = report(side_by_side(["--seconds", str(seconds), *photographs]))
+    print(f"{text}\n\n{sooner:.2f}x sooner (>= {LEAST:.0f}x: {'met' if sooner >= LEAST else 'MISSED'})")
+    sys.exit(0 if sooner >= LEAST else 1)
+
+
+if __name__ == "__main__":
+    main()
