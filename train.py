@@ -57,7 +57,7 @@ class Run:
 def train(cfg: DictConfig) -> Run:
     """Compose, fit, and test the best checkpoint."""
     if cfg.data.get("root"):  # photographs; shapes are drawn
-        recognise(cfg.data.dataset, Path(str(cfg.data.root)), cfg.data.layout)
+        recognise(cfg.data.dataset, Path(str(cfg.data.root)).expanduser(), cfg.data.layout)
 
     # Imported here, since they take seconds: help, a typo or a wrong path is answered before.
     import lightning as L

@@ -42,7 +42,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             "loaded, since that could run code. Give a checkpoint that train.py wrote"
         ) from error
     except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
-        raise UserError(f"checkpoint {path} is damaged or is no checkpoint; give another, such as last.ckpt") from error
+        raise UserError(f"checkpoint {path} is damaged or is no checkpoint; give another one") from error
     ours = isinstance(checkpoint, dict) and isinstance(checkpoint.get("captioner"), dict) and "state_dict" in checkpoint
     if not ours or not {"description", "tokenizer"} <= checkpoint["captioner"].keys():
         raise UserError(f"checkpoint {path} is of another program or architecture; give one that train.py wrote")

@@ -80,9 +80,9 @@ def without(key, index, name):
         (changed("images", 1, file_name="a\\..\\..\\x.jpg"), "leads out of"),
         (changed("images", 1, file_name=""), "leads out of"),
         (changed("images", 1, id=1), r"image 1 is .*01\.jpg \(.*images\[0\]\) and .*02\.jpg \(.*images\[1\]\)"),
-        (changed("images", 1, id=3), r"image 3 is in train \(.*train2017\.json: images\[1\]\) and in val"),
-        (lambda data: data.pop("annotations"), r"json: annotations is missing; it should be a list"),
-        (lambda data: data.update(images={}), r"json: images is \{\}, not a list"),
+        (changed("images", 1, id=3), r"image 3 is in train \(.*train2017\.json:\d+: images\[1\]\) and in val"),
+        (lambda data: data.pop("annotations"), r"json:1: annotations is missing; it should be a list"),
+        (lambda data: data.update(images={}), r"json:1: images is \{\}, not a list"),
         (lambda data: data["images"].append(5), r"images\[2\] is 5, not an object"),
     ],
 )
@@ -101,7 +101,7 @@ def test_a_malformed_coco_file_is_named_with_the_key(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"images": [],\n "annotations": [,]}', r"2017\.json:2: this is not valid JSON \(.*\)$"),
+        (b'{"images": [],\n "annotations": [,]}', r"2017\.json:2: this is not valid JSON \(.*\); fetch it again$"),
         (b'{"images": [\n{"id": 1},\n', r"2017\.json:3: .* the file ends too early, fetch it again"),
         (b"", r"2017\.json:1: .* ends too early"),
         (b'{"images": "\n\xff"}', r"2017\.json:2: this is not UTF-8"),
@@ -193,3 +193,14 @@ def test_karpathys_coco_agrees_with_coco(shared_data):
         assert photograph.path == official[image_id].path
     splits = [p.split for p in karpathys.values()]
     assert [splits.count(split) for split in ("train", "restval", "val", "test")] == [48, 16, 16, 16]
+
+
+def test_a_malformed_entry_is_named_with_its_line(tmp_path):
+    coco(tmp_path)
+    path = tmp_path / "annotations" / "captions_train2017.json"
+    content = json.loads(path.read_text())
+    content["annotations"][2]["caption"] = 7
+    path.write_text(json.dumps(content, indent=1))
+    (line,) = [n for n, text in enumerate(path.read_text().splitlines(), start=1) if text.strip() == '"caption": 7']
+    with pytest.raises(UserError, match=rf"train2017\.json:{line}: annotations\[2\]\.caption is 7, not a text"):
+        find_photographs("coco", tmp_path)

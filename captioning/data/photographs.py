@@ -56,7 +56,9 @@ class PhotographDataModule(CaptionDataModule):
     ):
         super().__init__(**common)
         check_division(fraction=fraction, use_restval=use_restval, on_missing=on_missing)  # before COCO is read
-        self._dataset, self._root, self._layout = dataset, Path(root), layout
+        if not isinstance(root, str) or not root:
+            raise UserError(f"data.root={root} must be a folder; set data.root=PATH")
+        self._dataset, self._root, self._layout = dataset, Path(root).expanduser(), layout
         self._fraction, self._use_restval, self._on_missing = fraction, use_restval, on_missing
 
     def read(self) -> dict[str, Split]:
