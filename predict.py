@@ -42,7 +42,7 @@ def predict(cfg: DictConfig) -> Prediction:
     from tqdm import tqdm
 
     from captioning.data.randomness import addressed_seed
-    from captioning.model.generation import generate
+    from captioning.model.generation import generate, require_room
     from captioning.prediction.batches import picture_loader
     from captioning.prediction.devices import autocast, chosen_device, placed
     from captioning.prediction.loading import load_captioner
@@ -52,6 +52,7 @@ def predict(cfg: DictConfig) -> Prediction:
     device = chosen_device(cfg.device)
     precision = autocast(device, cfg.precision)
     captioner, tokenizer = load_captioner(checkpoint)
+    require_room(captioner, decoding)
     captioner = placed(captioner, device, cfg.precision)
     loader = picture_loader(
         paths,

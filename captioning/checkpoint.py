@@ -14,12 +14,13 @@ def checkpoint_file(checkpoint: str | Path) -> Path:
         UserError: if there is none.
     """
     path = Path(checkpoint)
-    if path.is_file():
-        return path
     candidates = [path / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
+    try:
+        found = next((candidate for candidate in (path, *candidates) if candidate.is_file()), None)
+    except OSError as error:
+        raise UserError(f"checkpoint={checkpoint} can't be looked at: {error.strerror}; check the path") from error
+    if found:
+        return found
     problem = (
         f"holds no {' or '.join(str(c.relative_to(path)) for c in candidates)}" if path.is_dir() else "is not there"
     )
@@ -41,6 +42,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"checkpoint {path} holds more than tensors and plain containers, or is no checkpoint at all; it was not "
             "loaded, since that could run code. Give a checkpoint that train.py wrote"
         ) from error
+    except PermissionError as error:
+        raise UserError(f"checkpoint {path} may not be read; check its permissions") from error
     except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
         raise UserError(f"checkpoint {path} is damaged or is no checkpoint; give another one") from error
     ours = isinstance(checkpoint, dict) and isinstance(checkpoint.get("captioner"), dict) and "state_dict" in checkpoint

@@ -96,9 +96,15 @@ def quiet_libraries() -> None:
 
 def require(config: DictConfig, key: str, example: str) -> Any:
     """The value of a key that has no default."""
-    if config[key] is None:
+    try:
+        value = plain(config, key).get(key)
+    except OmegaConfBaseException as error:
+        raise UserError(
+            f"{key} cannot be read: {str(error).splitlines()[0]}; a path with ${{ in it is not to be had"
+        ) from error
+    if value is None:
         raise UserError(f"{key} is missing; say which, for example {example}")
-    return plain(config, key)[key]
+    return value
 
 
 def whole(config: DictConfig, key: str, least: int) -> int:

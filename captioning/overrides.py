@@ -1,6 +1,8 @@
 """The command line before Hydra sees it: paths quoted, mistakes told in a sentence, a resumed run's overrides added."""
 
 import difflib
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,7 +31,8 @@ def prepared_arguments(arguments: list[str], config_dir: Path, config_name: str)
         UserError: if an override names nothing that exists or has a word where a number belongs, if `resume` names no
             run, or if `run_dir` names one that exists or cannot be written.
     """
-    arguments = [quoted(argument) for argument in arguments]
+    multirun = bool({"-m", "--multirun"} & set(arguments))
+    arguments = [argument if multirun and _is_sweep(argument) else quoted(argument) for argument in arguments]
     resume = _value_of("resume", arguments)
     if resume is not None:
         if any(argument.startswith("run_dir=") for argument in arguments):
@@ -40,12 +43,12 @@ def prepared_arguments(arguments: list[str], config_dir: Path, config_name: str)
     elif (run_dir := _value_of("run_dir", arguments)) is not None:
         if not run_dir:
             raise UserError("run_dir is empty; name a folder, or leave it out")
-        if {"-m", "--multirun"} & set(arguments):
+        if multirun:
             raise UserError(f"run_dir={run_dir} is for one run; a multirun's jobs lie in hydra.sweep.dir={run_dir}")
         refuse_existing_run(Path(run_dir))
     flags = [argument for argument in arguments if argument.startswith("-")]
     if set(flags) <= {"-m", "--multirun"}:  # the rest, such as --help, is Hydra's own business
-        check_overrides([a for a in arguments if a not in flags], config_dir, config_name)
+        check_overrides([a for a in arguments if a not in flags], config_dir, config_name, multirun)
         if config_name == "train":
             make_folder(Path(_value_of("run_dir", arguments) or "runs"))
     return arguments
@@ -62,6 +65,9 @@ def quoted(argument: str) -> str:
     key, equals, value = argument.partition("=")
     if key not in PATH_KEYS or not equals or value[:1] in ("'", '"', "["):
         return argument
+    if value.startswith("~"):  # which no shell expands behind `data.root=`
+        value = os.path.expanduser(value)  # noqa: PTH111  # leaves the name of an unknown user as it is
+        argument = f"{key}={value}"
     try:
         parsed = OverridesParser.create().parse_override(argument)
         if not parsed.is_sweep_override() and parsed.value() in (value, None):
@@ -72,9 +78,21 @@ def quoted(argument: str) -> str:
     return f"{key}='{escaped}'"
 
 
-def check_overrides(arguments: list[str], config_dir: Path, config_name: str) -> None:
+def _is_sweep(argument: str) -> bool:
+    try:
+        return OverridesParser.create().parse_override(argument).is_sweep_override()
+    except HydraException:
+        return False
+
+
+def check_overrides(arguments: list[str], config_dir: Path, config_name: str, multirun: bool = False) -> None:
     """Raise UserError, with the nearest name that exists, for an override that cannot be meant."""
     overrides = [_parsed(argument) for argument in arguments]
+    for override in overrides:
+        if override.is_sweep_override() and not multirun:
+            raise UserError(
+                f"{override.input_line} is a choice of several; add -m to run them all, or put it into quotes"
+            )
     with initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):
         groups = [o for o in overrides if _is_group(o, config_dir)]
         values = [o for o in overrides if not _is_group(o, config_dir)]
@@ -82,7 +100,7 @@ def check_overrides(arguments: list[str], config_dir: Path, config_name: str) ->
             _check_choice(override, config_dir)
         before = _composed(config_name, groups)
         for override in values:
-            _check_value(override, before)
+            _check_value(override, before, config_dir)
         _composed(config_name, overrides)
 
 
@@ -133,15 +151,24 @@ def _choices_named(override: Override) -> Iterator[str | None]:
         yield None if value is None else str(value)
 
 
-def _check_value(override: Override, before: DictConfig) -> None:
+def _choices_with(key: str, config_dir: Path) -> list[str]:
+    """Those choices of the key's own group that have it, such as `decoding=sampling` for `decoding.temperature`."""
+    group, _, name = key.partition(".")
+    files = sorted((config_dir / group).glob("*.yaml")) if name else []
+    return [f"{group}={file.stem}" for file in files if name in OmegaConf.load(file) and file.stem[0] != "_"]
+
+
+def _check_value(override: Override, before: DictConfig, config_dir: Path) -> None:
     key = override.key_or_group
-    if override.is_add() or override.is_force_add() or override.is_delete() or key.split(".")[0] == "hydra":
+    if override.is_add() or override.is_force_add() or override.is_delete() or re.split("[./]", key)[0] == "hydra":
         return
     values = _keys(before)
     known = values | {name.partition(".")[0] for name in values}  # and the groups
     if key not in known and not any(name.startswith(f"{key}.") for name in known):
         is_trainers = key.rpartition(".")[0] == "trainer"
         added = f"; +{key}=... passes an argument to lightning.Trainer that is not listed" if is_trainers else ""
+        if choices := _choices_with(key, config_dir):
+            raise UserError(f"there is no key {key} as things are chosen; it is of {' or '.join(choices)}")
         raise UserError(f"there is no key {key}{_meant(key, sorted(known), cutoff=0.8)}{added}; conf/ lists them all")
     old = OmegaConf.select(before, key) if key not in WORDS_TOO else None
     if override.is_sweep_override() or not isinstance(old, int | float):

@@ -11,7 +11,7 @@ CONF = Path(__file__).parents[1] / "conf"
 
 
 def check(*overrides, config="train"):
-    check_overrides(list(overrides), CONF, config)
+    check_overrides(list(overrides), CONF, config, multirun=True)
 
 
 @pytest.mark.parametrize(
@@ -102,3 +102,36 @@ def test_a_resumed_run_keeps_its_overrides_and_takes_new_ones(tmp_path):
 def test_resuming_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="not a run folder"):
         prepared_arguments([f"resume={tmp_path}"], CONF, "train")
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("decoding.temperature=0.7", r"it is of decoding=sampling$"),
+        ("decoding.num_beams=3", r"it is of decoding=beam$"),
+        ("decodng=greedy", r"did you mean decoding\?"),
+        ("batch_size=1,2", r"add -m to run them all"),
+        ("~decoding", r"choose one with decoding="),
+    ],
+)
+def test_the_way_out_is_named(argument, said):
+    with pytest.raises(UserError, match=said):
+        prepared_arguments([argument], CONF, "predict")
+
+
+def test_hydras_own_groups_can_be_overridden():
+    given = ["experiment=demo", "hydra/job_logging=disabled"]
+    assert prepared_arguments(given, CONF, "train") == given
+
+
+def test_a_multiruns_sweep_over_paths_stays_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = ["-m", "experiment=demo", "data.tokenizer=a,b"]
+    assert prepared_arguments(given, CONF, "train") == given
+    with pytest.raises(UserError, match=r"hydra\.sweep\.dir=x"):
+        prepared_arguments(["-m", "experiment=demo", "run_dir=x"], CONF, "train")
+
+
+def test_the_home_folder_is_meant_by_a_tilde(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert quoted("data.root=~/coco") == f"data.root={tmp_path}/coco"

@@ -18,10 +18,14 @@ def load_captioner(path: Path) -> tuple[ImageCaptioner, CaptionTokenizer]:
         UserError: if the file is not one of ours.
     """
     contents = read_checkpoint(path)
-    captioner = from_description(contents["captioner"]["description"])
+    try:
+        captioner = from_description(contents["captioner"]["description"])
+        tokenizer = CaptionTokenizer.from_json(contents["captioner"]["tokenizer"])
+    except Exception as error:  # of a damaged tokenizer the library raises a bare Exception
+        raise UserError(f"checkpoint {path} describes no captioner; give one that train.py wrote") from error
     weights = {k.removeprefix(WEIGHTS): v for k, v in contents["state_dict"].items() if k.startswith(WEIGHTS)}
     try:
         captioner.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(f"checkpoint {path} holds weights that do not fit its own description of the model") from error
-    return captioner.eval(), CaptionTokenizer.from_json(contents["captioner"]["tokenizer"])
+    return captioner.eval(), tokenizer

@@ -44,7 +44,7 @@ def find_pictures(source: str | Path | Sequence[str | Path]) -> list[Path]:
 def _expand(source: str | Path, may_be_missing: bool) -> list[Path]:
     if not str(source):
         raise UserError("input is empty; give a folder, a pattern, a file or a list of them")
-    path = Path(source).expanduser()
+    path = _at_home(str(source))
     try:
         is_folder, is_file = path.is_dir(), path.is_file()
     except (OSError, ValueError) as error:  # a name too long, a folder that may not be entered, a null character
@@ -121,14 +121,22 @@ def _wanted(match: Path, wild: Sequence[str]) -> bool:
 
 
 def _in_list(listing: Path) -> list[Path]:
-    text = listing.read_bytes().decode("utf-8-sig", "surrogateescape")  # file names need not be UTF-8
+    try:
+        text = listing.read_bytes().decode("utf-8-sig", "surrogateescape")  # file names need not be UTF-8
+    except OSError as error:
+        raise UserError(f"input={listing} can't be read: {error.strerror}; check its permissions") from error
     if "\0" in text:
         raise UserError(f"input={listing} is not a text file; a .txt file has to hold one path a line")
     # not splitlines: it also splits at characters that file names may hold
-    paths = [listing.parent / Path(line.strip()).expanduser() for line in text.split("\n") if line.strip()]
+    paths = [listing.parent / _at_home(line.strip()) for line in text.split("\n") if line.strip()]
     if not paths:
         raise UserError(f"input={listing} lists no picture; write one path a line into it")
     return paths
+
+
+def _at_home(path: str) -> Path:
+    """A leading `~` is the home folder; that of a user who is not known here is a file's name."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111  # Path.expanduser raises for an unknown user
 
 
 def _is_picture_name(path: Path) -> bool:

@@ -8,11 +8,11 @@ from torch import Tensor
 from captioning.model.generation.captions import Caption, caption_of
 from captioning.model.generation.steps import StepwiseDecoder, worth_leaving
 
-Choose = Callable[[Tensor, Tensor | None], Tensor]  # logits (R, V), draws (R,) -> token ids (R,)
+Choose = Callable[[Tensor, Tensor], Tensor]  # logits (R, V), the pictures' places among all (R,) -> token ids (R,)
 
 
-def choose_tokens(decoder: StepwiseDecoder, choose: Choose, draws: Tensor | None, max_new_tokens: int) -> list[Caption]:
-    """Captions of the decoder's pictures, each token as `choose` says, from `draws` (B, T) where it needs some."""
+def choose_tokens(decoder: StepwiseDecoder, choose: Choose, max_new_tokens: int) -> list[Caption]:
+    """Captions of the decoder's pictures, each token as `choose` says."""
     device, eos_token_id = decoder.device, decoder.eos_token_id
     tokens = torch.full((decoder.pictures, max_new_tokens), eos_token_id, device=device)
     log_probabilities = torch.zeros(decoder.pictures, device=device)  # sums
@@ -21,7 +21,7 @@ def choose_tokens(decoder: StepwiseDecoder, choose: Choose, draws: Tensor | None
     token = decoder.bos()[:, 0]
     for step in range(max_new_tokens):
         logits = decoder.logits(token[:, None], step)[:, 0].float()  # (R, V)
-        token = choose(logits, None if draws is None else draws[places.to(draws.device), step])
+        token = choose(logits, places)
         token = token.where(unfinished, eos_token_id)
         tokens[places, step] = token
         log_probability = logits.gather(-1, token[:, None])[:, 0] - logits.logsumexp(-1)

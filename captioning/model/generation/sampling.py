@@ -50,29 +50,42 @@ class Sampling:
 
     def captions(self, decoder: StepwiseDecoder, addresses: Sequence[int]) -> list[Caption]:
         """One for each of the decoder's pictures."""
-        return choose_tokens(decoder, self.choose, self.draws(addresses), self.max_new_tokens)
+        noise = GumbelNoise(self.seed, addresses)
 
-    def draws(self, addresses: Sequence[int]) -> Tensor:
-        """(B, T) uniform numbers, row b a function of (seed, addresses[b])."""
-        # NumPy's generators hash the whole of both numbers; torch's CPU generator heeds only 32 bits of its seed.
-        generators = (np.random.default_rng([self.seed, address]) for address in addresses)
-        return torch.from_numpy(np.stack([g.random(self.max_new_tokens, dtype=np.float32) for g in generators]))
+        def choose(logits: Tensor, places: Tensor) -> Tensor:
+            drawn = noise.of(places.tolist(), logits.shape[-1]).to(logits.device)
+            return (self.scores(logits) + drawn).argmax(-1)
 
-    def choose(self, logits: Tensor, draw: Tensor | None) -> Tensor:
-        """(R,) token ids from logits (R, V) and draws (R,).
+        return choose_tokens(decoder, choose, self.max_new_tokens)
 
-        The token in whose share of the cumulative probability, likeliest first, the draw falls.
-        """
-        assert draw is not None
-        ordered, token_ids = (logits.float() / self.temperature).sort(descending=True, stable=True)
-        probabilities = ordered.softmax(-1)
+    def scores(self, logits: Tensor) -> Tensor:
+        """(R, V) of which the softmax is what is drawn from: logits by temperature, -inf for what is filtered out."""
+        logits = logits.float()
+        scaled = (logits - logits.amax(-1, keepdim=True)) / self.temperature  # at most 0, however low the temperature
+        if self.top_k is None and self.top_p == 1:
+            return scaled
+        ordered, token_ids = scaled.sort(descending=True, stable=True)
+        dropped = torch.zeros_like(ordered, dtype=torch.bool)
         if self.top_k is not None:
-            probabilities[:, self.top_k :] = 0
-        before = probabilities.cumsum(-1) - probabilities
-        total = probabilities.sum(-1, keepdim=True)
-        probabilities = probabilities.masked_fill(before >= self.top_p * total, 0)  # the nucleus; never empty
-        cumulative = probabilities.cumsum(-1)
-        target = draw.to(logits.device)[:, None] * cumulative[:, -1:]
-        place = (cumulative <= target).sum(-1, keepdim=True)  # the first whose share ends beyond the target
-        last = (probabilities > 0).sum(-1, keepdim=True) - 1  # against rounding at the very end
-        return token_ids.gather(-1, place.minimum(last))[:, 0]
+            dropped[:, self.top_k :] = True
+        if self.top_p < 1:
+            probabilities = ordered.masked_fill(dropped, -torch.inf).softmax(-1)
+            dropped |= probabilities.cumsum(-1) - probabilities >= self.top_p  # the first is never dropped
+        return scaled.masked_fill(torch.zeros_like(dropped).scatter(-1, token_ids, dropped), -torch.inf)
+
+
+class GumbelNoise:
+    """Numbers that, added to scores, make the largest of them a draw from their softmax (Gumbel 1954).
+
+    A picture's numbers are a function of (seed, its address, step). Scores that differ by rounding, as those of
+    another batch size do, hardly ever have another largest sum; a walk along cumulative probabilities has.
+    """
+
+    def __init__(self, seed: int, addresses: Sequence[int]):
+        # NumPy's generators hash the whole of both numbers; torch's CPU generator heeds only 32 bits of its seed.
+        self._generators = [np.random.default_rng([seed, address]) for address in addresses]
+
+    def of(self, places: Sequence[int], vocab_size: int) -> Tensor:
+        """(R, V) float32, the next of the pictures at these places."""
+        exponential = [self._generators[i].standard_exponential(vocab_size, np.float32) for i in places]
+        return -torch.from_numpy(np.stack(exponential)).clamp(min=torch.finfo(torch.float32).tiny).log()
