@@ -7,6 +7,7 @@ from math import exp, log, sqrt
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional as F
 
 from captioning.batch import PictureFormat
@@ -14,6 +15,7 @@ from captioning.errors import UserError
 
 LONGEST_STRIP = 200  # times the shorter side
 ASPECT_JITTER = (3 / 4, 4 / 3)
+LUMA = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601: how bright red, green and blue look
 
 SIDES = re.compile(
     r"\b(?:top|bottom|upper|lower|far)?(?:left|right)(?:most|wards?|side|y|(?:-?hand(?:ed|er)?))?\b", re.IGNORECASE
@@ -51,13 +53,32 @@ class EvaluationTransform:
     def __call__(self, image: Image.Image) -> Tensor:
         """RGB picture of any size -> uint8 (3, H, W)."""
         if self._shortest is None:
-            return F.pil_to_tensor(image.resize((self._width, self._height), self._resampling))
+            return self._resized(image, self._width, self._height)
         image = _without_far_ends(image)
         # the longer side is rounded down, as transformers does
         width, height = (int(self._shortest * side / min(image.size)) for side in image.size)
-        image = image.resize((width, height), self._resampling)
         left, top = (width - self._width) // 2, (height - self._height) // 2
-        return F.pil_to_tensor(image.crop((left, top, left + self._width, top + self._height)))
+        return F.crop(self._resized(image, width, height), top, left, self._height, self._width)
+
+    def _resized(self, image: Image.Image, width: int, height: int) -> Tensor:
+        return F.pil_to_tensor(image.resize((width, height), self._resampling))
+
+
+class QuickTransform(EvaluationTransform):
+    """The evaluation transform by torch's vector code, where torch has the filter: a fifth of Pillow's time.
+
+    Of pixels, 3% differ by one level of 255 from Pillow's; bicubic ones beside sharp edges by up to 7 (64 photographs
+    of COCO). So it is for random parts alone.
+    """
+
+    FILTERS = ("bilinear", "bicubic")  # that torch applies to bytes, antialiased
+
+    def _resized(self, image: Image.Image, width: int, height: int) -> Tensor:
+        mode = self._resampling.name.lower()
+        if mode not in self.FILTERS:
+            return super()._resized(image, width, height)
+        pixels = F.pil_to_tensor(image)[None]  # (1, 3, image.height, image.width)
+        return interpolate(pixels, (height, width), mode=mode, antialias=True)[0]
 
 
 class TrainingTransform:
@@ -83,8 +104,8 @@ class TrainingTransform:
         contrast: float,
         flip: bool,
     ):
-        self._evaluation = EvaluationTransform(picture_format)
         self._crop_scale = _checked_scale(crop_scale)
+        self._framed = (EvaluationTransform if crop_scale is None else QuickTransform)(picture_format)
         self._brightness = _checked_jitter("brightness", brightness)
         self._contrast = _checked_jitter("contrast", contrast)
         if not isinstance(flip, bool):
@@ -99,11 +120,11 @@ class TrainingTransform:
         draws = torch.rand(7, generator=generator, dtype=torch.float64).tolist()
         if self._crop_scale is not None:
             image = _random_part(image, self._crop_scale, draws[:4])
-        pixels = self._evaluation(image)
-        if self._brightness:
-            pixels = F.adjust_brightness(pixels, _between(1 - self._brightness, 1 + self._brightness, draws[4]))
-        if self._contrast:
-            pixels = F.adjust_contrast(pixels, _between(1 - self._contrast, 1 + self._contrast, draws[5]))
+        pixels = self._framed(image)
+        if self._brightness or self._contrast:
+            brightness = _between(1 - self._brightness, 1 + self._brightness, draws[4])
+            contrast = _between(1 - self._contrast, 1 + self._contrast, draws[5])
+            pixels = _jittered(pixels, brightness, contrast)
         if self._flip and may_flip and draws[6] < 0.5:
             pixels = F.horizontal_flip(pixels)
         return pixels
@@ -125,6 +146,14 @@ def _random_part(image: Image.Image, scale: tuple[float, float], draws: list[flo
     left = int(draws[2] * (image.width - width + 1))
     top = int(draws[3] * (image.height - height + 1))
     return image.crop((left, top, left + width, top + height))
+
+
+def _jittered(pixels: Tensor, brightness: float, contrast: float) -> Tensor:
+    """(3, H, W) uint8 times `brightness`, then `contrast` times as far from its mean grey; clipped and rounded once."""
+    values = pixels.float()
+    grey = brightness * float(values.mean((1, 2)) @ LUMA)
+    values.mul_(brightness * contrast).add_((1 - contrast) * grey + 0.5).clamp_(0, 255)
+    return values.to(torch.int16).to(torch.uint8)  # half the time of float to uint8
 
 
 def _between(least: float, most: float, draw: float) -> float:
