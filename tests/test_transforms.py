@@ -127,7 +127,8 @@ def test_jitter_is_torchvisions_but_for_rounding_and_clipping():
 
 
 def test_jitter_never_wraps_around():
-    black_and_white = Image.fromarray(np.repeat(np.array([[0, 255]], np.uint8), 20, axis=1).repeat(48, 0)).convert("RGB")
+    halves = np.repeat(np.array([[0, 255]], np.uint8), 20, axis=1).repeat(48, 0)
+    black_and_white = Image.fromarray(halves).convert("RGB")
     transform = TrainingTransform(SQUEEZE, **OFF | {"brightness": 0.5, "contrast": 0.5})
     for seed in range(50):
         pixels = transform(black_and_white, generator(seed), may_flip=False)

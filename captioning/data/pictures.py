@@ -148,7 +148,8 @@ def _rgb(image: Image.Image) -> Image.Image:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")  # Pillow has already undone the inversion of Adobe's CMYK JPEGs
+    # Pillow has already undone the inversion of Adobe's CMYK JPEGs
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _eight_bits(values: np.ndarray) -> Image.Image:
