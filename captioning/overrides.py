@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from captioning.errors import UserError
 
-PATH_KEYS = ("checkpoint", "input", "output", "resume", "run_dir", "data.root", "data.tokenizer")
+PATH_KEYS = ("checkpoint", "input", "output", "resume", "run_dir", "data.root", "data.prepared", "data.tokenizer")
 LAST = Path("checkpoints", "last.ckpt")  # of a run folder
 NUMBER_OR_WORD = ("trainer.devices", "precision")  # whose default is a number, but which take words as well
 
