@@ -1,6 +1,7 @@
 """Pictures are stored once, upright and small; what is there stays, what has changed is made again."""
 
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -133,14 +134,6 @@ def test_pictures_that_cannot_be_read_are_named_and_the_others_stored(tmp_path):
     assert outcome.unreadable == {paths[1]: "truncated JPEG", paths[3]: "no such file"}
 
 
-def test_a_picture_too_long_for_a_jpeg_is_left_to_its_file(tmp_path):
-    Image.new("RGB", (66_000, 2)).save(tmp_path / "strip.png")
-    paths = [tmp_path / "strip.png", draw_photograph(tmp_path / "a.jpg")]
-    outcome = prepare(tmp_path, paths)
-    assert (outcome.stored, outcome.unreadable) == (1, {})
-    assert find_prepared(tmp_path / "prepared", tmp_path, paths).pack_of.tolist() == [-1, 0]
-
-
 def test_a_place_that_cannot_be_written_is_told(tmp_path, monkeypatch):
     paths = photographs(tmp_path, 2)
     (tmp_path / "file").write_bytes(b"")
@@ -154,3 +147,13 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="prepared cannot be written: No space left on device"):
         prepare(tmp_path, paths)
     assert not packs_in(tmp_path / "prepared")
+
+
+def test_a_disk_too_small_is_told_before_anything_is_written(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=20_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    paths = photographs(tmp_path)
+    with pytest.raises(UserError, match=r"8 pictures of 48 pixels take about 0\.0 GB, and .* has 0\.0 GB left"):
+        prepare(tmp_path, paths)
+    assert not packs_in(tmp_path / "prepared")
+    assert prepare(tmp_path, paths[:2]).stored == 2

@@ -63,7 +63,7 @@ def test_a_source_with_another_size_or_time_does_not_count(photographs):
     assert (found(photographs).pack_of >= 0).tolist() == [True, False, False, False, True]
 
 
-@pytest.mark.parametrize("changed", [{"version": 2}, {"quality": 91}, {"filter": "box"}])
+@pytest.mark.parametrize("changed", [{"version": 2}, {"pixels": "JPEG"}, {"filter": "box"}])
 def test_a_pack_made_in_another_way_does_not_count(photographs, monkeypatch, changed):
     monkeypatch.setattr(prepared, "RECIPE", prepared.RECIPE | changed)
     assert read_pack(only_pack(photographs)) is None
@@ -82,12 +82,10 @@ def test_a_pack_that_is_not_whole_does_not_count(photographs):
 
 def test_a_pack_that_goes_or_is_damaged_while_training_is_named(photographs):
     places, path = found(photographs), only_pack(photographs)
-    data = bytearray(path.read_bytes())
-    data[places.bytes_of[0, 0]] = 0
-    path.write_bytes(data)
+    path.write_bytes(path.read_bytes()[:-1])
     for _ in range(2):
         with pytest.raises(UserError, match=rf"{path} cannot be read: .*python prepare\.py"):
-            places.load(0)
+            places.load(4)  # the last
         path.unlink(missing_ok=True)
 
 

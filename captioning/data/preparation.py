@@ -2,10 +2,11 @@
 
 import hashlib
 import logging
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from io import BytesIO
+from itertools import chain
 from pathlib import Path
 
 from PIL import Image
@@ -14,7 +15,6 @@ from tqdm import tqdm
 
 from captioning.data.pictures import UnreadablePicture, read_picture
 from captioning.data.prepared import (
-    RECIPE,
     SUFFIX,
     Stamp,
     find_prepared,
@@ -30,7 +30,7 @@ from captioning.files import atomic_file, readable
 
 log = logging.getLogger(__name__)
 
-LONGEST_SIDE = 65_500  # pixels; libjpeg's limit
+ASPECT = 4 / 3  # of the usual photograph
 ABANDONED_SECONDS = 3600  # after which a file under a temporary name is what a kill left behind
 
 
@@ -60,11 +60,12 @@ def prepare_pictures(folder: Path, root: Path, paths: Sequence[Path], size: int,
     """Store the photographs that are not yet stored as they are now, with `size` pixels on the shorter side.
 
     Packs of another size or recipe are removed first, and those of which every source has changed are removed last.
-    Raises UserError where the folder cannot be written.
+    Raises UserError where the folder cannot be written or its disk is too small.
     """
     _clear(folder, size)
     places = find_prepared(folder, root, paths)
     missing = [path for path, pack in zip(paths, places.pack_of, strict=True) if pack < 0]
+    _refuse_full_disk(folder, len(missing), size)
     outcome = Outcome(len(places))
     packs = Packs(folder, root, missing, size)
     loader = DataLoader(packs, batch_size=None, num_workers=min(num_workers, len(packs)))
@@ -78,38 +79,35 @@ def prepare_pictures(folder: Path, root: Path, paths: Sequence[Path], size: int,
 
 
 def make_pack(folder: Path, root: Path, paths: Sequence[Path], size: int) -> Outcome:
-    """Write one pack; unreadable pictures, and those too long for a JPEG, are not in it."""
+    """Write one pack; unreadable pictures are not in it."""
     outcome = Outcome()
-    sources: list[tuple[Path, Stamp]] = []
-    jpegs: list[bytes] = []
+    stored: list[tuple[Path, Stamp, Image.Image]] = []
     for path in paths:
         stamp = stamp_of(path)  # before it is read: what changes meanwhile counts as changed
         try:
-            image = read_picture(path)
+            image = _small(read_picture(path), size)
         except UnreadablePicture as reason:
             outcome.unreadable[path] = str(reason)
             continue
-        if stamp and max(image.size) <= LONGEST_SIDE:
-            sources.append((path, stamp))
-            jpegs.append(_small_jpeg(image, size))
-    if sources:
-        names, stamps = names_under(root, [path for path, _ in sources]), [stamp for _, stamp in sources]
-        first_line = header(size, names, stamps, list(map(len, jpegs)))
-        _write(folder / f"{hashlib.blake2b(first_line, digest_size=8).hexdigest()}{SUFFIX}", [first_line, *jpegs])
-    outcome.stored = len(sources)
+        if stamp:  # else it came after it was looked for
+            stored.append((path, stamp, image))
+    if stored:
+        of_paths, stamps, images = zip(*stored, strict=True)
+        first_line = header(size, names_under(root, of_paths), stamps, [image.size for image in images])
+        name = hashlib.blake2b(first_line, digest_size=8).hexdigest() + SUFFIX
+        _write(folder / name, chain([first_line], (image.tobytes() for image in images)))
+    outcome.stored = len(stored)
     return outcome
 
 
-def _small_jpeg(image: Image.Image, size: int) -> bytes:
+def _small(image: Image.Image, size: int) -> Image.Image:
     """The shorter side gets `size` pixels, unless it has fewer."""
     scale = min(1.0, size / min(image.size))
     width, height = (max(1, round(side * scale)) for side in image.size)
-    stream = BytesIO()
-    image.resize((width, height), Image.Resampling.LANCZOS).save(stream, "JPEG", quality=RECIPE["quality"])
-    return stream.getvalue()
+    return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
-def _write(path: Path, pieces: Sequence[bytes]) -> None:
+def _write(path: Path, pieces: Iterable[bytes]) -> None:
     try:
         with atomic_file(path) as file:
             file.writelines(pieces)
@@ -136,6 +134,15 @@ def _clear(folder: Path, size: int) -> None:
         ) from error
     if other:
         log.info("%d packs of another size or version in %s are removed", len(other), readable(folder))
+
+
+def _refuse_full_disk(folder: Path, pictures: int, size: int) -> None:
+    needed, free = pictures * 3 * size * size * ASPECT / 1e9, shutil.disk_usage(folder).free / 1e9
+    if needed > free:
+        raise UserError(
+            f"{pictures} pictures of {size} pixels take about {needed:.1f} GB, and {folder} has {free:.1f} GB left; "
+            "make room, or choose a folder on another disk with data.prepared=PATH"
+        )
 
 
 def _remove_overtaken(folder: Path, root: Path, paths: Sequence[Path]) -> None:
