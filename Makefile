@@ -50,6 +50,8 @@ lint: setup  ## style, format and types
 	$(BIN)/mypy
 
 bench: setup  ## measure what the README claims, on this machine
+	$(BIN)/python benchmarks/pictures.py --small
+	$(BIN)/python benchmarks/loader_memory.py --small
 	$(BIN)/python benchmarks/demo.py
 	$(BIN)/python benchmarks/generation.py --small
 	$(BIN)/python benchmarks/training_step.py --small

@@ -17,7 +17,7 @@ from captioning.run_folder import make_folder, overrides_of_run, refuse_existing
 
 PATH_KEYS = (
     *("checkpoint", "input", "output", "resume", "run_dir", "encoder_cache"),
-    *("data.root", "data.tokenizer", "model.encoder", "model.decoder"),
+    *("data.root", "data.prepared", "data.tokenizer", "model.encoder", "model.decoder"),
 )
 ALWAYS_NEEDED = ("data", "model", "stage", "decoding", "trainer")
 # Whose default is a number or true or false, but which take words as well.

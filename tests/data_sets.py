@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 
@@ -10,6 +11,16 @@ def draw(path: Path, colour: str = "red") -> None:
     """A small JPEG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (12, 8), colour).save(path, "JPEG")
+
+
+def draw_photograph(path: Path, seed: int = 0, size: tuple[int, int] = (120, 90), **options: object) -> Path:
+    """Smooth waves whose colours are drawn by the seed, as a JPEG; `options` are Pillow's."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    y, x = np.mgrid[0 : size[1], 0 : size[0]] / max(size)
+    phases = np.random.default_rng(seed).uniform(1, 8, (3, 2))
+    waves = np.stack([np.sin(6 * x + a) * np.cos(4 * y + b) for a, b in phases], axis=-1)
+    Image.fromarray((127 + 100 * waves).astype(np.uint8)).save(path, "JPEG", quality=95, **options)
+    return path
 
 
 def write(path: Path, *lines: str, end: str = "\n") -> Path:

@@ -10,7 +10,7 @@ MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted((ROOT / "captioning").rglob("*.py"))
 }
-SCRIPTS = [ROOT / "train.py", ROOT / "predict.py"]
+SCRIPTS = [ROOT / "train.py", ROOT / "prepare.py", ROOT / "predict.py"]
 
 # What each part may import beside itself. `batch` is the contract between data and model; the rest of these small
 # modules know nothing of pictures, captions or networks.

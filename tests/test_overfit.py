@@ -17,7 +17,7 @@ from captioning.model.generation import Greedy, generate
 sys.path.insert(0, str(ROOT))
 from train import train
 
-DRAWN = [f"data.{key}" for key in ("dataset", "root", "layout", "fraction", "use_restval", "on_missing")]
+DRAWN = [f"data.{key}" for key in ("dataset", "root", "layout", "fraction", "use_restval", "on_missing", "prepared")]
 
 
 class BlurredNoise(CaptionDataModule):

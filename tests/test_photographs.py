@@ -4,17 +4,21 @@ import os
 import pickle
 
 import pytest
-from data_sets import coco, draw, flickr8k
+import torch
+from data_sets import coco, draw, draw_photograph, flickr8k
 from PIL import Image
 
+from captioning.batch import PictureFormat
 from captioning.data.photographs import PhotographDataModule, PhotographFiles
 from captioning.errors import UserError
 
+CROPS = {"crop_scale": [0.7, 1.0], "brightness": 0.0, "contrast": 0.0, "flip": True}
 SETTINGS = {
     "layout": "auto",
     "fraction": 1.0,
     "use_restval": True,
     "on_missing": "error",
+    "prepared": "auto",
     "tokenizer": None,
     "batch_size": 2,
     "captions_per_image": 2,
@@ -90,3 +94,80 @@ def test_a_photographs_identity_changes_with_its_path_size_or_time_of_change(tmp
     os.utime(path, ns=(0, 1_000_000_001))
     seen.append(files.identity(0))
     assert seen[0] == seen[1] and len(set(seen)) == 4
+
+
+def prepared_set(root, size=16):
+    """Flickr8k's layout with photographs of 120 x 90 pixels, of which those of train are prepared."""
+    flickr8k(root)
+    for seed, name in enumerate("abcd"):
+        draw_photograph(root / "Images" / f"{name}.jpg", seed)
+    made = module("flickr8k", root)
+    assert made.prepare(size, num_workers=0).stored == 2
+    return made
+
+
+def fitted(root, pixels=16, **changed):
+    made = module("flickr8k", root, augmentation=CROPS, **changed)
+    made.setup()
+    made.fit_to(PictureFormat(size=(pixels, pixels)), max_positions=64)
+    return made
+
+
+def test_augmentation_reads_prepared_pictures_and_nothing_else_does(tmp_path, caplog):
+    prepared_set(tmp_path)
+    with caplog.at_level("INFO"):
+        splits = fitted(tmp_path).splits
+    assert "training pictures: 2 prepared ones of 16 pixels in" in caplog.text
+    assert splits["train"].load_augmented(0).size == (21, 16)
+    assert splits["train"].load(0).size == splits["val"].load(0).size == (120, 90)
+    assert splits["val"].load_augmented is None and splits["test"].load_augmented is None
+
+
+def test_training_rows_are_those_of_the_files_but_for_the_detail(tmp_path):
+    prepared_set(tmp_path)
+    small = fitted(tmp_path).rows("train", training=True)
+    whole = fitted(tmp_path, prepared=None).rows("train", training=True)
+    for index in ((0, 0), (0, 1), (1, 0)):
+        difference = (small[index].pixels.int() - whole[index].pixels.int()).abs().float()
+        assert 0 < difference.mean() < 10
+    assert torch.equal(
+        fitted(tmp_path).rows("val")[0, 0].pixels, fitted(tmp_path, prepared=None).rows("val")[0, 0].pixels
+    )
+
+
+def test_a_photograph_that_changed_is_read_from_its_file(tmp_path, caplog):
+    prepared_set(tmp_path)
+    draw(tmp_path / "Images/b.jpg", "blue")
+    splits = fitted(tmp_path).splits
+    assert [splits["train"].load_augmented(i).size for i in (0, 1)] == [(21, 16), (12, 8)]
+    assert "1 others are new or have changed since" in caplog.text
+    draw(tmp_path / "Images/a.jpg", "blue")
+    assert fitted(tmp_path).splits["train"].load_augmented is None
+    assert "none is current" in caplog.text
+
+
+def test_pictures_too_small_for_the_model_are_not_read(tmp_path, caplog):
+    prepared_set(tmp_path)
+    assert fitted(tmp_path, pixels=24).splits["train"].load_augmented is None
+    assert "have 16 pixels on the shorter side, and the model wants 24; python prepare.py ... size=32" in caplog.text
+    with pytest.raises(UserError, match="the model wants 24"):
+        fitted(tmp_path, pixels=24, prepared=str(tmp_path / "prepared"))
+
+
+def test_a_named_folder_must_hold_prepared_pictures(tmp_path):
+    prepared_set(tmp_path)
+    (tmp_path / "prepared").rename(tmp_path / "small")
+    assert fitted(tmp_path).splits["train"].load_augmented is None
+    assert fitted(tmp_path, prepared=str(tmp_path / "small")).splits["train"].load_augmented is not None
+    with pytest.raises(UserError, match=r"data\.prepared=nowhere holds no prepared pictures; make them with"):
+        fitted(tmp_path, prepared="nowhere")
+
+
+def test_overfitting_reads_the_files_themselves(tmp_path):
+    prepared_set(tmp_path)
+    assert fitted(tmp_path, overfit_images=1).splits["train"].load_augmented is None
+
+
+def test_preparing_needs_a_folder(tmp_path):
+    with pytest.raises(UserError, match=r"data\.prepared=null names no folder"):
+        module("flickr8k", flickr8k(tmp_path), prepared=None).prepare(16, 0)

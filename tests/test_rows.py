@@ -3,12 +3,16 @@
 from collections import Counter
 from itertools import chain
 from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import TwoColouredPictures, trained_tokenizer
+from PIL import Image
+from support import TwoColouredPictures, own_megabytes, trained_tokenizer
+from torch.utils.data import DataLoader
 
 from captioning.batch import PictureFormat
 from captioning.data.arrays import TokenArrays
@@ -211,3 +215,43 @@ def test_rows_can_be_sent_to_workers():
     rows = rows_of(split_of([["a man"]]), augmentation=CROPS)
     received = ForkingPickler.loads(ForkingPickler.dumps(rows))
     assert torch.equal(received[2, 0].pixels, rows[2, 0].pixels)
+
+
+class TouchesStrings:
+    """`load` of a split that looks at Python strings, as a list of captions in a worker would be."""
+
+    def __init__(self, captions: list[list[str]] | None):
+        self._captions = captions
+
+    def __call__(self, i: int) -> Image.Image:
+        held = [*self._captions[i]] if self._captions else []  # counts references, and so writes to their pages
+        return Image.new("RGB", (16, 16), (len(held), 0, 0))
+
+
+def growth_in_a_worker(captions: list[list[str]], tokens: TokenArrays, load: TouchesStrings) -> float:
+    """MB of its own that a worker gains from a quarter of an epoch to its end."""
+    split = Split(range(len(captions)), captions, load)
+    rows = CaptionRows(split, tokens, 5, 1, EvaluationTransform(FORMAT))
+    batches = iter(
+        DataLoader(
+            rows,
+            batch_sampler=EpochBatches(len(rows), 100, shuffle=False, seed=1),
+            collate_fn=len,
+            num_workers=1,
+            multiprocessing_context="fork",
+            persistent_workers=True,  # the last one is still there to be measured
+        )
+    )
+    worker, when = batches._workers[0].pid, (len(batches) // 4, len(batches))
+    before, after = (own_megabytes(worker) for number, _ in enumerate(batches, start=1) if number in when)
+    return after - before
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="only Linux tells what memory is shared")
+def test_workers_share_the_captions_and_would_be_seen_to_copy_them():
+    captions = [
+        [f"caption {k} of picture {i}, in words of which there are some" for k in range(5)] for i in range(8000)
+    ]
+    tokens = TokenArrays.encode(captions, TOKENIZER, max_tokens=64)
+    assert growth_in_a_worker(captions, tokens, TouchesStrings(None)) < 1
+    assert growth_in_a_worker(captions, tokens, TouchesStrings(captions)) > 3  # of 4.4 MB of strings and more of lists

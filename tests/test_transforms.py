@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.v2 import functional as F
 from transformers import CLIPImageProcessor, ViTImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from captioning.batch import PictureFormat
-from captioning.data.transforms import EvaluationTransform, TrainingTransform, captions_mention_sides
+from captioning.data.transforms import EvaluationTransform, QuickTransform, TrainingTransform, captions_mention_sides
 from captioning.errors import UserError
 
 SQUEEZE = PictureFormat((48, 40))
@@ -102,6 +103,36 @@ def test_training_with_everything_on_gives_the_same_shape_for_every_picture(pict
         pixels = transform(drawn(*size), generator(seed), may_flip=True)
         assert pixels.shape == (3, 48, 40)
         assert pixels.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("resample", ["bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("size", [(640, 480), (90, 121), (30, 20), (1, 1)])
+def test_the_quick_transform_shows_what_evaluation_shows(size, resample):
+    for shortest in (None, 52):
+        picture_format = PictureFormat((48, 40), resample=resample, resize_shortest=shortest)
+        quick, exact = (kind(picture_format)(drawn(*size)).int() for kind in (QuickTransform, EvaluationTransform))
+        assert quick.shape == exact.shape
+        assert (quick - exact).abs().max() <= (2 if resample == "bicubic" else 1)
+
+
+def test_jitter_is_torchvisions_but_for_rounding_and_clipping():
+    image = drawn(40, 48).point(lambda value: 60 + value // 2)  # so that nothing is clipped
+    transform = TrainingTransform(SQUEEZE, **OFF | {"brightness": 0.3, "contrast": 0.3})
+    for seed in range(20):
+        draws = torch.rand(7, generator=generator(seed), dtype=torch.float64).tolist()
+        pixels = F.adjust_brightness(F.pil_to_tensor(image), 0.7 + 0.6 * draws[4])
+        pixels = F.adjust_contrast(pixels, 0.7 + 0.6 * draws[5])
+        difference = transform(image, generator(seed), may_flip=False).int() - pixels.int()
+        assert difference.abs().max() <= 2  # torchvision rounds down, twice
+
+
+def test_jitter_never_wraps_around():
+    halves = np.repeat(np.array([[0, 255]], np.uint8), 20, axis=1).repeat(48, 0)
+    black_and_white = Image.fromarray(halves).convert("RGB")
+    transform = TrainingTransform(SQUEEZE, **OFF | {"brightness": 0.5, "contrast": 0.5})
+    for seed in range(50):
+        pixels = transform(black_and_white, generator(seed), may_flip=False)
+        assert pixels[0, 0, 0] < 110 and pixels[0, 0, -1] > 120
 
 
 @pytest.mark.parametrize("piece", [{"crop_scale": (0.5, 0.9)}, {"brightness": 0.3}, {"contrast": 0.3}, {"flip": True}])

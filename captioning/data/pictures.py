@@ -57,7 +57,16 @@ def read_picture(path: str | PathLike[str], max_pixels: int = MAX_PIXELS) -> Ima
     The number of pixels is read from the header and checked before anything is decoded. Raises UnreadablePicture for
     everything else that a path can lead to: nothing, a folder, a pipe, a text, a truncated or broken picture.
     """
-    data = _read_bytes(Path(path))
+    return decode_picture(_read_bytes(Path(path)), max_pixels)
+
+
+def decode_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The same of a file's bytes.
+
+    Pillow decodes them whole: a photograph's bytes, not its pixels, take the time. Measured on 64 of COCO, scaled
+    decoding (`draft`) to half the sides saves a tenth and costs detail, and the decoders of torchvision (deprecated)
+    and TorchCodec save less than a tenth.
+    """
     with _strict_pillow():
         return _decode(data, max_pixels)
 
@@ -140,7 +149,8 @@ def _rgb(image: Image.Image) -> Image.Image:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")  # Pillow has already undone the inversion of Adobe's CMYK JPEGs
+    # Pillow has already undone the inversion of Adobe's CMYK JPEGs
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _eight_bits(values: np.ndarray) -> Image.Image:

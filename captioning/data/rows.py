@@ -33,6 +33,7 @@ class Split:
     image_ids: Sequence[int | str]
     captions: Sequence[Sequence[str]]
     load: Pictures
+    load_augmented: Callable[[int], Image.Image] | None = None  # the same, perhaps smaller, to be cropped and jittered
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -60,7 +61,7 @@ class CaptionRows(Dataset[Row]):
         augmentation: TrainingTransform | None = None,
         encoded: Callable[[int], Tensor] | None = None,  # picture i as (P, D); then no pixels are read
     ):
-        self._load = split.load
+        self._load, self._load_augmented = split.load, split.load_augmented or split.load
         self._image_ids = np.asarray(split.image_ids)  # no list of objects: see arrays.py
         self._mentions_sides = np.array([captions_mention_sides(captions) for captions in split.captions])
         self._tokens = tokens
@@ -97,7 +98,7 @@ class CaptionRows(Dataset[Row]):
     def _augmented(self, picture: int, seed: int, part: int) -> Tensor:
         assert self._augmentation is not None
         generator = torch.Generator().manual_seed(addressed_seed(seed, part))
-        return self._augmentation(self._load(picture), generator, may_flip=not self._mentions_sides[picture])
+        return self._augmentation(self._load_augmented(picture), generator, may_flip=not self._mentions_sides[picture])
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):

@@ -7,13 +7,18 @@ from math import exp, log, sqrt
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional as F
 
 from captioning.batch import PictureFormat
+from captioning.data.pixels import lent_pixels
 from captioning.errors import UserError
+
+Part = tuple[int, int, int, int]  # of a picture: left, top, right, bottom in pixels, as Pillow writes it
 
 LONGEST_STRIP = 200  # times the shorter side
 ASPECT_JITTER = (3 / 4, 4 / 3)
+LUMA = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601: how bright red, green and blue look
 
 SIDES = re.compile(
     r"\b(?:top|bottom|upper|lower|far)?(?:left|right)(?:most|wards?|side|y|(?:-?hand(?:ed|er)?))?\b", re.IGNORECASE
@@ -48,16 +53,40 @@ class EvaluationTransform:
         self._height, self._width = picture_format.size
         self._shortest = picture_format.resize_shortest
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        """RGB picture of any size -> uint8 (3, H, W)."""
+    def __call__(self, image: Image.Image, part: Part | None = None) -> Tensor:
+        """RGB picture of any size, or a part of it -> uint8 (3, H, W)."""
+        part = part or (0, 0, *image.size)
         if self._shortest is None:
-            return F.pil_to_tensor(image.resize((self._width, self._height), self._resampling))
-        image = _without_far_ends(image)
+            return self._resized(image, part, self._width, self._height)
+        part = _without_far_ends(part)
+        sides = part[2] - part[0], part[3] - part[1]
         # the longer side is rounded down, as transformers does
-        width, height = (int(self._shortest * side / min(image.size)) for side in image.size)
-        image = image.resize((width, height), self._resampling)
+        width, height = (int(self._shortest * side / min(sides)) for side in sides)
         left, top = (width - self._width) // 2, (height - self._height) // 2
-        return F.pil_to_tensor(image.crop((left, top, left + self._width, top + self._height)))
+        return F.crop(self._resized(image, part, width, height), top, left, self._height, self._width)
+
+    def _resized(self, image: Image.Image, part: Part, width: int, height: int) -> Tensor:
+        if part != (0, 0, *image.size):
+            image = image.crop(part)
+        return F.pil_to_tensor(image.resize((width, height), self._resampling))
+
+
+class QuickTransform(EvaluationTransform):
+    """The evaluation transform by torch's vector code, where torch has the filter: a fifth of Pillow's time.
+
+    Of pixels, 3% differ by one level of 255 from Pillow's; bicubic ones beside sharp edges by up to 7 (64 photographs
+    of COCO). So it is for random parts alone.
+    """
+
+    FILTERS = ("bilinear", "bicubic")  # that torch applies to bytes, antialiased
+
+    def _resized(self, image: Image.Image, part: Part, width: int, height: int) -> Tensor:
+        mode = self._resampling.name.lower()
+        if mode not in self.FILTERS:
+            return super()._resized(image, part, width, height)
+        left, top, right, bottom = part
+        pixels = lent_pixels(image)[None, :, top:bottom, left:right]
+        return interpolate(pixels, (height, width), mode=mode, antialias=True)[0, :3]
 
 
 class TrainingTransform:
@@ -83,8 +112,8 @@ class TrainingTransform:
         contrast: float,
         flip: bool,
     ):
-        self._evaluation = EvaluationTransform(picture_format)
         self._crop_scale = _checked_scale(crop_scale)
+        self._framed = (EvaluationTransform if crop_scale is None else QuickTransform)(picture_format)
         self._brightness = _checked_jitter("brightness", brightness)
         self._contrast = _checked_jitter("contrast", contrast)
         if not isinstance(flip, bool):
@@ -97,34 +126,43 @@ class TrainingTransform:
         Each piece has its own numbers whether it is on or off, so that switching one leaves the others as they were.
         """
         draws = torch.rand(7, generator=generator, dtype=torch.float64).tolist()
-        if self._crop_scale is not None:
-            image = _random_part(image, self._crop_scale, draws[:4])
-        pixels = self._evaluation(image)
-        if self._brightness:
-            pixels = F.adjust_brightness(pixels, _between(1 - self._brightness, 1 + self._brightness, draws[4]))
-        if self._contrast:
-            pixels = F.adjust_contrast(pixels, _between(1 - self._contrast, 1 + self._contrast, draws[5]))
+        part = None if self._crop_scale is None else _random_part(*image.size, self._crop_scale, draws[:4])
+        pixels = self._framed(image, part)
+        if self._brightness or self._contrast:
+            brightness = _between(1 - self._brightness, 1 + self._brightness, draws[4])
+            contrast = _between(1 - self._contrast, 1 + self._contrast, draws[5])
+            pixels = _jittered(pixels, brightness, contrast)
         if self._flip and may_flip and draws[6] < 0.5:
             pixels = F.horizontal_flip(pixels)
         return pixels
 
 
-def _without_far_ends(image: Image.Image) -> Image.Image:
+def _without_far_ends(part: Part) -> Part:
     """The middle of a very long strip: its ends never survive the centre crop, but resizing them can take gigabytes."""
-    most = LONGEST_STRIP * min(image.size)
-    left, top = (max(0, side - most + 1) // 2 for side in image.size)  # the same at either end: the middle stays put
-    return image.crop((left, top, image.width - left, image.height - top)) if left or top else image
+    left, top, right, bottom = part
+    most = LONGEST_STRIP * min(right - left, bottom - top)
+    # the same at either end: the middle stays put
+    across, down = (max(0, side - most + 1) // 2 for side in (right - left, bottom - top))
+    return left + across, top + down, right - across, bottom - down
 
 
-def _random_part(image: Image.Image, scale: tuple[float, float], draws: list[float]) -> Image.Image:
+def _random_part(width: int, height: int, scale: tuple[float, float], draws: list[float]) -> Part:
     """A part of the picture with `scale` of its area and, within ASPECT_JITTER, its shape."""
     area = _between(*scale, draws[0])
     aspect = exp(_between(log(ASPECT_JITTER[0]), log(ASPECT_JITTER[1]), draws[1]))
-    width = min(image.width, max(1, round(image.width * sqrt(area * aspect))))
-    height = min(image.height, max(1, round(image.height * sqrt(area / aspect))))
-    left = int(draws[2] * (image.width - width + 1))
-    top = int(draws[3] * (image.height - height + 1))
-    return image.crop((left, top, left + width, top + height))
+    wide = min(width, max(1, round(width * sqrt(area * aspect))))
+    high = min(height, max(1, round(height * sqrt(area / aspect))))
+    left = int(draws[2] * (width - wide + 1))
+    top = int(draws[3] * (height - high + 1))
+    return left, top, left + wide, top + high
+
+
+def _jittered(pixels: Tensor, brightness: float, contrast: float) -> Tensor:
+    """(3, H, W) uint8 times `brightness`, then `contrast` times as far from its mean grey; clipped and rounded once."""
+    values = pixels.float()
+    grey = brightness * float(values.mean((1, 2)) @ LUMA)
+    values.mul_(brightness * contrast).add_((1 - contrast) * grey + 0.5).clamp_(0, 255)
+    return values.to(torch.int16).to(torch.uint8)  # half the time of float to uint8
 
 
 def _between(least: float, most: float, draw: float) -> float:
