@@ -2,8 +2,8 @@
 
 python benchmarks/packing_quality.py [--small] [--photographs ROOT] [--seconds N]
 
-Two runs through `train(cfg)`, alike but for `data.captions_per_image`: all of a picture's captions in a row (packed), or
-one. Both take as many captions a step, so the packed run's steps see a fifth of the pictures. They run side by side,
+Two runs through `train(cfg)`, alike but for `data.captions_per_image`: all of a picture's captions in a row (packed),
+or one. Both take as many captions a step, so the packed run's steps see a fifth of the pictures. They run side by side,
 one thread each, so that whatever else the machine does meets both. Validation is not counted. ROOT is a folder with
 Flickr8k, on which `model=tiny` learns from photographs instead of drawn shapes.
 """

@@ -128,7 +128,7 @@ def random_rows(pictures: int, size: dict[str, int]) -> list[Row]:
         Row(
             number,
             torch.from_numpy(random.integers(0, 256, shape, dtype=np.uint8)),
-            [np.array([end, *random.integers(0, end, labels - 1), end]) for labels in LABELS[number]],
+            [np.array([end, *random.integers(0, end, labels - 1), end]) for labels in LABELS[number % len(LABELS)]],
         )
         for number in range(pictures)
     ]
