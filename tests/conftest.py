@@ -12,6 +12,9 @@ from hypothesis import settings
 
 ROOT = Path(__file__).parents[1]
 
+# The models of tests are too small for two threads to help, and on a busy machine they wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # A test never talks to a hub or to W&B's servers, whatever the machine's own settings are.
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", WANDB_MODE="offline")
 os.environ.pop("WANDB_API_KEY", None)
