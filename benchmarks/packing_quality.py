@@ -2,10 +2,11 @@
 
 python benchmarks/packing_quality.py [--small] [--photographs ROOT] [--seconds N]
 
-Two runs through `train(cfg)`, alike but for `data.captions_per_image`: all of a picture's captions in a row (packed),
-or one. Both take as many captions a step, so the packed run's steps see a fifth of the pictures. They run side by side,
-one thread each, so that whatever else the machine does meets both. Validation is not counted. ROOT is a folder with
-Flickr8k, on which `model=tiny` learns from photographs instead of drawn shapes.
+Two runs of model=tiny through `train(cfg)`, alike but for `data.captions_per_image`: all of a picture's captions in a
+row (packed), or one. Both take as many captions a step, so the packed run's steps see a fifth of the pictures. They run
+side by side, one thread each, so that whatever else the machine does meets both. Validation is not counted. ROOT is a
+folder with Flickr8k: photographs instead of drawn shapes. Packing gains what it saves of encoding: experiment=demo,
+whose encoder is a smaller part of its work, begins 2.3 times faster and is 1.2 times sooner at the end.
 """
 
 import argparse
@@ -37,15 +38,16 @@ RUNS = {  # captions of a row at most (shapes' pictures have 4 to 6, Flickr8k's 
 }
 
 COMMON = [
+    *("model=tiny", "optimizer.betas=[0.9,0.95]"),
     *("trainer=cpu", "trainer._target_=__main__.clocked_trainer", "trainer.max_epochs=100000", "logger=csv"),
     *("sample_pictures=0", "stage.warmup_steps=50", "stage.decay=none", "trainer.num_sanity_val_steps=0"),
     *("++trainer.limit_train_batches=20", "++trainer.limit_test_batches=1"),
+    "stage.learning_rates={cross_attention:1e-3,decoder:1e-3,encoder:1e-3}",
     "stage.phases=[{from_epoch:0,train:[cross_attention,decoder,encoder]}]",
 ]
-SHAPES = ["experiment=demo", "data.val_pictures=200", "data.test_pictures=4"]
+SHAPES = ["data=shapes", "data.train_pictures=16000", "data.val_pictures=200", "data.test_pictures=4"]
 PHOTOGRAPHS = [
-    *("data=flickr8k", "model=tiny", "data.tokenizer=null", "data.num_workers=0", "data.on_missing=skip"),
-    "stage.learning_rates={cross_attention:1e-3,decoder:1e-3,encoder:5e-4}",
+    *("data=flickr8k", "data.tokenizer=null", "data.num_workers=0", "data.on_missing=skip"),
 ]
 
 
@@ -147,8 +149,11 @@ def main() -> None:
             curve = curve_of(arguments.one, seconds, arguments.photographs)
         print(json.dumps(curve))
         return
-    data = "Flickr8k's photographs, model=tiny" if arguments.photographs else "shapes, the demo's model"
-    print(f"{setting()}\n{data}; {seconds:.0f} seconds of training each, side by side, a thread each\n", flush=True)
+    data = "Flickr8k's photographs" if arguments.photographs else "shapes"
+    print(
+        f"{setting()}\n{data}, model=tiny; {seconds:.0f} seconds of training each, side by side, a thread each\n",
+        flush=True,
+    )
     photographs = ["--photographs", arguments.photographs] if arguments.photographs else []
     curves = side_by_side(["--seconds", str(seconds), *photographs])
     print(f"{curves_table(curves)}\n")

@@ -2,8 +2,8 @@
 
 torch hands float32 products to MKL, which on processors that are not Intel's reaches half the speed of oneDNN (AMD
 EPYC with AVX-512, one core: 105 against 220 GFLOP/s at GPT-2's shapes, both exact to rounding). A training step is
-nine tenths such products. Elsewhere, and for small matrices, for which oneDNN's kernels are not worth their making,
-everything is as torch does it.
+nine tenths such products: it takes 0.6 of its time at full size, 0.67 for model=tiny. Elsewhere, and for very small
+matrices, for which oneDNN's kernels are not worth their making, everything is as torch does it.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
-LEAST_WEIGHTS = 2**18  # elements of a matrix
+LEAST_WEIGHTS = 2**14  # elements of a matrix
 MKL_MULTIPLIES = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
 
 
