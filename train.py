@@ -137,10 +137,9 @@ def train(cfg: DictConfig) -> Run:
             assert best.best_model_score is not None
             metrics["best/val/perplexity"] = float(best.best_model_score)
         if best and "test" in datamodule.splits:
-            [tested] = trainer.test(
-                module, datamodule=datamodule, ckpt_path=best.best_model_path, verbose=False, weights_only=True
-            )
-            metrics |= tested
+            path = best.best_model_path
+            trainer.test(module, datamodule=datamodule, ckpt_path=path, verbose=False, weights_only=True)
+            metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
     log.info("%s", ", ".join(f"{words} {metrics[name]:.4g}" for name, words in SHOWN.items() if name in metrics))
     for what, path in (("table", "results.md"), ("checkpoints", "checkpoints"), ("profile", "fit-profile.txt")):
         if (run_dir / path).exists():

@@ -319,6 +319,8 @@ def test_the_progress_bar_shows_loss_perplexity_and_speed_in_plain_numbers(comma
     assert status == 0, output
     assert re.search(r"loss=\d\.\d{3}, perplexity=\d+\.\d\d, captions/s=\d+, val_perplexity=\d+\.\d\d\]", output)
     assert "`Trainer.fit` stopped" not in output
+    last_words = r"best val/perplexity \d+\.\d+, val/perplexity_floor 1\.\d+, test/perplexity \d+\.\d+$"
+    assert re.search(last_words, output, re.MULTILINE)
 
 
 def test_a_refused_resume_leaves_the_run_as_it_was(command, tmp_path):
