@@ -8,6 +8,7 @@ repeat runs both sides one after the other; a ratio is that of the two medians. 
 """
 
 import argparse
+import copy
 import os
 import platform
 import statistics
@@ -19,7 +20,7 @@ from pathlib import Path
 import torch
 import transformers
 from torch import Tensor
-from transformers import GPT2Config, ViTConfig
+from transformers import GPT2Config, VisionEncoderDecoderModel, ViTConfig
 
 from captioning.batch import PictureFormat
 from captioning.model.build import compose
@@ -31,18 +32,22 @@ TOKENS, PICTURES = 20, 16
 NEVER = -1  # an EOS that no token is, so that no caption ends early
 
 
-def captioner_of(small: bool) -> ImageCaptioner:
-    """Random weights at full size, or two narrow layers a side; in stock layers."""
+def models_of(small: bool) -> tuple[ImageCaptioner, VisionEncoderDecoderModel]:
+    """Ours and transformers' with the same random weights, at full size or with two narrow layers a side.
+
+    Two networks, since ours computes some of its layers in its own way.
+    """
     torch.manual_seed(0)
     narrow = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
     encoder = ViTConfig(**(narrow | {"image_size": 32} if small else {}))
     shallow = {"n_embd": 64, "n_layer": 2, "n_head": 2, "vocab_size": 500} if small else {}
     decoder = GPT2Config(add_cross_attention=True, bos_token_id=0, eos_token_id=None, **shallow)
     size = (encoder.image_size,) * 2
-    network = compose(encoder, decoder)
-    network.generation_config.pad_token_id = 0
+    peer = compose(encoder, decoder).eval()
+    peer.generation_config.pad_token_id = 0
+    network = copy.deepcopy(peer)
     network.decoder.config.eos_token_id = NEVER  # ours; transformers reads the one of `generation_config`
-    return ImageCaptioner(network, PictureFormat(size, mean=(0.5,) * 3, std=(0.5,) * 3)).eval()
+    return ImageCaptioner(network, PictureFormat(size, mean=(0.5,) * 3, std=(0.5,) * 3)).eval(), peer
 
 
 def decodings() -> dict[str, tuple[Decoding, dict[str, object]]]:
@@ -76,11 +81,11 @@ def compare(ours: Callable[[], object], theirs: Callable[[], object], repeats: i
     return statistics.median(turn[0] for turn in turns), statistics.median(turn[1] for turn in turns)
 
 
-def theirs_of(captioner: ImageCaptioner, pictures: Tensor, settings: dict[str, object]) -> Tensor:
+def theirs_of(peer: VisionEncoderDecoderModel, pictures: Tensor, settings: dict[str, object]) -> Tensor:
     """transformers' token ids, BOS first."""
-    pixels = (pictures.float() / 255 - captioner.pixel_mean) / captioner.pixel_std
+    pixels = pictures.float() / 127.5 - 1
     with torch.inference_mode():
-        return captioner.network.generate(pixel_values=pixels, max_new_tokens=TOKENS, **settings)
+        return peer.generate(pixel_values=pixels, max_new_tokens=TOKENS, **settings)
 
 
 def check(captions: list[Caption], rows: Tensor, name: str) -> None:
@@ -93,24 +98,25 @@ def check(captions: list[Caption], rows: Tensor, name: str) -> None:
 def main(small: bool, repeats: int) -> None:
     """Print the table."""
     device = chosen_device("auto")
-    stock = captioner_of(small).to(device)
+    captioner, peer = models_of(small)
+    peer = peer.to(device)
+    side = captioner.picture_format.size[0]
     start = time.perf_counter()
-    ready = placed(stock, device, 32)
+    ready = placed(captioner, device, 32)
     print(f"{device}, {torch.get_num_threads()} threads of {os.cpu_count()} cores, {processor()}")
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}")
     print(f"{'tiny' if small else 'full'} size, fp32, {TOKENS} tokens, median of {repeats} repeats; ", end="")
     print(f"laying out the weights anew took {time.perf_counter() - start:.1f} s, once")
     print(f"\n{'decoding':10}{'pictures':>9}{'ours, s':>9}{'theirs, s':>11}{'ratio':>8}{'wanted':>8}")
     missed = 0
-    side = stock.picture_format.size[0]
     pictures = torch.randint(0, 256, (PICTURES, 3, side, side), dtype=torch.uint8, device=device)
     for (name, count), wanted in WANTED.items():
         decoding, settings = decodings()[name]
         some = pictures[:count]
-        check(generate(ready, some, decoding), theirs_of(stock, some, settings), name)
+        check(generate(ready, some, decoding), theirs_of(peer, some, settings), name)
         mine, their = compare(
             lambda some=some, decoding=decoding: generate(ready, some, decoding),
-            lambda some=some, settings=settings: theirs_of(stock, some, settings),
+            lambda some=some, settings=settings: theirs_of(peer, some, settings),
             repeats,
         )
         missed += not small and their / mine < wanted

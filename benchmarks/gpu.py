@@ -192,10 +192,12 @@ def peer_step(work: Work, groups: tuple[str, ...]) -> Callable[[], None]:
 def generation_rows(work: Work, seconds: float) -> Iterator[list[str]]:
     """Captions of exactly `TOKENS` tokens, encoding included: ours beside `generate`."""
     captioner = work.captioner().eval()
-    network, pictures = captioner.network, work.batch.pixel_values
+    pictures = work.batch.pixel_values
     assert pictures is not None
     normalised: Tensor = pictures.float() / 127.5 - 1
-    network.decoder.config.eos_token_id = NEVER  # ours reads this one
+    network = network_of(work.size, "gelu_new").to(work.device).eval()
+    network.load_state_dict(captioner.network.state_dict())
+    captioner.network.decoder.config.eos_token_id = NEVER  # ours reads this one
     network.generation_config.eos_token_id = None  # and the peer this
     beam = Beam(TOKENS, num_beams=5, length_penalty=1.0, early_stopping=False, no_repeat_ngram_size=0,
                 min_new_tokens=0, n_best=1)  # fmt: skip
