@@ -64,7 +64,7 @@ def train(cfg: DictConfig) -> Run:
     from lightning.pytorch.callbacks import EarlyStopping
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from captioning.checkpoint import refuse_other_architecture
+    from captioning.checkpoint import refuse_fewer_epochs, refuse_other_architecture
     from captioning.model.generation import require_room
     from captioning.training.callbacks import KnownFloor, MetricRows, ProgressBar, ResultsTable
     from captioning.training.checkpointing import AtomicCheckpointIO, checkpoint_callbacks
@@ -100,6 +100,7 @@ def train(cfg: DictConfig) -> Run:
     last = run_dir / "checkpoints" / "last.ckpt" if cfg.resume else None
     if last:
         refuse_other_architecture(last, **extras)
+        refuse_fewer_epochs(last, cfg.trainer.max_epochs)
     module = CaptioningModule(captioner, **plain(cfg.optimizer), checkpoint_extras=extras)
 
     loggers = [MetricsCsv(run_dir), *(built(logger, "logger") for logger in cfg.logger.values())]

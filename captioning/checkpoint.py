@@ -64,6 +64,16 @@ def refuse_other_architecture(path: Path, description: dict[str, Any], tokenizer
         raise UserError(f"checkpoint {path} was trained with another tokenizer; leave data.tokenizer as it was")
 
 
+def refuse_fewer_epochs(path: Path, max_epochs: int) -> None:
+    """Raise UserError if the run of the checkpoint at `path` has more epochs behind it than `max_epochs`."""
+    done = read_checkpoint(path)["epoch"] + 1
+    if max_epochs < done:
+        raise UserError(
+            f"trainer.max_epochs={max_epochs} is fewer than the {done} epochs that {path} has behind it; "
+            "give at least as many, or leave it out"
+        )
+
+
 # What may differ between two descriptions of one architecture: the library's version, and what shapes no weight.
 SHAPES_NO_WEIGHT = ("pdrop", "dropout", "version", "name_or_path", "dtype", "use_cache", "attn_implementation")
 

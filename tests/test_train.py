@@ -336,6 +336,10 @@ def test_a_refused_resume_leaves_the_run_as_it_was(command, tmp_path):
     status, output = command("train.py", f"resume={folder}", "trainer.max_epochs=3")
     assert status == 0, output
     assert "data.batch_size=12" in (folder / ".hydra" / "overrides.yaml").read_text(), "what it went on with is kept"
+    status, output = command("train.py", f"resume={folder}", "trainer.max_epochs=2")
+    assert status == 1
+    assert "fewer than the 3 epochs" in output
+    assert "trainer.max_epochs=3" in (folder / ".hydra" / "overrides.yaml").read_text()
     epochs = [row["epoch"] for row in rows_of(folder) if row["val/loss"]]
     assert epochs == ["0", "1", "2"]
     assert len([row for row in rows_of(folder) if row["test/loss"]]) == 1, "the last test alone"
