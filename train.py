@@ -132,7 +132,7 @@ def train(cfg: DictConfig) -> Run:
     with wandb_runs(loggers, run_dir), resumable(run_dir), logging_redirect_tqdm():
         log_config(loggers, plain(cfg))
         trainer.fit(module, datamodule=datamodule, ckpt_path=last, weights_only=True)
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        metrics = _numbers(trainer)
         best = checkpoints[0] if checkpoints and checkpoints[0].best_model_path else None
         if best:
             assert best.best_model_score is not None
@@ -140,12 +140,16 @@ def train(cfg: DictConfig) -> Run:
         if best and "test" in datamodule.splits:
             path = best.best_model_path
             trainer.test(module, datamodule=datamodule, ckpt_path=path, verbose=False, weights_only=True)
-            metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
+            metrics |= _numbers(trainer)
     log.info("%s", ", ".join(f"{words} {metrics[name]:.4g}" for name, words in SHOWN.items() if name in metrics))
     for what, path in (("table", "results.md"), ("checkpoints", "checkpoints"), ("profile", "fit-profile.txt")):
         if (run_dir / path).exists():
             log.info("%s: %s", what, readable(run_dir / path))
     return Run(metrics, trainer, module, datamodule, run_dir)
+
+
+def _numbers(trainer: L.Trainer) -> dict[str, float]:
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")

@@ -9,16 +9,11 @@ repeat runs both sides one after the other; a ratio is that of the two medians. 
 
 import argparse
 import copy
-import os
-import platform
-import statistics
 import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
 
 import torch
-import transformers
+from measuring import interleaved_seconds, setting
 from torch import Tensor
 from transformers import GPT2Config, VisionEncoderDecoderModel, ViTConfig
 
@@ -68,19 +63,6 @@ WANTED = {  # (decoding, pictures): how many times as fast at least
 }
 
 
-def seconds(task: Callable[[], object]) -> float:
-    """How long a task takes, once."""
-    start = time.perf_counter()
-    task()
-    return time.perf_counter() - start
-
-
-def compare(ours: Callable[[], object], theirs: Callable[[], object], repeats: int) -> tuple[float, float]:
-    """Median seconds of each, run in turn; the first turn warms up and does not count."""
-    turns = [(seconds(ours), seconds(theirs)) for _ in range(repeats + 1)][1:]
-    return statistics.median(turn[0] for turn in turns), statistics.median(turn[1] for turn in turns)
-
-
 def theirs_of(peer: VisionEncoderDecoderModel, pictures: Tensor, settings: dict[str, object]) -> Tensor:
     """transformers' token ids, BOS first."""
     pixels = pictures.float() / 127.5 - 1
@@ -103,8 +85,7 @@ def main(small: bool, repeats: int) -> None:
     side = captioner.picture_format.size[0]
     start = time.perf_counter()
     ready = placed(captioner, device, 32)
-    print(f"{device}, {torch.get_num_threads()} threads of {os.cpu_count()} cores, {processor()}")
-    print(f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}")
+    print(f"{device}; {setting()}")
     print(f"{'tiny' if small else 'full'} size, fp32, {TOKENS} tokens, median of {repeats} repeats; ", end="")
     print(f"laying out the weights anew took {time.perf_counter() - start:.1f} s, once")
     print(f"\n{'decoding':10}{'pictures':>9}{'ours, s':>9}{'theirs, s':>11}{'ratio':>8}{'wanted':>8}")
@@ -114,21 +95,14 @@ def main(small: bool, repeats: int) -> None:
         decoding, settings = decodings()[name]
         some = pictures[:count]
         check(generate(ready, some, decoding), theirs_of(peer, some, settings), name)
-        mine, their = compare(
-            lambda some=some, decoding=decoding: generate(ready, some, decoding),
-            lambda some=some, settings=settings: theirs_of(peer, some, settings),
-            repeats,
-        )
+        cases = {
+            "ours": lambda some=some, decoding=decoding: generate(ready, some, decoding),
+            "theirs": lambda some=some, settings=settings: theirs_of(peer, some, settings),
+        }
+        mine, their = interleaved_seconds(cases, repeats).values()
         missed += not small and their / mine < wanted
         print(f"{name:10}{count:9}{mine:9.3f}{their:11.3f}{their / mine:7.2f}x{wanted:7.2f}x", flush=True)
     sys.exit(1 if missed else 0)
-
-
-def processor() -> str:
-    """The CPU's name, where Linux tells it."""
-    info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

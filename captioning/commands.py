@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from captioning.errors import UserError
+from captioning.errors import UserError, require_whole
 from captioning.files import readable
 
 
@@ -110,6 +110,5 @@ def require(config: DictConfig, key: str, example: str) -> Any:
 def whole(config: DictConfig, key: str, least: int) -> int:
     """The value of a key, perhaps a dotted one, that must be a whole number of at least `least`."""
     value = OmegaConf.select(config, key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise UserError(f"{key}={value} must be a whole number of at least {least}")
+    require_whole(key, value, least)
     return value

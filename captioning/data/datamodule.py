@@ -19,7 +19,7 @@ from captioning.data.packing import pack
 from captioning.data.rows import CaptionRows, EpochBatches, Split
 from captioning.data.tokenizer import CaptionTokenizer
 from captioning.data.transforms import EvaluationTransform, TrainingTransform
-from captioning.errors import UserError
+from captioning.errors import UserError, require_whole
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +60,7 @@ class CaptionDataModule(L.LightningDataModule):
             ("num_workers", num_workers, 0),
             ("overfit_images", 1 if overfit_images is None else overfit_images, 1),
         ):
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise UserError(f"data.{name}={value} must be a whole number of at least {least}")
+            require_whole(f"data.{name}", value, least)
         self._tokenizer_name = tokenizer
         self.batch_size = batch_size
         self._captions_per_image = captions_per_image

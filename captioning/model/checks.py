@@ -1,13 +1,12 @@
 """What `conf/model` may not say, refused in a sentence that names the key and the value met."""
 
-from captioning.errors import UserError
+from captioning.errors import UserError, require_whole
 
 
 def check_sizes(**sizes: object) -> None:
     """Pixels, tokens, widths, layers and heads: whole numbers of at least 1."""
     for name, value in sizes.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError(f"model.{name}={value} must be a whole number of at least 1")
+        require_whole(f"model.{name}", value)
 
 
 def check_multiples(**sizes: tuple[int, str, int]) -> None:

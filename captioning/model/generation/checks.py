@@ -2,13 +2,13 @@
 
 import math
 
+from captioning import errors
 from captioning.errors import UserError
 
 
 def require_whole(name: str, value: object, least: int = 1) -> None:
     """Raise UserError unless `decoding.<name>` is a whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UserError(f"decoding.{name}={value} must be a whole number of at least {least}")
+    errors.require_whole(f"decoding.{name}", value, least)
 
 
 def require_finite(name: str, value: object) -> None:
