@@ -49,11 +49,5 @@ lint: setup  ## style, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: setup  ## measure what the README claims, on this machine
-	$(BIN)/python benchmarks/pictures.py --small
-	$(BIN)/python benchmarks/loader_memory.py --small
-	$(BIN)/python benchmarks/demo.py
-	$(BIN)/python benchmarks/generation.py --small
-	$(BIN)/python benchmarks/training_step.py --small
-	$(BIN)/python benchmarks/packing_quality.py --small
-	$(BIN)/python benchmarks/loop_overhead.py --small
+bench: setup  ## every benchmark small, and one table of their ratios (about eight minutes)
+	$(BIN)/python benchmarks/all.py

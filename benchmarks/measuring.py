@@ -1,15 +1,60 @@
-"""What the benchmarks share: where they ran, interleaved timings, peak memory, tables."""
+"""What the benchmarks share: where they ran, interleaved timings, peak memory, tables, and what all.py gathers."""
 
+import json
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import lightning
 import torch
 import transformers
+
+GATHERED = "BENCHMARK_RATIOS"  # the environment variable that names the file in which benchmarks/all.py gathers ratios
+
+
+class Ratio(NamedTuple):
+    """One line of the table of `make bench`."""
+
+    what: str
+    ours: str  # with its unit
+    beside: str  # the peer, or the bound, with what it reaches
+    ratio: float
+    wanted: str = ""  # such as ">= 2"; empty where nothing is held against it
+    met: bool = True
+
+    @property
+    def verdict(self) -> str:
+        return ("met" if self.met else "MISSED") if self.wanted else ""
+
+
+def at_least(what: str, ours: str, beside: str, ratio: float, wanted: float | None) -> Ratio:
+    """A ratio that has to reach `wanted`, where that is given."""
+    if wanted is None:
+        return Ratio(what, ours, beside, ratio)
+    return Ratio(what, ours, beside, ratio, f">= {wanted:g}", ratio >= wanted)
+
+
+def at_most(what: str, ours: str, beside: str, ratio: float, wanted: float) -> Ratio:
+    """A ratio that must not go beyond `wanted`."""
+    return Ratio(what, ours, beside, ratio, f"<= {wanted:g}", ratio <= wanted)
+
+
+def publish(ratios: Sequence[Ratio]) -> int:
+    """Hand the ratios to benchmarks/all.py, if that asked for them; 1 if one of them misses its bound."""
+    if gathered := os.environ.get(GATHERED):
+        with Path(gathered).open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(ratio) + "\n" for ratio in ratios)
+    return int(not all(ratio.met for ratio in ratios))
+
+
+def ratio_table(ratios: Sequence[Ratio]) -> str:
+    """What every benchmark ends with, and all of them together."""
+    rows = [[r.what, r.ours, r.beside, f"{r.ratio:.3g}", r.wanted, r.verdict] for r in ratios]
+    return table(["what", "ours", "beside", "ratio", "wanted", ""], rows)
 
 
 def setting() -> str:
@@ -28,15 +73,15 @@ def setting() -> str:
 def interleaved_seconds(cases: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """The median seconds of each case; the cases take turns, after one unmeasured turn of all.
 
-    What else the machine does then meets all of them alike.
+    What else the machine does then meets all of them alike. A case that returns a float has timed itself.
     """
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for turn in range(repeats + 1):
         for name, case in cases.items():
             start = time.perf_counter()
-            case()
+            own = case()
             if turn > 0:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(own if isinstance(own, float) else time.perf_counter() - start)
     return {name: statistics.median(measured) for name, measured in seconds.items()}
 
 

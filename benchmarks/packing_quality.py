@@ -23,7 +23,7 @@ from typing import Any
 
 import lightning as L
 from hydra import compose, initialize_config_dir
-from measuring import setting, table
+from measuring import at_least, publish, ratio_table, setting, table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from train import train
@@ -158,7 +158,10 @@ def main() -> None:
     curves = side_by_side(["--seconds", str(seconds), *photographs])
     print(f"{curves_table(curves)}\n")
     target, sooner = times_sooner(curves["packed"], curves["one a row"])
-    print(f"{sooner:.2f}x sooner at {target:.3f} (>= {LEAST:.0f}x: {'met' if sooner >= LEAST else 'MISSED'})")
+    reached = [f"{run} {seconds_to(curve, target):.1f} s" for run, curve in curves.items()]
+    ratio = at_least(f"packing: to perplexity {target:.2f}, {data}", *reached, sooner, LEAST)
+    print(ratio_table([ratio]))
+    sys.exit(publish([ratio]))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,7 @@ the median over these turns of the process's own CPU time, which another program
 bytes, to be normalised on the device. --small takes half a minute.
 """
 
-import os
-import platform
+import argparse
 import statistics
 import sys
 import tempfile
@@ -23,7 +22,7 @@ import numpy as np
 import PIL
 import torch
 import torchvision
-import transformers
+from measuring import Ratio, at_least, publish, ratio_table, setting, table
 from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision import transforms
@@ -116,41 +115,48 @@ def prepare(paths: list[Path], folder: Path) -> None:
     print(f"{COCO_PICTURES / a_second / 60:.0f} core-minutes")
 
 
-def report(taken: dict[str, list[float]]) -> int:
-    """Print the table; 1 if a bound is missed."""
-    print(f"{'':44} pictures/s   x torchvision   cores for {GPU_PICTURES}/s")
-    missed = 0
-    for name, values in taken.items():
-        a_second = 1000 / statistics.median(values)
-        ratio = statistics.median(base / mine for base, mine in zip(taken["torchvision"], values, strict=True))
-        print(f"{name:44} {a_second:10.0f}   {ratio:13.2f}   {GPU_PICTURES / a_second:16.1f}", end="")
-        if bound := BOUNDS.get(name):
-            print(f"   >= {bound} {'met' if ratio >= bound else 'MISSED'}", end="")
-            missed += ratio < bound
-        print()
-    return int(missed > 0)
+def ratios_of(taken: dict[str, list[float]]) -> list[Ratio]:
+    """Print pictures a second and cores; the ratios to torchvision's transform."""
+    speeds = {name: 1000 / statistics.median(values) for name, values in taken.items()}
+    rows = [[name, f"{speed:.0f}", f"{GPU_PICTURES / speed:.1f}"] for name, speed in speeds.items()]
+    print(f"\n{table(['one core', 'pictures/s', f'cores for {GPU_PICTURES}/s'], rows)}\n")
+    beside, base = f"torchvision {speeds['torchvision']:.0f}/s", taken["torchvision"]
+    return [
+        at_least(
+            f"pictures: {name}",
+            f"{speeds[name]:.0f}/s",
+            beside,
+            statistics.median(theirs / mine for theirs, mine in zip(base, values, strict=True)),
+            BOUNDS.get(name),
+        )
+        for name, values in taken.items()
+        if name != "torchvision"
+    ]
 
 
 def main(source: Path | None, small: bool) -> int:
-    """Draw or find the photographs, prepare them, time every way."""
+    """Draw or find the photographs, prepare them, time every way; 1 if a bound is missed."""
     torch.set_num_threads(1)
-    processor = platform.processor() or platform.machine()
-    print(
-        f"one of {os.cpu_count()} CPU cores, {processor}; Python {platform.python_version()}, Pillow {PIL.__version__}"
-    )
-    print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, transformers {transformers.__version__}")
+    print(f"{setting()}, Pillow {PIL.__version__}, torchvision {torchvision.__version__}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         paths = sorted(source.rglob("*.jpg"))[:256] if source else [folder / f"{i:03d}.jpg" for i in range(32)]
+        if len(paths) < TURN:
+            sys.exit(f"{source} holds {len(paths)} JPEGs (*.jpg), fewer than {TURN}; name a folder with more")
         if source is None:
             for seed, path in enumerate(paths):
                 draw(path, seed)
         kilobytes = statistics.mean(path.stat().st_size for path in paths) / 1000
-        print(f"{len(paths)} JPEGs of {kilobytes:.0f} kB: {source or 'drawn, 640 x 480'}")
+        print(f"{len(paths)} JPEGs of {kilobytes:.0f} kB: {source.name if source else 'drawn, 640 x 480'}")
         prepare(paths, folder)
-        return report(milliseconds(paths, ways(paths, folder), repeats=2 if small else 10))
+        ratios = ratios_of(milliseconds(paths, ways(paths, folder), repeats=2 if small else 10))
+    print(ratio_table(ratios))
+    return publish(ratios)
 
 
 if __name__ == "__main__":
-    given = [argument for argument in sys.argv[1:] if argument != "--small"]
-    sys.exit(main(Path(given[0]) if given else None, "--small" in sys.argv))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("source", nargs="?", type=Path, metavar="FOLDER_OF_JPEGS")
+    parser.add_argument("--small", action="store_true", help="half a minute")
+    given = parser.parse_args()
+    sys.exit(main(given.source, given.small))
