@@ -53,7 +53,7 @@ class Folder:
         network = network_of(size, "gelu_pytorch_tanh").eval()
         self.tokenizer = CaptionTokenizer.train(["a red circle"], vocab_size=size["vocab_size"])
         captioner = ImageCaptioner(network, PictureFormat((self.side,) * 2, mean=(0.5,) * 3, std=(0.5,) * 3))
-        described = {"description": captioner.description, "tokenizer": self.tokenizer.to_json()}
+        described = {"description": captioner.description(), "tokenizer": self.tokenizer.to_json()}
         weights = {f"captioner.{name}": value for name, value in captioner.state_dict().items()}
         torch.save({"captioner": described, "state_dict": weights}, place / "random.ckpt")
         self.captioner = placed(captioner.eval(), torch.device("cpu"), 32)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from captioning.model import vocabulary_loss
-from captioning.model.vocabulary_loss import summed_cross_entropy
+from captioning.model.vocabulary_loss import summed_cross_entropy, summed_nats
 
 TOKENS, WIDTH, VOCABULARY = 23, 16, 61
 
@@ -103,3 +103,24 @@ def test_the_logits_of_all_tokens_are_never_held_at_once(monkeypatch):
     assert max(largest) == 4 and sum(largest) == TOKENS
     kept = sum(t.numel() for t in nats.grad_fn.gradients if isinstance(t, torch.Tensor))
     assert kept == hidden.numel() + weight.numel()
+
+
+def test_each_labels_nats_are_multiplied_by_its_weight(chunks):
+    weights, results = torch.randn(TOKENS, generator=torch.Generator().manual_seed(1)), []
+    for weighted in (
+        lambda h, w, labels: (F.cross_entropy(h @ w.T, labels, reduction="none") * weights).sum(),
+        lambda h, w, labels: summed_cross_entropy(h, w, labels, weights),
+    ):
+        hidden, weight, labels = drawn()
+        nats = weighted(hidden, weight, labels)
+        (nats * 0.37).backward()
+        results.append((nats.detach(), hidden.grad, weight.grad))
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_without_gradients_any_projection_will_do(chunks):
+    hidden, weight, labels = drawn()
+    with torch.no_grad():
+        nats = summed_nats(hidden, lambda x: x @ weight.T, labels)
+    torch.testing.assert_close(nats, whole(hidden, weight, labels).detach(), rtol=1e-5, atol=1e-5)

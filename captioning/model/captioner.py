@@ -16,7 +16,7 @@ from transformers import VisionEncoderDecoderModel
 
 from captioning.batch import IGNORE, CaptionBatch, PictureFormat
 from captioning.model.products import use_products
-from captioning.model.vocabulary_loss import summed_cross_entropy
+from captioning.model.vocabulary_loss import summed_cross_entropy, summed_nats
 
 GROUPS = ("cross_attention", "decoder", "encoder")  # what stages train, see conf/stage
 
@@ -82,23 +82,33 @@ class ImageCaptioner(nn.Module):
         assert batch.pixel_values is not None
         return self.encode(batch.pixel_values)
 
-    def hidden_states(self, batch: CaptionBatch) -> Tensor:
-        """The decoder's last hidden states (B, S, D); every caption sees its own past and its row's picture."""
+    def hidden_states(self, batch: CaptionBatch, attended: Tensor) -> Tensor:
+        """The decoder's last hidden states (B, S, D); every caption sees its own past and its row's `attended`."""
         gpt2: Any = self.network.decoder.transformer
         return gpt2(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
             attention_mask=same_caption_causal_mask(batch.caption_index),
-            encoder_hidden_states=self.attended(batch),
+            encoder_hidden_states=attended,
             use_cache=False,
         ).last_hidden_state
 
     def loss(self, batch: CaptionBatch) -> LossSum:
         """Cross-entropy summed over the labelled positions; padding never reaches the vocabulary projection."""
+        return self.loss_from(self.attended(batch), batch)
+
+    def loss_from(self, attended: Tensor, batch: CaptionBatch, label_weights: Tensor | None = None) -> LossSum:
+        """`loss`, of pictures that are encoded already: `attended` (B, P, D) is what `attended(batch)` gives.
+
+        Each label's nats are multiplied by its `label_weights` (B, S) float32, where these are given.
+        """
         labelled = batch.labels != IGNORE  # (B, S)
-        hidden = self.hidden_states(batch)[labelled]  # (N, D)
-        nats = summed_cross_entropy(hidden, self.network.decoder.lm_head.weight, batch.labels[labelled])
-        return LossSum(nats, labelled.sum())
+        hidden = self.hidden_states(batch, attended)[labelled]  # (N, D)
+        projection, labels = self.network.decoder.lm_head, batch.labels[labelled]
+        if not torch.is_grad_enabled() and label_weights is None:
+            return LossSum(summed_nats(hidden, projection, labels), labelled.sum())
+        weights = None if label_weights is None else label_weights[labelled]
+        return LossSum(summed_cross_entropy(hidden, projection.weight, labels, weights), labelled.sum())
 
     def parameters_of(self, group: str) -> Iterator[tuple[str, nn.Parameter]]:
         """The named parameters of one of `GROUPS`; together the groups hold each parameter once."""

@@ -49,6 +49,14 @@ def generate(
     Raises:
         UserError: if `max_new_tokens` is more than the decoder has positions for.
     """
+    return generate_from(captioner, captioner.encode(pixel_values), decoding, addresses)
+
+
+@torch.inference_mode()
+def generate_from(
+    captioner: ImageCaptioner, attended: Tensor, decoding: Decoding, addresses: Sequence[int] | None = None
+) -> list[Caption]:
+    """`generate`, of pictures encoded already: `attended` (B, P, D) is what `ImageCaptioner.attended` gives."""
     require_room(captioner, decoding)
-    decoder = StepwiseDecoder(captioner, pixel_values, decoding.room)
-    return decoding.captions(decoder, range(len(pixel_values)) if addresses is None else addresses)
+    decoder = StepwiseDecoder(captioner, attended, decoding.room)
+    return decoding.captions(decoder, range(len(attended)) if addresses is None else addresses)

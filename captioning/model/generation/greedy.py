@@ -27,8 +27,8 @@ class Greedy:
 
     def captions(self, decoder: StepwiseDecoder, addresses: Sequence[int]) -> list[Caption]:
         """One for each of the decoder's pictures."""
-        return choose_tokens(decoder, self.choose, self.max_new_tokens)
+        return [caption for (caption,) in choose_tokens(decoder, self.choose, self.max_new_tokens)]
 
     def choose(self, logits: Tensor, places: Tensor) -> Tensor:
-        """(R,) token ids: the first of the largest logits (R, V), whichever picture's they are."""
+        """(R, K) token ids: the first of the largest logits (R, K, V), whichever picture's they are."""
         return logits.argmax(-1)

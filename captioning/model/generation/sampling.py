@@ -54,12 +54,12 @@ class Sampling:
 
         def choose(logits: Tensor, places: Tensor) -> Tensor:
             drawn = noise.of(places.tolist(), logits.shape[-1]).to(logits.device)
-            return (self.scores(logits) + drawn).argmax(-1)
+            return (self.scores(logits) + drawn[:, None]).argmax(-1)
 
-        return choose_tokens(decoder, choose, self.max_new_tokens)
+        return [caption for (caption,) in choose_tokens(decoder, choose, self.max_new_tokens)]
 
     def scores(self, logits: Tensor) -> Tensor:
-        """(R, V) of which the softmax is what is drawn from: logits by temperature, -inf for what is filtered out."""
+        """(..., V) of which the softmax is what is drawn from: logits by temperature, -inf for what is filtered out."""
         logits = logits.float()
         scaled = (logits - logits.amax(-1, keepdim=True)) / self.temperature  # at most 0, however low the temperature
         if self.top_k is None and self.top_p == 1:
@@ -67,7 +67,7 @@ class Sampling:
         ordered, token_ids = scaled.sort(descending=True, stable=True)
         dropped = torch.zeros_like(ordered, dtype=torch.bool)
         if self.top_k is not None:
-            dropped[:, self.top_k :] = True
+            dropped[..., self.top_k :] = True
         if self.top_p < 1:
             probabilities = ordered.masked_fill(dropped, -torch.inf).softmax(-1)
             dropped |= probabilities.cumsum(-1) - probabilities >= self.top_p  # the first is never dropped

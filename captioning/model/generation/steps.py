@@ -26,13 +26,13 @@ class StepwiseDecoder:
 
     Args:
         captioner: in eval mode; BOS and EOS are its decoder's.
-        pixel_values: (B, 3, H, W) uint8, on the captioner's device.
+        attended: (B, P, D), the encoded pictures, on the captioner's device.
         room: how many tokens a picture will be fed, those of all its beams together.
     """
 
-    def __init__(self, captioner: ImageCaptioner, pixel_values: Tensor, room: int):
+    def __init__(self, captioner: ImageCaptioner, attended: Tensor, room: int):
         self._decoder = captioner.network.decoder
-        self._encoded = captioner.encode(pixel_values)  # (B, P, D)
+        self._encoded = attended
         config = self._decoder.config
         own: Any = Cache(layers=[_RoomyLayer(room) for _ in range(config.num_hidden_layers)])
         pictures: Any = DynamicCache(config=config)  # filled at the first step, and read from then on
