@@ -20,8 +20,9 @@ PUNCTUATION = frozenset(
 _SPACES = " \xa0"
 # What may stand between spaces without regard to its neighbours: no digits (22 3/4), no full stop (Main St. A ...), no
 # markup. The last piece has no neighbour behind it, so it may hold full stops.
-_ALONE = re.compile(r"[A-Za-z'\",;:!?()&/*-]+")
-_ALONE_LAST = re.compile(r"[A-Za-z'\",;:!?()&/*-]+\.?")
+_ALONE = re.compile(r"[A-Za-z'\",;:!?()/*-]+")
+_ALONE_LAST = re.compile(r"[A-Za-z'\",;:!?()/*-]+\.?")
+_SOFT_HYPHEN = re.compile(r"(?<=\w)\xad|\xad(?=\w)")
 _SPACE_ENTITY = re.compile("&nbsp;", re.IGNORECASE)
 
 
@@ -64,7 +65,8 @@ def _piece_tokens(piece: str) -> tuple[str, ...]:
 def _plain_text(caption: str) -> str:
     """The caption on one line, of characters and entities that the rules know."""
     text = caption.replace("&quot;", '"').replace("&apos;", "’")
-    return _SPACE_ENTITY.sub(" ", "".join(map(read_as, text)))
+    text = _SPACE_ENTITY.sub(" ", "".join(map(read_as, text)))
+    return _SOFT_HYPHEN.sub("", text)
 
 
 def _line_tokens(text: str) -> list[str]:
@@ -77,7 +79,7 @@ def _line_tokens(text: str) -> list[str]:
         taken, found = _longest(text, position)
         position += len(taken)
         tokens += found
-    return [token.replace("\xad", "").lower() if token != "-" else token for token in tokens if token]
+    return [token.lower() for token in tokens if token]
 
 
 def _longest(text: str, position: int) -> tuple[str, list[str]]:
