@@ -1,0 +1,97 @@
+"""Scores a COCO results file against COCO captions.
+
+python -m captioning.evaluation RESULTS.json ANNOTATIONS.json --output scores.json
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from captioning.errors import UserError
+from captioning.evaluation.coco_files import PictureId, read_references, read_results
+from captioning.evaluation.scoring import Scores, check_pictures, score
+from captioning.files import readable, write_atomically
+
+
+def scores_json(scores: Scores) -> str:
+    """What `scores.json` holds: each metric's figure under its official name, then what explains it.
+
+    `signature` says what the figures are not comparable without, `left_out` has a sentence on each metric that is
+    missing, `per_picture` is a list of `{"image_id": ..., "Bleu_1": ..., ...}`.
+    """
+    per_picture = [{"image_id": picture, **row} for picture, row in scores.per_picture.items()]
+    # A row a line, so that thousands of pictures stay readable and comparable.
+    rows = ",\n".join(json.dumps(row, ensure_ascii=False) for row in per_picture)
+    head = {**scores.corpus, "signature": scores.signature, "left_out": scores.left_out}
+    return json.dumps(head, ensure_ascii=False, indent=2)[:-2] + f',\n  "per_picture": [\n{rows}\n  ]\n}}\n'
+
+
+def table(scores: Scores) -> str:
+    """The corpus figures as people quote them: times 100."""
+    return "\n".join(f"{name:<8}{100 * figure:8.2f}" for name, figure in scores.corpus.items())
+
+
+def evaluate(results: Path, annotations: Path, output: Path, *, java: bool, only_captioned: bool) -> Scores:
+    """Scores the files and writes `output`, which appears whole or not at all.
+
+    Raises:
+        UserError: for files that can't be read or don't belong together, and an output that can't be written.
+    """
+    if output.is_dir():
+        raise UserError(f"--output {output} is a folder; name a file, for example {output / 'scores.json'}")
+    candidates, references = read_results(results), read_references(annotations)
+    if only_captioned:
+        references = {picture: captions for picture, captions in references.items() if picture in candidates}
+    _check(candidates, references, results, annotations)
+    empty = sum(not caption.strip() for caption in candidates.values())
+    if empty:
+        print(f"warning: {empty} of {len(candidates)} candidates are empty, and score nothing", file=sys.stderr)
+    scores = score(candidates, references, java=java)
+    try:
+        write_atomically(output, scores_json(scores))
+    except OSError as error:
+        raise UserError(f"--output {output} can't be written ({error.strerror}); choose another place") from error
+    return scores
+
+
+def _check(
+    candidates: Mapping[PictureId, str], references: Mapping[PictureId, list[str]], results: Path, annotations: Path
+) -> None:
+    try:
+        check_pictures(candidates, references)
+    except UserError as error:
+        missing = any(picture not in candidates for picture in references)
+        known = all(picture in references for picture in candidates)
+        way_out = "; --only-captioned scores the pictures that have a candidate" if missing and known else ""
+        raise UserError(f"{results} and {annotations} don't belong together: {error}{way_out}") from error
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line; a user's mistake ends in one sentence and status 1."""
+    parser = argparse.ArgumentParser(prog="python -m captioning.evaluation", description=__doc__.splitlines()[0])
+    parser.add_argument("results", type=Path, help='COCO results: [{"image_id": ..., "caption": ...}, ...]')
+    parser.add_argument("annotations", type=Path, help="COCO captions, like captions_val2017.json")
+    parser.add_argument("--output", type=Path, default=Path("scores.json"), help="default: scores.json")
+    parser.add_argument("--no-java", action="store_true", help="without METEOR and SPICE, in seconds")
+    parser.add_argument(
+        "--only-captioned", action="store_true", help="leave out pictures with no candidate, instead of refusing"
+    )
+    given = parser.parse_args(arguments)
+    try:
+        scores = evaluate(
+            given.results, given.annotations, given.output, java=not given.no_java, only_captioned=given.only_captioned
+        )
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; nothing was written")
+    print(table(scores))
+    for sentence in scores.left_out:
+        print(sentence, file=sys.stderr)
+    print(f"{scores.signature['pictures']} pictures, times 100; each one's own scores are in {readable(given.output)}")
+
+
+if __name__ == "__main__":
+    main()

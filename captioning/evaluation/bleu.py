@@ -1,0 +1,75 @@
+"""BLEU-1 to BLEU-4 as the official tool computes them: clipped precisions, and the brevity penalty of the closest reference.
+
+Papineni et al. 2002 (https://aclanthology.org/P02-1040), with the two tiny constants of coco-caption's scorer, which
+keep a precision of nothing from being 0 or undefined, and so give it the value that the official figure has.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from captioning.evaluation.ngrams import ORDERS, NgramCounts
+
+_TINY, _SMALL = 1e-15, 1e-9  # the official scorer's
+
+
+class Bleu(NamedTuple):
+    """BLEU-1 to BLEU-4 of the corpus and of each picture, and the lengths (tokens) behind the brevity penalty."""
+
+    corpus: list[float]
+    per_picture: list[list[float]]
+    candidate_tokens: int
+    reference_tokens: int
+
+
+def bleu(candidates: Sequence[NgramCounts], references: Sequence[Sequence[NgramCounts]]) -> Bleu:
+    """BLEU of candidates, one a picture, against each picture's references, in the same order.
+
+    The corpus figure sums matches, n-grams and lengths over all pictures before it divides; it is no mean of pictures.
+    """
+    totals = _Matches([0] * ORDERS, 0, 0)
+    per_picture = []
+    for candidate, of_picture in zip(candidates, references, strict=True):
+        matches = _matches(candidate, of_picture)
+        per_picture.append(_score(matches, _possible(matches.tokens)))
+        totals = _Matches(
+            [a + b for a, b in zip(totals.correct, matches.correct, strict=True)],
+            totals.tokens + matches.tokens,
+            totals.reference_tokens + matches.reference_tokens,
+        )
+    possible = [sum(column) for column in zip(*(_possible(one.tokens) for one in candidates), strict=True)]
+    return Bleu(_score(totals, possible or [0] * ORDERS), per_picture, totals.tokens, totals.reference_tokens)
+
+
+class _Matches(NamedTuple):
+    correct: list[int]  # n-grams of each order that a reference has, each counted as often as in one reference at most
+    tokens: int
+    reference_tokens: int  # of the reference whose length is closest, the shorter of two
+
+
+def _matches(candidate: NgramCounts, references: Sequence[NgramCounts]) -> _Matches:
+    correct = [0] * ORDERS
+    for order, counts in enumerate(candidate.orders):
+        others = [reference.orders[order] for reference in references]
+        for ngram, count in counts.items():
+            most = max([other.get(ngram, 0) for other in others])
+            correct[order] += min(count, most)
+    closest = min((abs(reference.tokens - candidate.tokens), reference.tokens) for reference in references)[1]
+    return _Matches(correct, candidate.tokens, closest)
+
+
+def _possible(tokens: int) -> list[int]:
+    return [max(0, tokens - order) for order in range(ORDERS)]
+
+
+def _score(matches: _Matches, possible: Sequence[int]) -> list[float]:
+    scores = []
+    product = 1.0
+    for order in range(ORDERS):
+        product *= (matches.correct[order] + _TINY) / (possible[order] + _SMALL)
+        scores.append(product ** (1 / (order + 1)))
+    ratio = (matches.tokens + _TINY) / (matches.reference_tokens + _SMALL)
+    if ratio >= 1:
+        return scores
+    penalty = math.exp(1 - 1 / ratio)
+    return [score * penalty for score in scores]
