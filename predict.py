@@ -36,7 +36,7 @@ def predict(cfg: DictConfig) -> Prediction:
     checkpoint = checkpoint_file(one_path(cfg, "checkpoint", "checkpoint=runs/MY_RUN"))
     source = require(cfg, "input", "input=my_photos")
     paths = find_pictures([str(one) for one in source] if isinstance(source, list) else source)
-    batch_size, num_workers = whole(cfg, "batch_size", 1), whole(cfg, "num_workers", 0)
+    batch_size = whole(cfg, "batch_size", 1)
 
     # Imported here, since they take seconds: help, a typo or a wrong path is answered before.
     from tqdm import tqdm
@@ -44,12 +44,13 @@ def predict(cfg: DictConfig) -> Prediction:
     from captioning.data.randomness import addressed_seed
     from captioning.model.generation import generate, require_room
     from captioning.prediction.batches import picture_loader
-    from captioning.prediction.devices import autocast, chosen_device, placed
+    from captioning.prediction.devices import autocast, chosen_device, placed, reading_processes
     from captioning.prediction.loading import load_captioner
 
     quiet_libraries()
     decoding = built(cfg.decoding, "decoding")
     device = chosen_device(cfg.device)
+    num_workers = reading_processes(device, cfg.num_workers)
     precision = autocast(device, cfg.precision)
     captioner, tokenizer = load_captioner(checkpoint)
     require_room(captioner, decoding)

@@ -1,6 +1,7 @@
 """The LightningDataModule: what every data set has in common once its captions and pictures are known."""
 
 import logging
+import sys
 from abc import abstractmethod
 from functools import cached_property
 from itertools import chain
@@ -156,14 +157,14 @@ class CaptionDataModule(L.LightningDataModule):
         """In order, every caption once."""
         return self.loader("test")
 
-    def rows(self, split: str, training: bool = False) -> CaptionRows:
-        """The rows of one split, augmented if they are to train on."""
+    def rows(self, split: str, training: bool = False, captions_per_image: int | None = None) -> CaptionRows:
+        """The rows of one split, augmented if they are to train on; `captions_per_image` is the module's if not given."""
         assert self._picture_format is not None, "fit_to comes before any loader is made"
         augmented = training and self._overfit_images is None
         return CaptionRows(
             self.splits[split],
             self._tokens[split],
-            self._captions_per_image,
+            captions_per_image or self._captions_per_image,
             self.seed,
             EvaluationTransform(self._picture_format),
             TrainingTransform(self._picture_format, **self._augmentation) if augmented else None,
@@ -177,6 +178,26 @@ class CaptionDataModule(L.LightningDataModule):
         pixels = torch.stack([rows.pixels(picture) for picture in chosen])
         return pixels, [split.image_ids[i] for i in chosen], [list(split.captions[i]) for i in chosen]
 
+    def whole_pictures(self, split: str, count: int | None = None, batch_size: int | None = None) -> DataLoader:
+        """Batches in which each picture of a split is one row with all of its captions, as in evaluation.
+
+        Every picture once over all ranks; with `count` only so many, spread over the split and the same each time.
+        """
+        rows = self.rows(split, captions_per_image=sys.maxsize)
+        wanted = range(len(rows)) if count is None else sorted({i * len(rows) // count for i in range(count)})
+        rank, world_size = self._place()
+        mine, size = list(wanted)[rank::world_size], batch_size or self.batch_size
+        return DataLoader(
+            rows,
+            batch_sampler=[[(0, row) for row in mine[start : start + size]] for start in range(0, len(mine), size)],
+            collate_fn=pack,
+            num_workers=self._num_workers,
+        )
+
+    def _place(self) -> tuple[int, int]:
+        """This process's rank, of how many."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
     @property
     def perplexity_floor(self) -> float | None:
         """The lowest validation perplexity that any model can reach, where that is known."""
@@ -185,7 +206,7 @@ class CaptionDataModule(L.LightningDataModule):
     def loader(self, split: str, training: bool = False) -> DataLoader:
         """Batches of one split for this process's rank."""
         rows = self.rows(split, training)
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        rank, world_size = self._place()
         batches = EpochBatches(
             len(rows), self.batch_size, shuffle=training, seed=self.seed, rank=rank, world_size=world_size
         )

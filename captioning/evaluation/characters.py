@@ -46,7 +46,9 @@ def read_as(character: str) -> str:
         return _READ_AS[character]
     if character in "\xad֊‐‑" or any(first <= code <= last for first, last in _SYMBOLS):
         return character
-    if code < 0x80 or code > 0xFFFF:  # control characters; Java's characters are 16 bits wide, so half of one is unknown
+    if (
+        code < 0x80 or code > 0xFFFF
+    ):  # control characters; Java's characters are 16 bits wide, so half of one is unknown
         return " "
     return character if is_letter(character) or unicodedata.category(character) == "Nd" else " "
 

@@ -57,6 +57,12 @@ class ImageCaptioner(nn.Module):
     def vocab_size(self) -> int:
         return self.network.decoder.config.vocab_size
 
+    @property
+    def end_of_text(self) -> tuple[int, int]:
+        """The ids of BOS and EOS."""
+        config = self.network.decoder.config
+        return config.bos_token_id, config.eos_token_id
+
     def encode(self, pixel_values: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) uint8 to what the decoder attends to, (B, P, D)."""
         return self.project(self.encoder_states(pixel_values))

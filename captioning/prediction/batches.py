@@ -1,6 +1,7 @@
 """Picture files -> batches for the model, and a reason for each that cannot be read."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +33,11 @@ class PictureFiles(Dataset[tuple[int, Tensor | str]]):
     def __len__(self) -> int:
         return len(self._paths)
 
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[int, Tensor | str]]:
+        """These items, read by as many threads at once as torch computes with: in a loader worker that is one."""
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+            return list(threads.map(self.__getitem__, indices))
+
     def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
         try:
             return index, self._transform(read_picture(self._paths[index]))
@@ -56,7 +62,10 @@ def collate_pictures(items: Sequence[tuple[int, Tensor | str]]) -> PictureBatch:
 def picture_loader(
     paths: Sequence[Path], picture_format: PictureFormat, *, batch_size: int, num_workers: int, pin_memory: bool
 ) -> DataLoader:
-    """Batches of the pictures in order, read ahead by `num_workers` processes while the model is at work."""
+    """Batches of the pictures in order, read ahead by `num_workers` processes while the model is at work.
+
+    Without any, pictures are read between the model's batches by all cores.
+    """
     return DataLoader(
         PictureFiles(paths, EvaluationTransform(picture_format)),
         batch_size=batch_size,

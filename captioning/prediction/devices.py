@@ -1,13 +1,15 @@
 """Where the model runs, and in what precision."""
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from captioning.errors import UserError
+from captioning.errors import UserError, require_whole
 from captioning.model.captioner import ImageCaptioner
 from captioning.model.linear import with_int8_weights, with_packed_weights
 
+MOST_READERS = 16
 PRECISIONS = {"32": None, "bf16": torch.bfloat16, "16": torch.float16, "int8": None}
 
 
@@ -26,6 +28,18 @@ def chosen_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, TypeError, ImportError) as error:  # each from another kind of device
         raise UserError(f"device={name} is not to be had on this machine; device=auto takes what there is") from error
     return device
+
+
+def reading_processes(device: torch.device, wanted: int | str) -> int:
+    """How many processes read pictures while the model computes: as many as wanted, or for `auto` as the device wants.
+
+    Beside an accelerator, one a core. Where the model computes on the cores itself, none: it would wait for each of
+    its threads that a reader has displaced, and is up to four times slower so (`benchmarks/prediction.py`).
+    """
+    if wanted != "auto":
+        require_whole("num_workers", wanted, 0)
+        return int(wanted)
+    return 0 if device.type == "cpu" else min(MOST_READERS, os.cpu_count() or 1)
 
 
 def autocast(device: torch.device, precision: str | int) -> AbstractContextManager:

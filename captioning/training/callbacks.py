@@ -12,7 +12,7 @@ from torch import Tensor
 
 from captioning.batch import CaptionBatch
 from captioning.files import write_atomically
-from captioning.training.averages import TokenAverage, perplexity
+from captioning.training.averages import TokenAverage
 from captioning.training.loggers import MetricsCsv
 from captioning.training.module import CaptioningModule
 
@@ -20,9 +20,9 @@ from captioning.training.module import CaptioningModule
 class MetricRows(L.Callback):
     """The one place from which metrics reach the loggers, as rows: one per logged step, one per epoch, one per test.
 
-    A step's row holds loss and perplexity, exact to the token, of all steps since the row before, with rates,
-    gradient norm and speed. An epoch's row holds the whole epoch's, under the same names with `_epoch`, and the
-    validation's. Steps are counted from 1: step n is the state after n optimizer steps.
+    A step's row holds what the module makes of all steps since the row before, loss and perplexity exact to the token,
+    with rates, gradient norm and speed. An epoch's row holds the whole epoch's, under the same names with `_epoch`, and
+    the validation's. Steps are counted from 1: step n is the state after n optimizer steps.
     """
 
     def __init__(self) -> None:
@@ -66,9 +66,9 @@ class MetricRows(L.Callback):
             _to_loggers(trainer, _epoch_and(trainer, _evaluated(trainer, "val/")))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        nats, tokens = _over_ranks(trainer, self._epoch.totals())
-        loss = nats / tokens if tokens else math.nan
-        whole = {"train/loss_epoch": loss, "train/perplexity_epoch": perplexity(loss)}
+        assert isinstance(pl_module, CaptioningModule)
+        metrics = pl_module.training_metrics(*_over_ranks(trainer, self._epoch.totals()))
+        whole = {f"{name}_epoch": value for name, value in metrics.items()}
         pl_module.log_dict(whole, logger=False, rank_zero_only=True)
         _to_loggers(trainer, _epoch_and(trainer, {**whole, **_evaluated(trainer, "val/")}))
 
@@ -85,13 +85,9 @@ class MetricRows(L.Callback):
 
     def _log_window(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, CaptioningModule) and pl_module.gradient_norm is not None
-        nats, tokens = _over_ranks(trainer, self._window.totals())
+        metrics = pl_module.training_metrics(*_over_ranks(trainer, self._window.totals()))
         seconds = self._seconds + time.perf_counter() - self._resumed_at
-        shown = {
-            "train/loss": nats / tokens,
-            "train/perplexity": perplexity(nats / tokens),
-            "captions_per_second": self._captions / seconds,
-        }
+        shown = {**metrics, "captions_per_second": self._captions / seconds}
         pl_module.log_dict(shown, prog_bar=True, logger=False, rank_zero_only=True)
         rates = {f"lr/{group['name']}": group["lr"] for group in trainer.optimizers[0].param_groups}
         state = {
@@ -120,8 +116,10 @@ class ProgressBar(TQDMProgressBar):
     SHOWN: ClassVar = {  # name on the bar, decimals
         "train/loss": ("loss", 3),
         "train/perplexity": ("perplexity", 2),
+        "train/reward": ("reward", 3),
         "captions_per_second": ("captions/s", 0),
         "val/perplexity": ("val_perplexity", 2),
+        "val/cider": ("val_cider", 3),
         "test/perplexity": ("test_perplexity", 2),
     }
 

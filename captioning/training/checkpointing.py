@@ -37,13 +37,17 @@ class RunCheckpoint(ModelCheckpoint):
         return str(Path(self.dirpath) / Path(path).name) if path else path
 
 
-def checkpoint_callbacks(run_dir: Path) -> list[RunCheckpoint]:
-    """`checkpoints/best.ckpt` by `val/perplexity`, and `checkpoints/last.ckpt` at the end of every epoch."""
+def checkpoint_callbacks(run_dir: Path, best_by: str, every_n_epochs: int) -> list[RunCheckpoint]:
+    """`checkpoints/best.ckpt` and, at the end of every epoch, `checkpoints/last.ckpt`.
+
+    Best is the lowest `val/perplexity`, or the highest of another metric; `best_by` is there every n epochs.
+    """
     common: dict[str, Any] = {
         "dirpath": run_dir / "checkpoints",
         "auto_insert_metric_name": False,
         "enable_version_counter": False,
     }
-    best = RunCheckpoint(filename="best", monitor="val/perplexity", mode="min", **common)
+    mode = "min" if best_by == "val/perplexity" else "max"
+    best = RunCheckpoint(filename="best", monitor=best_by, mode=mode, every_n_epochs=every_n_epochs, **common)
     last = RunCheckpoint(filename="last", save_on_train_epoch_end=True, every_n_epochs=1, **common)
     return [best, last]

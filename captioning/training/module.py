@@ -1,5 +1,6 @@
 """The LightningModule: one step of training or validation, and what a checkpoint holds besides weights."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -47,7 +48,7 @@ class CaptioningModule(L.LightningModule):
         self._step_tokens: Tensor | None = None  # () labels since the last optimizer step
         self.evaluation = TokenAverage()
         self.gradient_norm: Tensor | None = None  # () of the last step, before clipping
-        self.on_train_loss: list[Callable[[Tensor, Tensor], None]] = []  # told each batch's (nats, tokens)
+        self.on_train_loss: list[Callable[[Tensor, Tensor], None]] = []  # told each batch's sums, (nats, tokens)
 
     def on_fit_start(self) -> None:
         """Refuse what `configure_gradient_clipping` does not do."""
@@ -65,6 +66,11 @@ class CaptioningModule(L.LightningModule):
         for tell in self.on_train_loss:
             tell(nats, tokens)
         return nats / NOMINAL_TOKENS
+
+    def training_metrics(self, total: float, count: float) -> dict[str, float]:
+        """What loggers get of the sums that `on_train_loss` was told: nats and tokens."""
+        loss = total / count if count else math.nan
+        return {"train/loss": loss, "train/perplexity": perplexity(loss)}
 
     def configure_gradient_clipping(
         self,
