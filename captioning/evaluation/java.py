@@ -107,9 +107,7 @@ def _seconds(captions: int) -> float:
     return SECONDS_TO_START + SECONDS_PER_CAPTION * captions
 
 
-def _meteor(
-    package: Path, candidates: Sequence[str], references: Sequence[Sequence[str]]
-) -> tuple[float, list[float]]:
+def _meteor(package: Path, candidates: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, list[float]]:
     """The protocol of `meteor-1.5.jar -stdio`: a line of statistics for each SCORE line, then figures for one EVAL."""
     jar = package / "meteor" / "meteor-1.5.jar"
     if not jar.is_file():
