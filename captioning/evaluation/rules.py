@@ -162,7 +162,7 @@ RULES = (
     _rule("&", "(?i:&gt;)", _always(">")),
     _rule("&", "(?i:&amp;)", _always("&")),
     _rule("&", "&#[0-9]+;|(?i:&(?:ur|lr|qc|ql|qr|odq|cdq);|&quot;|&apos;)"),
-    _rule("[<>:;=]", rf"([<>]?[:;=]['o-]?[()\[\]{{|\\DdPpO0]|:3){ENDS}", lambda text: [_without_brackets(text)]),
+    _rule("[<>:;=]", rf"([<>]?[:;=]['o-]?[()\[\]{{|\\DdPpO0@]|:3){ENDS}", lambda text: [_without_brackets(text)]),
     _rule("[-^=~<>']", "[-^=~<>']_[-^=~<>']"),
     # Quotation marks, opening or closing
     _rule("'", rf"(')[A-Za-z][^{NO_SPACE}]", _always("`")),
