@@ -45,9 +45,6 @@ def evaluate(results: Path, annotations: Path, output: Path, *, java: bool, only
     if only_captioned:
         references = {picture: captions for picture, captions in references.items() if picture in candidates}
     _check(candidates, references, results, annotations)
-    empty = sum(not caption.strip() for caption in candidates.values())
-    if empty:
-        print(f"warning: {empty} of {len(candidates)} candidates are empty, and score nothing", file=sys.stderr)
     scores = score(candidates, references, java=java)
     try:
         write_atomically(output, scores_json(scores))
@@ -88,6 +85,9 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit("interrupted; nothing was written")
     print(table(scores))
+    empty = scores.signature["empty_candidates"]
+    if empty:
+        print(f"warning: {empty} candidates hold no word, and so score nothing; were they captioned?", file=sys.stderr)
     for sentence in scores.left_out:
         print(sentence, file=sys.stderr)
     print(f"{scores.signature['pictures']} pictures, times 100; each one's own scores are in {readable(given.output)}")

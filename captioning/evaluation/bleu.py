@@ -1,4 +1,4 @@
-"""BLEU-1 to BLEU-4 as the official tool computes them: clipped precisions, and the brevity penalty of the closest reference.
+"""BLEU-1 to BLEU-4 as the official tool computes them: clipped precisions, the penalty of the closest reference.
 
 Papineni et al. 2002 (https://aclanthology.org/P02-1040), with the two tiny constants of coco-caption's scorer, which
 keep a precision of nothing from being 0 or undefined, and so give it the value that the official figure has.

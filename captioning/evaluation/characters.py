@@ -1,6 +1,6 @@
 """The characters as Stanford's PTB tokenizer 3.4.1 sees them: letters, digits, what it drops and what it rewrites.
 
-Observed of the Java program, a question for each character of the Basic Multilingual Plane; no table of its own is used.
+Observed of the Java program, by asking it about each character of the Basic Multilingual Plane.
 """
 
 import unicodedata
@@ -44,16 +44,9 @@ def read_as(character: str) -> str:
     code = ord(character)
     if character in _READ_AS:
         return _READ_AS[character]
-    if character in "\xad֊‐‑" or any(first <= code <= last for first, last in _SYMBOLS):
+    if character in "\xad\u058a\u2010\u2011" or any(first <= code <= last for first, last in _SYMBOLS):
         return character
-    if (
-        code < 0x80 or code > 0xFFFF
-    ):  # control characters; Java's characters are 16 bits wide, so half of one is unknown
+    if code < 0x80 or code > 0xFFFF:  # controls; and Java's characters are of 16 bits, so the rest comes as two halves
         return " "
-    return character if is_letter(character) or unicodedata.category(character) == "Nd" else " "
-
-
-@cache
-def is_letter(character: str) -> bool:
-    """Whether words are made of it: letters of every script, and the marks that are set on them."""
-    return character.isalpha() or unicodedata.category(character) in ("Mn", "Mc", "Me")
+    in_words = character.isalpha() or unicodedata.category(character) in ("Nd", "Mn", "Mc", "Me")
+    return character if in_words else " "

@@ -44,13 +44,24 @@ FILES = """bat bmp c class cgi cpp dll doc docx exe gif gz h htm html jar java j
     sql tar txt wav x xml zip"""
 BRACKETS = {"(": "-LRB-", ")": "-RRB-", "[": "-LSB-", "]": "-RSB-", "{": "-LCB-", "}": "-RCB-"}
 
+# What one character becomes where no rule takes more.
+SINGLE = {
+    **BRACKETS,
+    **dict(zip("‘’“”–…", ("`", "'", "``", "''", "--", "..."), strict=True)),
+    **dict(zip("€£¢", ("$", "#", "cents"), strict=True)),
+    **dict(zip("¼½¾⅓⅔", ("1/4", "1/2", "3/4", "1/3", "2/3"), strict=True)),
+    "\xad": "-",
+    **dict.fromkeys("\u058a\u2010\u2011", ""),  # hyphens that stand alone
+}
+
 
 def _any_of(words: str) -> str:
     return f"(?:{'|'.join(sorted(words.split(), key=len, reverse=True))})"
 
 
 CAPITAL_OR_TAG = f"(?:{SPACE}*$|{SPACE}+(?:[A-ZÀ-ÖØ-Þ]|<[A-Za-z!?/]))"
-# A caption is taken to be followed by another, as in the official tool's one long file of them.
+# A caption is taken to be followed by another one, as in the official tool's one long file: the stop of "vitamin C." at
+# its end is the sentence's.
 NEW_SENTENCE = f"(?:{SPACE}*$|{SPACE}+(?=[A-Z])(?i:{_any_of(FIRST_WORDS)})(?:{SPACE}|$))"
 LAST = f"(?:(?i:{_any_of(MAY_BE_LAST)})|(?=[A-Z])(?i:{_any_of(MAY_BE_LAST_CAPITALISED)}))"
 
@@ -102,7 +113,7 @@ RULES = (
     _rule("[A-Za-z]", f"([A-Za-z]*[A-MO-Za-mo-z])[nN]{QUOTE_OR_TICK}[tT]"),
     _rule("[A-Za-z]", f"([A-Za-z]+){QUOTE}(?i:s|m|d|re|ve|ll)"),
     _rule("[nN]", f"[nN]{QUOTE_OR_TICK}[tT]", _straight),
-    _rule("'", f"('(?i:s|m|d|re|ve|ll))(?:[^A-Za-z]|$)"),
+    _rule("'", "('(?i:s|m|d|re|ve|ll))(?:[^A-Za-z]|$)"),
     _rule("’", "’(?i:s|m|d|re|ve|ll)", _straight),
     _rule("['’]", f"{QUOTE}(?:[nN]{QUOTE}?|(?i:em|till?|cause)|[0-9]0s)|({QUOTE}[0-9][0-9])(?:{SPACE}|$)"),
     _rule("[dDlLjJ]", f"[dDlLjJ]{QUOTE}"),
@@ -143,7 +154,7 @@ RULES = (
     _rule(
         "<",
         r"<(?:[!?][A-Za-z-][^>]*|/[A-Za-z][A-Za-z0-9_:.-]*"
-        r"|[A-Za-z][A-Za-z0-9_:.-]*(?: +(?:[A-Za-z][A-Za-z0-9_:.-]*(?: *= *(?:'[^']*'|\"[^\"]*\"))?)?)* */? *)>",
+        r"|[A-Za-z][A-Za-z0-9_:.-]*(?: +[A-Za-z][A-Za-z0-9_:.-]*(?: *= *(?:'[^']*'|\"[^\"]*\"))?)* */? *)>",
         _joined,
     ),
     _rule("&", "(?i:&(?:m|n)dash;|&md;)", _always("--")),
@@ -151,7 +162,7 @@ RULES = (
     _rule("&", "(?i:&gt;)", _always(">")),
     _rule("&", "(?i:&amp;)", _always("&")),
     _rule("&", "&#[0-9]+;|(?i:&(?:ur|lr|qc|ql|qr|odq|cdq);|&quot;|&apos;)"),
-    _rule("[<>:;=]", rf"([<>]?[:;=]['o-]?[()\[\]{{|\\DdPpO0]|:3){ENDS}", lambda text: [_without_brackets(text)]),
+    _rule("[<>:;=]", rf"([<>]?[:;=]['o-]?[()\[\]{{|\\DdPpO0@]|:3){ENDS}", lambda text: [_without_brackets(text)]),
     _rule("[-^=~<>']", "[-^=~<>']_[-^=~<>']"),
     # Quotation marks, opening or closing
     _rule("'", rf"(')[A-Za-z][^{NO_SPACE}]", _always("`")),
@@ -167,14 +178,6 @@ RULES = (
     _rule(r"[_*#@!?]", r"_+|\*+|#+|@+|[!?]+"),
     _rule("[<>]", "<<|>>"),
 )
-
-# What one character becomes where no rule takes more.
-SINGLE = {
-    **BRACKETS,
-    **{"‘": "`", "’": "'", "“": "``", "”": "''", "–": "--", "…": "...", "€": "$", "£": "#", "¢": "cents", "\xad": "-"},
-    **{"¼": "1/4", "½": "1/2", "¾": "3/4", "⅓": "1/3", "⅔": "2/3"},
-    **dict.fromkeys("\u058a\u2010\u2011", ""),
-}
 
 
 @cache

@@ -1,8 +1,8 @@
 """A caption -> the words that the official tool scores, without Java.
 
 The official tool (`pycocoevalcap`, after coco-caption) sends all captions in one file through Stanford CoreNLP 3.4.1's
-`PTBTokenizer -preserveLines -lowerCase`, then drops punctuation. Here each caption is tokenised by itself, so no
-caption can shift or change another, whatever is in it.
+`PTBTokenizer -preserveLines -lowerCase`, then drops punctuation. Here each caption is tokenised by itself, as though
+another sentence followed, so no caption can shift or change another, whatever is in it.
 """
 
 import re

@@ -1,0 +1,105 @@
+"""`python -m captioning.evaluation` as a shell runs it: scores, a table, and one sentence on a mistake."""
+
+import json
+
+import pytest
+
+from captioning.evaluation.__main__ import main
+from captioning.evaluation.java import JavaScores
+
+CANDIDATES = [{"image_id": 1, "caption": "A dog runs."}, {"image_id": 2, "caption": "Two cats sleep."}]
+REFERENCES = [(1, "A dog is running."), (1, "The dog runs."), (2, "Two cats sleep on a bed."), (3, "A man.")]
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """Writes both files into the folder that the command runs in."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(candidates=CANDIDATES, references=REFERENCES[:3]):
+        annotations = [{"image_id": picture, "caption": caption} for picture, caption in references]
+        (tmp_path / "results.json").write_text(json.dumps(candidates))
+        (tmp_path / "captions.json").write_text(json.dumps({"annotations": annotations}))
+        return tmp_path
+
+    return write
+
+
+def run(capsys, *options: str) -> tuple[object, str, str]:
+    status: object = 0
+    try:
+        main(["results.json", "captions.json", *options])
+    except SystemExit as end:
+        status = end.code
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def test_scores_are_written_and_a_table_is_printed(files, capsys):
+    folder = files()
+    status, out, err = run(capsys, "--no-java", "--output", "out/scores.json")
+    assert (status, err) == (0, "")
+    scores = json.loads((folder / "out" / "scores.json").read_text())
+    assert list(scores) == [
+        *("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr"),
+        *("signature", "left_out", "per_picture"),
+    ]
+    assert [row["image_id"] for row in scores["per_picture"]] == [1, 2]
+    assert f"CIDEr   {100 * scores['CIDEr']:8.2f}" in out
+    assert "2 pictures" in out and "out/scores.json" in out
+
+
+def test_what_is_left_out_is_said_once_and_recorded(files, capsys, monkeypatch):
+    folder = files()
+    sentence = "SPICE is left out, since its models are not there"
+    found = JavaScores({"METEOR": 0.25}, {"METEOR": [0.2, 0.3]}, {"java": "17"}, [sentence])
+    monkeypatch.setattr("captioning.evaluation.scoring.java_scores", lambda candidates, references: found)
+    status, out, err = run(capsys)
+    assert status == 0
+    assert err.count(sentence) == 1
+    assert "METEOR     25.00" in out
+    assert json.loads((folder / "scores.json").read_text())["left_out"] == [sentence]
+
+
+def test_empty_candidates_are_scored_and_counted(files, capsys):
+    files([CANDIDATES[0], {"image_id": 2, "caption": " \n"}])
+    status, _, err = run(capsys, "--no-java")
+    assert status == 0
+    assert err == "warning: 1 candidates hold no word, and so score nothing; were they captioned?\n"
+
+
+def test_pictures_without_a_candidate_are_refused_or_left_out(files, capsys):
+    folder = files(references=REFERENCES)
+    status, _, _ = run(capsys, "--no-java")
+    assert "picture 3 has references but no candidate" in status
+    assert "--only-captioned" in status
+    assert run(capsys, "--no-java", "--only-captioned")[0] == 0
+    assert json.loads((folder / "scores.json").read_text())["signature"]["pictures"] == 2
+
+
+@pytest.mark.parametrize(
+    ("candidates", "sentence"),
+    [
+        ([*CANDIDATES, {"image_id": 9, "caption": "a"}], "picture 9 has a candidate but no references"),
+        ([*CANDIDATES, CANDIDATES[0]], "picture 1 has a candidate already"),
+        ({"a": 1}, "not a list"),
+    ],
+)
+def test_a_mistake_ends_in_one_sentence_and_writes_nothing(files, capsys, candidates, sentence):
+    folder = files(candidates)
+    (folder / "scores.json").write_text("older")
+    status, out, _ = run(capsys, "--no-java")
+    assert sentence in status and status.startswith("error: ") and "\n" not in status
+    assert out == ""
+    assert (folder / "scores.json").read_text() == "older"
+    assert sorted(path.name for path in folder.iterdir()) == ["captions.json", "results.json", "scores.json"]
+
+
+def test_an_output_that_cannot_be_written_is_refused(files, capsys):
+    folder = files()
+    (folder / "taken").mkdir()
+    assert (
+        "--output taken is a folder; name a file, for example taken/scores.json"
+        in run(capsys, "--no-java", "--output", "taken")[0]
+    )
+    assert "can't be written" in run(capsys, "--no-java", "--output", "results.json/scores.json")[0]
