@@ -19,7 +19,7 @@ from captioning.data.layouts import recognise
 from captioning.files import readable
 from captioning.overrides import prepared_arguments
 from captioning.run_folder import LAST, keep_composition
-from captioning.weights import find_weights
+from captioning.weights import HuggingFaceModel, find_weights
 
 if TYPE_CHECKING:
     import lightning as L
@@ -75,7 +75,6 @@ def train(cfg: DictConfig) -> Run:
 
     from captioning.checkpoint import refuse_fewer_epochs, refuse_other_architecture
     from captioning.model.generation import require_room
-    from captioning.prediction.loading import load_captioner
     from captioning.training.callbacks import KnownFloor, MetricRows, ProgressBar, ResultsTable
     from captioning.training.checkpointing import AtomicCheckpointIO, checkpoint_callbacks
     from captioning.training.frozen_encoder import EncodeOnce
@@ -89,8 +88,7 @@ def train(cfg: DictConfig) -> Run:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     schedule = StageSchedule(**plain(cfg.stage, "phases", "learning_rates", "warmup_steps", "decay"))
     decoding = built(cfg.decoding, "decoding")
-    start = load_captioner(weights) if weights else None
-    captioner = _fine_tuned(cfg, start[0]) if start else None  # before the data: drawn pictures are of its size
+    start = _fine_tuned(cfg, weights) if weights else None  # before the data: drawn pictures are of its size
     datamodule: CaptionDataModule = built(cfg.data, "data")
     if start:
         datamodule.use_tokenizer(start[1])
@@ -100,7 +98,7 @@ def train(cfg: DictConfig) -> Run:
         datamodule.plan_encoder_cache(folder, cfg.encoder_cache_dtype)
     datamodule.setup()  # bad data is met here, before any weight is loaded
     tokenizer = datamodule.tokenizer
-    captioner = captioner or _new_captioner(cfg, tokenizer)
+    captioner = start[0] if start else _new_captioner(cfg, tokenizer)
     datamodule.fit_to(captioner.picture_format, captioner.max_positions)
     require_room(captioner, decoding)
     extras: dict[str, Any] = {"description": captioner.description(), "tokenizer": tokenizer.to_json()}
@@ -167,16 +165,18 @@ def _new_captioner(cfg: DictConfig, tokenizer: CaptionTokenizer) -> ImageCaption
     )
 
 
-def _fine_tuned(cfg: DictConfig, captioner: ImageCaptioner) -> ImageCaptioner:
-    """Ready to be trained; the configuration then says which pictures it takes."""
+def _fine_tuned(cfg: DictConfig, weights: Path | HuggingFaceModel) -> tuple[ImageCaptioner, CaptionTokenizer]:
+    """These weights, ready to be trained, and their tokenizer; the configuration then says which pictures they take."""
     from captioning.model.finetuning import fine_tuned
+    from captioning.prediction.loading import load_captioner
 
+    captioner, tokenizer = load_captioner(weights)
     switches = plain(cfg.model, "dropout", "attention_dropout", "gradient_checkpointing", "compile")
     # In model=tiny it is one of the sizes, all of which come with the weights.
     image_size = cfg.model.image_size if "encoder" in cfg.model else None
     captioner = fine_tuned(captioner, image_size=image_size, **switches)
     cfg.model.image_size = max(captioner.picture_format.size)
-    return captioner
+    return captioner, tokenizer
 
 
 def _numbers(trainer: L.Trainer) -> dict[str, float]:

@@ -9,12 +9,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from captioning.checkpoint import checkpoint_file
 from captioning.commands import one_sentence_errors
 from captioning.errors import UserError
 from captioning.files import atomic_folder, readable, write_atomically
 from captioning.hub import pushed, require_push
 from captioning.model_card import RunRecord, model_card
+from captioning.weights import HuggingFaceModel, find_weights
 
 log = logging.getLogger("export")
 
@@ -25,7 +25,8 @@ def export(run: str, folder: str, *, overwrite: bool = False, push: str | None =
     """Write the folder: weights, configuration, image processor, tokenizer, generation settings and model card.
 
     Args:
-        run: a run folder of `train.py`, whose best checkpoint it is, or one `.ckpt` file.
+        run: a run folder of `train.py`, whose best checkpoint it is, one `.ckpt` file, or what else `find_weights`
+            finds.
         folder: what to make; it appears when it is complete.
         overwrite: whether to replace a model that lies there.
         push: a name on the hub to upload it to.
@@ -33,7 +34,7 @@ def export(run: str, folder: str, *, overwrite: bool = False, push: str | None =
     Raises:
         UserError: if there is no such run, the folder exists or cannot be written, or the hub cannot be had.
     """
-    checkpoint = checkpoint_file(run, "RUN_DIR")
+    weights = find_weights(run, "RUN_DIR")
     target = Path(folder)
     _check_target(target, overwrite)
     if push is not None:
@@ -43,8 +44,8 @@ def export(run: str, folder: str, *, overwrite: bool = False, push: str | None =
     from captioning.model.interchange import save_model
     from captioning.prediction.loading import load_captioner
 
-    captioner, tokenizer = load_captioner(checkpoint)
-    record = RunRecord(_run_of(checkpoint))
+    captioner, tokenizer = load_captioner(weights)
+    record = RunRecord(_run_of(weights))
     network: Any = captioner.network
     parameters = sum(weight.numel() for weight in network.parameters())
     with _writable(target), atomic_folder(target) as aside:
@@ -73,8 +74,10 @@ def generation_settings(config: DictConfig | None, max_positions: int) -> dict[s
     return {"do_sample": settings.pop("_target_").endswith(".Sampling"), **settings}
 
 
-def _run_of(checkpoint: Path) -> Path | None:
-    run = checkpoint.resolve().parents[1]
+def _run_of(weights: Path | HuggingFaceModel) -> Path | None:
+    if isinstance(weights, HuggingFaceModel):
+        return None
+    run = weights.resolve().parents[1]
     return run if (run / ".hydra").is_dir() or (run / "results.md").is_file() else None
 
 

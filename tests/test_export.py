@@ -98,6 +98,13 @@ def test_the_tokenizer_is_a_fast_one_with_the_same_words(run, exported):
     assert theirs.bos_token_id == theirs.eos_token_id == theirs.pad_token_id == tokenizer.eos_token_id
 
 
+def test_a_model_of_transformers_is_exported_as_it_is(exported, pictures, tmp_path):
+    again = export(str(exported), str(tmp_path / "again"))
+    theirs = transformers_captions(exported, pictures, max_new_tokens=15)
+    assert transformers_captions(again, pictures, max_new_tokens=15) == theirs
+    assert "## Data and recipe" not in (again / "README.md").read_text(), "of which nothing is known"
+
+
 def test_the_folder_holds_all_of_it_and_nothing_else(exported):
     names = {path.name for path in exported.iterdir()}
     assert names == {

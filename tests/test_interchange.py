@@ -105,6 +105,15 @@ def test_its_other_generation_settings_are_named_and_not_used(copied, pictures, 
     assert "checkpoint: decoding=... decides, not its own max_length=5, num_beams=4" in caplog.text
 
 
+def test_weights_in_several_files_are_understood(copied, pictures):
+    expected = our_captions(copied, pictures, Greedy(LENGTH))
+    network = VisionEncoderDecoderModel.from_pretrained(copied)
+    (copied / "model.safetensors").unlink()
+    network.save_pretrained(copied, max_shard_size="40KB")
+    assert len(list(copied.glob("model-*.safetensors"))) > 1
+    assert our_captions(copied, pictures, Greedy(LENGTH)) == expected
+
+
 def test_every_weight_but_an_unused_pooler_must_be_there(copied):
     weights = load_file(copied / "model.safetensors")
     without_pooler = {name: value for name, value in weights.items() if "pooler" not in name}

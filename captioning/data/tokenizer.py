@@ -119,6 +119,10 @@ class CaptionTokenizer:
         ids = {"bos": self.bos_token_id, "eos": self.eos_token_id, "pad": pad_token_id}
         names = {f"{which}_token": backend.id_to_token(token) for which, token in ids.items()}
         PreTrainedTokenizerFast(tokenizer_object=backend, **names).save_pretrained(folder)
+        file = folder / "tokenizer_config.json"
+        # Written is the class's name of transformers 5 alone; this one its version 4 knows, too.
+        config = json.loads(file.read_text(encoding="utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+        file.write_text(json.dumps(config, indent=2), encoding="utf-8")
 
     @property
     def vocab_size(self) -> int:

@@ -30,7 +30,8 @@ from captioning.hub import out_of_reach
 
 log = logging.getLogger(__name__)
 
-RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers, which processors store
+# Pillow's numbers, which processors store.
+RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 
 
 def load_config(name: str, kind: type[PreTrainedConfig], key: str) -> Any:
