@@ -1,14 +1,13 @@
-"""The Hugging Face hub: whether it can be asked at all, and single files of it."""
+"""The Hugging Face hub: whether it can be asked at all, single files from it, and folders to it.
+
+Its client is imported where it is used: that takes a third of a second, and most commands don't ask it.
+"""
 
 import socket
 from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
-
-from huggingface_hub import HfApi, constants, get_token, hf_hub_download
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
 from captioning.errors import UserError
 
@@ -20,6 +19,8 @@ def out_of_reach() -> bool:
     The hub's own client would try again for half a minute, for each file. Behind a proxy only the proxy knows names,
     so the hub counts as within reach.
     """
+    from huggingface_hub import constants
+
     if getproxies():
         return False
     try:
@@ -34,6 +35,13 @@ def could_be_hub_name(text: str) -> bool:
     owner, slash, name = text.partition("/")
     if not slash or Path(owner).exists() or name.endswith(".ckpt"):
         return False
+    return _is_name(text)
+
+
+def _is_name(text: str) -> bool:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
     try:
         validate_repo_id(text)
     except HFValidationError:
@@ -47,15 +55,17 @@ def fetched_file(name: str, file: str) -> Path:
     Raises:
         OSError or ValueError: the hub's client's own, if it is not to be had.
     """
+    from huggingface_hub import hf_hub_download
+
     return Path(hf_hub_download(name, file, local_files_only=out_of_reach()))
 
 
 def require_push(name: str) -> None:
     """Raise UserError unless a folder can be uploaded under this name: a name, a hub within reach, and a token."""
-    try:
-        validate_repo_id(name)
-    except HFValidationError as error:
-        raise UserError(f"--push {name} is no name for the hub; give OWNER/NAME") from error
+    from huggingface_hub import constants, get_token
+
+    if not _is_name(name):
+        raise UserError(f"--push {name} is no name for the hub; give OWNER/NAME")
     if constants.HF_HUB_OFFLINE or out_of_reach():
         raise UserError(
             f"--push {name}: the Hugging Face hub can't be reached from here; leave --push out, and upload the folder "
@@ -71,6 +81,8 @@ def pushed(folder: Path, name: str) -> str:
     Raises:
         UserError: if the hub refuses or breaks off; the folder stays.
     """
+    from huggingface_hub import HfApi
+
     try:
         api = HfApi()
         address = api.create_repo(name, exist_ok=True)

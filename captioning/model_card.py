@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCardData
 from omegaconf import DictConfig, OmegaConf
 
 # What is shown of a run's configuration, where it has it: label, keys.
 RECIPE = {
-    "data": ("data.dataset", "data.fraction", "data.layout", "data.train_pictures", "data.overfit_images"),
+    "data": ("data.fraction", "data.layout", "data.train_pictures", "data.overfit_images"),
     "captions": ("data.captions_per_image", "data.max_tokens"),
     "augmentation": ("data.augmentation",),
     "fine-tuned from": ("model.init_from",),
@@ -67,12 +66,14 @@ class RunRecord:
         config = self.config
         if config is None:
             return {}
-        recipe = {}
+        recipe: dict[str, str] = {}
         for label, keys in RECIPE.items():
             found = {key.rpartition(".")[2]: _selected(config, key) for key in keys}
             if config.model.get("init_from") and label == "pretrained halves":
                 continue  # which then were not used
             said = [_said(name, value) for name, value in found.items() if value is not None]
+            if label == "data":
+                said.insert(0, str(self.data_set()))
             if said:
                 recipe[label] = ", ".join(said)
         return recipe
@@ -119,6 +120,8 @@ class RunRecord:
 
 def model_card(record: RunRecord, name: str, parameters: int) -> str:
     """`README.md` of an exported model, with the front matter that the hub reads."""
+    from huggingface_hub import ModelCardData  # here, since it takes a third of a second
+
     data_set, scores = record.data_set(), record.scores()
     front = ModelCardData(
         library_name="transformers",

@@ -120,7 +120,7 @@ def test_the_folder_holds_all_of_it_and_nothing_else(exported):
     settings = json.loads((exported / "generation_config.json").read_text())
     assert settings["max_new_tokens"] == 15
     card = (exported / "README.md").read_text()
-    assert "| data | train pictures 64 |" in card and "## Training" in card and "datasets:\n- shapes" in card
+    assert "| data | shapes, train pictures 64 |" in card and "## Training" in card and "datasets:\n- shapes" in card
 
 
 def test_a_folder_that_exists_is_replaced_only_when_asked(run, exported, tmp_path):

@@ -26,14 +26,14 @@ def test_without_a_network_a_push_is_refused_before_anything_is_made():
 def test_a_push_needs_a_name_and_a_token(monkeypatch):
     with pytest.raises(UserError, match=r"--push a/b/c is no name for the hub; give OWNER/NAME"):
         require_push("a/b/c")
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hub, "out_of_reach", lambda: False)
-    monkeypatch.setattr(hub, "get_token", lambda: None)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     with pytest.raises(
         UserError, match=r"--push me/mine needs a token of your Hugging Face account; log in with hf auth"
     ):
         require_push("me/mine")
-    monkeypatch.setattr(hub, "get_token", lambda: "secret")
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "secret")
     require_push("me/mine")
 
 
@@ -54,14 +54,14 @@ class Hub:
 
 def test_a_folder_is_uploaded_under_its_name(monkeypatch, tmp_path):
     online = Hub()
-    monkeypatch.setattr(hub, "HfApi", lambda: online)
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: online)
     assert pushed(tmp_path, "me/mine") == "https://huggingface.co/me/mine"
     assert online.taken == [("me/mine", tmp_path)]
 
 
 def test_a_refusal_of_the_hub_is_a_sentence(monkeypatch, tmp_path):
     assert issubclass(RepositoryNotFoundError, HfHubHTTPError) and issubclass(HfHubHTTPError, OSError)
-    monkeypatch.setattr(hub, "HfApi", lambda: Hub(OSError("403 Forbidden: not yours\nmore")))
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: Hub(OSError("403 Forbidden: not yours\nmore")))
     with pytest.raises(
         UserError, match=rf"--push me/mine failed: 403 Forbidden: not yours; the model is in {tmp_path}"
     ):

@@ -57,7 +57,7 @@ def test_its_front_matter_is_what_the_hub_reads(run):
 def test_it_tells_data_recipe_and_scores(run):
     text = card_of(run).text
     for row in (
-        "| data | dataset coco, fraction 0.3 |",
+        "| data | coco, fraction 0.3 |",
         "| stage | from epoch 0: cross_attention; from epoch 1: decoder, encoder, warmup steps 500 |",
         "| epochs | max epochs 5 |",
         "| batch | batch size 16, precision bf16-mixed |",
