@@ -8,12 +8,12 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from captioning.checkpoint import checkpoint_file
 from captioning.commands import built, one_sentence_errors, plain, quiet_libraries, require, whole
 from captioning.errors import UserError
 from captioning.overrides import prepared_arguments
 from captioning.prediction.results import CaptionWriter, check_output, settings_path
 from captioning.prediction.sources import find_pictures
+from captioning.weights import find_weights
 
 log = logging.getLogger("predict")
 
@@ -33,7 +33,7 @@ def predict(cfg: DictConfig) -> Prediction:
     """Find the pictures, caption them batch by batch, and write a row for each in input order."""
     output = Path(one_path(cfg, "output", "output=captions.jsonl"))
     check_output(output, cfg.overwrite)
-    checkpoint = checkpoint_file(one_path(cfg, "checkpoint", "checkpoint=runs/MY_RUN"))
+    weights = find_weights(one_path(cfg, "checkpoint", "checkpoint=runs/MY_RUN"))
     source = require(cfg, "input", "input=my_photos")
     paths = find_pictures([str(one) for one in source] if isinstance(source, list) else source)
     batch_size = whole(cfg, "batch_size", 1)
@@ -52,7 +52,7 @@ def predict(cfg: DictConfig) -> Prediction:
     device = chosen_device(cfg.device)
     num_workers = reading_processes(device, cfg.num_workers)
     precision = autocast(device, cfg.precision)
-    captioner, tokenizer = load_captioner(checkpoint)
+    captioner, tokenizer = load_captioner(weights)
     require_room(captioner, decoding)
     captioner = placed(captioner, device, cfg.precision)
     loader = picture_loader(

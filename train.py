@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
 from captioning.commands import built, one_sentence_errors, plain, quiet_libraries, resumable, whole
 from captioning.data.layouts import recognise
 from captioning.files import readable
 from captioning.overrides import prepared_arguments
-from captioning.run_folder import keep_composition
+from captioning.run_folder import LAST, keep_composition
+from captioning.weights import HuggingFaceModel, find_weights
 
 if TYPE_CHECKING:
     import lightning as L
 
     from captioning.data.datamodule import CaptionDataModule
+    from captioning.data.tokenizer import CaptionTokenizer
+    from captioning.model.captioner import ImageCaptioner
     from captioning.training.module import CaptioningModule
 
 log = logging.getLogger("train")
@@ -58,6 +62,11 @@ def train(cfg: DictConfig) -> Run:
     """Compose, fit, and test the best checkpoint."""
     if cfg.data.get("root"):  # photographs; shapes are drawn
         recognise(cfg.data.dataset, Path(str(cfg.data.root)).expanduser(), cfg.data.layout)
+    run_dir = Path(cfg.run_dir)
+    last = run_dir / LAST if cfg.resume else None
+    fine_tunes = cfg.model.init_from is not None
+    # A resumed run has in its own checkpoint what it took from there.
+    weights = find_weights(last or str(cfg.model.init_from), "model.init_from") if fine_tunes else None
 
     # Imported here, since they take seconds: help, a typo or a wrong path is answered before.
     import lightning as L
@@ -74,30 +83,25 @@ def train(cfg: DictConfig) -> Run:
     from captioning.training.stages import ApplyStages, StageSchedule, check_strategy
 
     quiet_libraries()
-    run_dir = Path(cfg.run_dir)
     for key, least in WHOLE_NUMBERS.items():
         whole(cfg, key, least)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     schedule = StageSchedule(**plain(cfg.stage, "phases", "learning_rates", "warmup_steps", "decay"))
     decoding = built(cfg.decoding, "decoding")
+    start = _fine_tuned(cfg, weights) if weights else None  # before the data: drawn pictures are of its size
     datamodule: CaptionDataModule = built(cfg.data, "data")
+    if start:
+        datamodule.use_tokenizer(start[1])
     if cfg.encoder_cache is not None:
         folder = AUTO_ENCODER_CACHE if cfg.encoder_cache == "auto" else str(cfg.encoder_cache)
         schedule.require_frozen_encoder(f"encoder_cache={cfg.encoder_cache}")
         datamodule.plan_encoder_cache(folder, cfg.encoder_cache_dtype)
     datamodule.setup()  # bad data is met here, before any weight is loaded
     tokenizer = datamodule.tokenizer
-    captioner = built(
-        cfg.model,
-        "model",
-        vocab_size=tokenizer.vocab_size,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
+    captioner = start[0] if start else _new_captioner(cfg, tokenizer)
     datamodule.fit_to(captioner.picture_format, captioner.max_positions)
     require_room(captioner, decoding)
-    extras = {"description": captioner.description(), "tokenizer": tokenizer.to_json()}
-    last = run_dir / "checkpoints" / "last.ckpt" if cfg.resume else None
+    extras: dict[str, Any] = {"description": captioner.description(), "tokenizer": tokenizer.to_json()}
     if last:
         refuse_other_architecture(last, **extras)
         refuse_fewer_epochs(last, cfg.trainer.max_epochs)
@@ -146,6 +150,33 @@ def train(cfg: DictConfig) -> Run:
         if (run_dir / path).exists():
             log.info("%s: %s", what, readable(run_dir / path))
     return Run(metrics, trainer, module, datamodule, run_dir)
+
+
+def _new_captioner(cfg: DictConfig, tokenizer: CaptionTokenizer) -> ImageCaptioner:
+    model = copy.deepcopy(cfg.model)
+    with open_dict(model):
+        del model.init_from
+    return built(
+        model,
+        "model",
+        vocab_size=tokenizer.vocab_size,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+
+
+def _fine_tuned(cfg: DictConfig, weights: Path | HuggingFaceModel) -> tuple[ImageCaptioner, CaptionTokenizer]:
+    """These weights, ready to be trained, and their tokenizer; the configuration then says which pictures they take."""
+    from captioning.model.finetuning import fine_tuned
+    from captioning.prediction.loading import load_captioner
+
+    captioner, tokenizer = load_captioner(weights)
+    switches = plain(cfg.model, "dropout", "attention_dropout", "gradient_checkpointing", "compile")
+    # In model=tiny it is one of the sizes, all of which come with the weights.
+    image_size = cfg.model.image_size if "encoder" in cfg.model else None
+    captioner = fine_tuned(captioner, image_size=image_size, **switches)
+    cfg.model.image_size = max(captioner.picture_format.size)
+    return captioner, tokenizer
 
 
 def _numbers(trainer: L.Trainer) -> dict[str, float]:

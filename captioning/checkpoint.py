@@ -7,8 +7,8 @@ from typing import Any
 from captioning.errors import UserError
 
 
-def checkpoint_file(checkpoint: str | Path) -> Path:
-    """The file meant by a run folder (its best, or else its last) or by a file's own path.
+def checkpoint_file(checkpoint: str | Path, key: str = "checkpoint") -> Path:
+    """The file meant by a run folder (its best, or else its last) or by a file's own path; `key` named it.
 
     Raises:
         UserError: if there is none.
@@ -18,13 +18,15 @@ def checkpoint_file(checkpoint: str | Path) -> Path:
     try:
         found = next((candidate for candidate in (path, *candidates) if candidate.is_file()), None)
     except OSError as error:
-        raise UserError(f"checkpoint={checkpoint} can't be looked at: {error.strerror}; check the path") from error
+        raise UserError(f"{key}={checkpoint} can't be looked at: {error.strerror}; check the path") from error
     if found:
         return found
-    problem = (
-        f"holds no {' or '.join(str(c.relative_to(path)) for c in candidates)}" if path.is_dir() else "is not there"
+    names = " or ".join(str(candidate.relative_to(path)) for candidate in candidates)
+    problem = f"holds no {names}, and no config.json of transformers" if path.is_dir() else "is not there"
+    raise UserError(
+        f"{key}={checkpoint} {problem}; give a run folder of train.py, a .ckpt file, or a VisionEncoderDecoderModel's "
+        "folder or OWNER/NAME on the Hugging Face hub"
     )
-    raise UserError(f"checkpoint={checkpoint} {problem}; give a run folder of train.py or a .ckpt file")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

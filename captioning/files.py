@@ -1,6 +1,7 @@
-"""Files that are either whole or not there."""
+"""Files, and folders, that are either whole or not there."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,35 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """An empty folder that appears under the name `path` only when the block ends well.
+
+    Yields where it lies until then. What was under the name before is replaced as a whole, or, if the block raises,
+    untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside, replaced = (path.with_name(f".{path.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
+    aside.mkdir()
+    try:
+        yield aside
+        for file in aside.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
+        if path.exists():
+            path.replace(replaced)
+        try:
+            aside.replace(path)
+        except OSError:
+            if replaced.exists():
+                replaced.replace(path)
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -14,10 +14,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from captioning.errors import UserError
 from captioning.run_folder import make_folder, overrides_of_run, refuse_existing_run
+from captioning.weights import refuse_overruled
 
 PATH_KEYS = (
     *("checkpoint", "input", "output", "resume", "run_dir", "encoder_cache"),
-    *("data.root", "data.prepared", "data.tokenizer", "model.encoder", "model.decoder"),
+    *("data.root", "data.prepared", "data.tokenizer", "model.encoder", "model.decoder", "model.init_from"),
 )
 ALWAYS_NEEDED = ("data", "model", "stage", "decoding", "trainer")
 # Whose default is a number or true or false, but which take words as well.
@@ -37,6 +38,8 @@ def prepared_arguments(arguments: list[str], config_dir: Path, config_name: str)
     if resume is not None:
         if any(argument.startswith("run_dir=") for argument in arguments):
             raise UserError(f"resume={resume} continues in its own folder; leave run_dir out")
+        if any(argument.startswith("model.init_from=") for argument in arguments):
+            raise UserError(f"resume={resume} continues with its own weights; leave model.init_from out")
         # Hydra would write the new overrides down before anything has shown that the run can go on with them.
         own = [quoted(f"run_dir={resume}"), "hydra.output_subdir=null"]
         arguments = [*overrides_of_run(Path(resume)), *arguments, *own]
@@ -101,7 +104,9 @@ def check_overrides(arguments: list[str], config_dir: Path, config_name: str, mu
         before = _composed(config_name, groups)
         for override in values:
             _check_value(override, before, config_dir)
-        _composed(config_name, overrides)
+        config = _composed(config_name, overrides)
+        if "model" in config:
+            refuse_overruled(config, [override.key_or_group for override in values])
 
 
 def _composed(config_name: str, overrides: list[Override]) -> DictConfig:

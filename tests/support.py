@@ -7,10 +7,21 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from tokenizers import Tokenizer
 from torch import Tensor
+from transformers import (
+    AutoImageProcessor,
+    AutoTokenizer,
+    GPT2Config,
+    PreTrainedTokenizerFast,
+    VisionEncoderDecoderConfig,
+    VisionEncoderDecoderModel,
+    ViTConfig,
+    ViTImageProcessor,
+)
 
 from captioning.data.packing import Row
-from captioning.data.tokenizer import CaptionTokenizer
+from captioning.data.tokenizer import END_OF_TEXT, CaptionTokenizer
 from captioning.model.build import from_scratch
 from captioning.model.captioner import ImageCaptioner
 
@@ -107,3 +118,76 @@ def own_megabytes(pid: int) -> float:
     """USS: the memory that a process shares with no other; Linux alone tells."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1000
+
+
+def saved_model(folder: Path, *, own_tokens: bool = False, encoder_width: int = 32) -> Path:
+    """A random `VisionEncoderDecoderModel` with processor and tokenizer, as transformers and the hub have them.
+
+    Its special tokens are GPT-2's, or with `own_tokens` four of its own behind the vocabulary, in which the decoder
+    has rows to spare. Its weights are so that some of its greedy captions of `noise_pictures` end.
+    """
+    backend = Tokenizer.from_str(trained_tokenizer().to_json())
+    names = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": END_OF_TEXT}
+    if own_tokens:
+        names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+    tokenizer.save_pretrained(folder)
+    ids = {f"{name}_id": tokenizer.convert_tokens_to_ids(token) for name, token in names.items() if "unk" not in name}
+    encoder = ViTConfig(
+        hidden_size=encoder_width,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        image_size=16,
+        patch_size=8,
+        pooler_output_size=encoder_width,
+    )
+    vocabulary = len(tokenizer) + (6 if own_tokens else 0)
+    decoder = GPT2Config(
+        vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=4, n_positions=48, add_cross_attention=True, **ids
+    )
+    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
+    config.update({**ids, "decoder_start_token_id": ids["bos_token_id"]})
+    network = VisionEncoderDecoderModel(config)
+    randomise(network, 0.3)
+    _let_captions_end(network.eval(), ids["eos_token_id"])
+    network.save_pretrained(folder)
+    processor = ViTImageProcessor(
+        size={"height": 16, "width": 16}, resample=3, image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.3, 0.4]
+    )
+    processor.save_pretrained(folder)
+    return folder
+
+
+def _let_captions_end(network: VisionEncoderDecoderModel, eos_token_id: int) -> None:
+    """Make EOS likelier, until some captions have it and others don't."""
+    pixels = torch.randn(12, 3, 16, 16, generator=torch.Generator().manual_seed(5))
+    words: Any = network.get_input_embeddings().weight
+    towards_end = words[eos_token_id].detach() / words[eos_token_id].square().sum()  # a logit more
+    for _ in range(60):
+        generated = network.generate(pixels, max_new_tokens=10, do_sample=False)
+        if 2 < (generated[:, 1:] == eos_token_id).any(1).sum() < 12:
+            return
+        with torch.no_grad():
+            network.decoder.transformer.ln_f.bias += 0.25 * towards_end
+    raise AssertionError("all captions end or none does")
+
+
+def noise_pictures(folder: Path, count: int = 6) -> list[Path]:
+    """So many picture files of noise, larger than the models take."""
+    folder.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(0)
+    paths = [folder / f"{number}.png" for number in range(count)]
+    for path in paths:
+        Image.fromarray(noise.integers(0, 256, (30, 40, 3), np.uint8)).save(path)
+    return paths
+
+
+def transformers_captions(model: Path, pictures: Sequence[Path], **settings: Any) -> list[str]:
+    """What transformers makes of these pictures by itself; it resizes with Pillow, as we do."""
+    network = VisionEncoderDecoderModel.from_pretrained(model).eval()
+    processor = AutoImageProcessor.from_pretrained(model, backend="pil")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    pixels = processor([Image.open(path).convert("RGB") for path in pictures], return_tensors="pt").pixel_values
+    generated = network.generate(pixels, **settings)
+    return [text.strip() for text in tokenizer.batch_decode(generated, skip_special_tokens=True)]

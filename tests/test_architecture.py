@@ -20,7 +20,9 @@ MAY_IMPORT = {
     "model": SMALL | {"batch"},
     "training": SMALL | {"batch", "model", "evaluation"},
     "evaluation": SMALL,
-    "prediction": SMALL | {"batch", "checkpoint", "data", "model", "evaluation"},
+    "prediction": SMALL | {"batch", "checkpoint", "weights", "data", "model", "evaluation"},
+    # A command of its own, like the scripts.
+    "export": SMALL | {"commands", "checkpoint", "weights", "model_card", "data", "model", "prediction"},
 }
 PARTS = MAY_IMPORT.keys()
 WITHOUT_TORCH = (
@@ -123,6 +125,8 @@ def test_every_module_is_in_a_part_or_is_small_and_alone():
         "errors",
         "files",
         "hub",
+        "model_card",
         "overrides",
         "run_folder",
+        "weights",
     }

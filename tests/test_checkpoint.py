@@ -9,7 +9,9 @@ from support import small_captioner, trained_tokenizer
 
 from captioning.checkpoint import checkpoint_file, read_checkpoint, refuse_other_architecture
 from captioning.errors import UserError
+from captioning.model.interchange import save_model
 from captioning.prediction.loading import load_captioner
+from captioning.weights import HuggingFaceModel
 
 TOKENIZER = trained_tokenizer()
 CAPTIONER = small_captioner(TOKENIZER.vocab_size)
@@ -51,7 +53,9 @@ def test_the_best_checkpoint_of_a_run_is_meant_or_else_its_last(tmp_path):
 def test_what_is_no_run_folder_is_refused(tmp_path):
     with pytest.raises(UserError, match=rf"checkpoint={tmp_path}/none is not there; give a run folder of train\.py"):
         checkpoint_file(tmp_path / "none")
-    with pytest.raises(UserError, match=r"holds no checkpoints/best\.ckpt or checkpoints/last\.ckpt; give"):
+    with pytest.raises(
+        UserError, match=r"holds no checkpoints/best\.ckpt or checkpoints/last\.ckpt, and no config\.json.*; give"
+    ):
         checkpoint_file(tmp_path)
 
 
@@ -116,6 +120,15 @@ def test_weights_that_do_not_fit_their_own_description_are_refused(tmp_path):
     torch.save(changed, tmp_path / "odd.ckpt")
     with pytest.raises(UserError, match="weights that do not fit its own description"):
         load_captioner(tmp_path / "odd.ckpt")
+
+
+def test_a_tokenizer_of_more_tokens_than_the_decoder_has_is_refused(tmp_path):
+    save_model(small_captioner(50), tmp_path, {})
+    TOKENIZER.save_pretrained(tmp_path, pad_token_id=0)
+    with pytest.raises(
+        UserError, match=rf"={tmp_path} has a tokenizer of {TOKENIZER.vocab_size} tokens and a decoder of 50"
+    ):
+        load_captioner(HuggingFaceModel(str(tmp_path), "checkpoint"))
 
 
 def test_the_same_architecture_passes_whatever_its_dropout(path):

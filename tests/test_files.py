@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from captioning.files import atomic_file, readable, write_atomically
+from captioning.files import atomic_file, atomic_folder, readable, write_atomically
 
 OLD, NEW = "what was there\n", "ein neuer Text, größer\n" * 1000
 
@@ -99,3 +99,41 @@ def test_a_path_is_shown_as_one_would_type_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert readable(tmp_path / "runs" / "a") == readable(Path("runs/a")) == "runs/a"
     assert readable(Path("..").resolve()) == str(tmp_path.parent)
+
+
+def test_a_folder_replaces_the_one_before_as_a_whole(tmp_path):
+    target = tmp_path / "model"
+    for text in (OLD, NEW):
+        with atomic_folder(target) as aside:
+            (aside / "inner").mkdir()
+            (aside / "inner" / f"{len(text)}.txt").write_text(text)
+            assert listing(target) == ["inner"] if text is NEW else not target.exists()
+        assert listing(target / "inner") == [f"{len(text)}.txt"]
+    assert listing(tmp_path) == ["model"]
+
+
+def test_a_folder_that_fails_leaves_the_one_before(tmp_path):
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "old.txt").write_text(OLD)
+    with pytest.raises(ZeroDivisionError), atomic_folder(target) as aside:
+        (aside / "new.txt").write_text(NEW)
+        raise ZeroDivisionError
+    assert (listing(tmp_path), listing(target)) == (["model"], ["old.txt"])
+
+
+def test_a_folder_that_cannot_take_its_name_puts_the_old_one_back(tmp_path, monkeypatch):
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "old.txt").write_text(OLD)
+    original = Path.replace
+
+    def replace(self: Path, other: Path) -> Path:
+        if self.name.endswith(".tmp"):
+            raise OSError("the disk says no")
+        return original(self, other)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(OSError, match="says no"), atomic_folder(target):
+        pass
+    assert (listing(tmp_path), listing(target)) == (["model"], ["old.txt"])

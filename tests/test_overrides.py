@@ -99,6 +99,19 @@ def test_a_resumed_run_keeps_its_overrides_and_takes_new_ones(tmp_path):
     ]
 
 
+def test_a_resumed_run_takes_no_other_weights(tmp_path):
+    with pytest.raises(
+        UserError, match=rf"resume={tmp_path} continues with its own weights; leave model\.init_from out"
+    ):
+        prepared_arguments([f"resume={tmp_path}", "model.init_from=x"], CONF, "train")
+
+
+def test_what_comes_with_the_weights_to_start_from_is_refused_beside_them():
+    with pytest.raises(UserError, match=r"model\.encoder comes from model\.init_from=a/b; leave one of the two out"):
+        check_overrides(["model.init_from=a/b", "model.encoder=c/d"], CONF, "train")
+    check_overrides(["model.init_from=a/b", "model.image_size=384", "model.dropout=0.2"], CONF, "train")
+
+
 def test_resuming_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="not a run folder"):
         prepared_arguments([f"resume={tmp_path}"], CONF, "train")

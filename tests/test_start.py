@@ -26,6 +26,14 @@ finally:
         ("train.py data=cocoo", "did you mean coco"),
         ("train.py data=coco data.root=nowhere run_dir={folder}", "data.root=nowhere does not exist"),
         ("train.py resume={folder}/none", "is not a run folder"),
+        (
+            "train.py model.init_from=nowhere experiment=demo run_dir={folder}/run",
+            "model.init_from=nowhere is not there",
+        ),
+        (
+            "predict.py checkpoint=nobody/none output={folder}/c.jsonl input={folder}",
+            "could not be fetched from the Hug",
+        ),
         ("predict.py --help", "sampling"),
         ("predict.py decoding=gredy", "did you mean greedy"),
         ("predict.py checkpoint={folder}/none output={folder}/c.jsonl input={folder}", "none is not there"),

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
-from support import CAPTIONS, trained_tokenizer
+from support import CAPTIONS, saved_model, trained_tokenizer
 from tokenizers import Tokenizer, models
 
 from captioning.data.tokenizer import BYTES, END_OF_TEXT, CaptionTokenizer
@@ -85,6 +85,47 @@ def test_a_tokenizer_comes_back_whole_from_json():
     assert again.encode(CAPTIONS) == OURS.encode(CAPTIONS)
     assert (again.vocab_size, again.eos_token_id) == (OURS.vocab_size, OURS.eos_token_id)
     assert again.to_json() == OURS.to_json()
+
+
+@pytest.fixture
+def with_own_tokens(tmp_path) -> Path:
+    return saved_model(tmp_path / "model", own_tokens=True)
+
+
+def test_a_models_own_beginning_and_end_are_kept_in_the_text(with_own_tokens):
+    ids = OURS.vocab_size, OURS.vocab_size + 1
+    found = CaptionTokenizer.of_model(str(with_own_tokens), "checkpoint", bos_token_id=ids[0], eos_token_id=ids[1])
+    for tokenizer in (found, CaptionTokenizer.from_json(found.to_json())):
+        assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == ids
+        (caption,) = tokenizer.encode(["a man </s>"])
+        assert caption == [ids[0], *OURS.encode(["a man </s>"])[0][1:-1], ids[1]]
+        padding = OURS.vocab_size + 2
+        assert tokenizer.decode([*caption[:-1], padding, ids[1], padding]) == "a man </s>"
+
+
+def test_a_models_tokenizer_may_be_two_files_without_a_word_on_their_kind(tmp_path):
+    folder = saved_by_halves(tmp_path, *our_files())
+    found = CaptionTokenizer.of_model(folder, "checkpoint", bos_token_id=0, eos_token_id=0)
+    assert found.encode(["abel"]) == CaptionTokenizer.from_pretrained(folder).encode(["abel"])
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("gone", r"has no tokenizer that can be read; put the model's own tokenizer\.json"),
+        ("cut", r"has no tokenizer that can be read"),
+        ("another end", r"ends captions with token 999, which its tokenizer of 304 does not have; put the model's own"),
+    ],
+)
+def test_a_model_without_its_tokenizer_is_refused(with_own_tokens, damage, said):
+    eos_token_id = 999 if damage == "another end" else 301
+    if damage == "cut":
+        (with_own_tokens / "tokenizer.json").write_text('{"version": ')
+    elif damage == "gone":
+        (with_own_tokens / "tokenizer.json").unlink()
+        (with_own_tokens / "tokenizer_config.json").unlink()
+    with pytest.raises(UserError, match=rf"^checkpoint={with_own_tokens} {said}"):
+        CaptionTokenizer.of_model(str(with_own_tokens), "checkpoint", bos_token_id=300, eos_token_id=eos_token_id)
 
 
 def test_training_on_the_same_captions_gives_the_same_tokenizer_in_every_process():

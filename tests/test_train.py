@@ -14,7 +14,9 @@ import torch
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from PIL import Image
+from support import saved_model
 
+from captioning.prediction.loading import load_captioner
 from captioning.training.callbacks import ResultsTable
 
 sys.path.insert(0, str(ROOT))
@@ -387,3 +389,72 @@ def test_a_profile_lies_in_the_run_folder(command, tmp_path):
     assert status == 0, output
     assert "profile: " in output
     assert "run_training_batch" in (tmp_path / "run" / "fit-profile.txt").read_text()
+
+
+BARELY = "stage.learning_rates={cross_attention:1e-12,decoder:1e-12,encoder:1e-12}"
+ONE_EPOCH = (
+    "logger=csv",
+    "sample_pictures=0",
+    "trainer.max_epochs=1",
+    "data.max_tokens=40",
+    "decoding.max_new_tokens=8",
+)
+
+
+def test_fine_tuning_starts_from_the_weights_architecture_and_tokenizer_of_a_run(run, tmp_path):
+    other_sizes = ("model.decoder_width=64", "model.image_size=64", "model.patch_size=8", "data.train_pictures=40")
+    config = composed(tmp_path, *ONE_EPOCH, BARELY, *other_sizes, f"model.init_from={run.run_dir}")
+    tuned = train(config)
+    best = torch.load(run.run_dir / "checkpoints" / "best.ckpt", weights_only=True)
+    assert tuned.module.state_dict().keys() == best["state_dict"].keys()
+    for name, value in tuned.module.state_dict().items():
+        torch.testing.assert_close(value, best["state_dict"][name], atol=1e-8, rtol=0)
+    assert tuned.datamodule.tokenizer.to_json() == best["captioner"]["tokenizer"]
+    assert config.data.image_size == 48, "pictures are drawn at the size that the weights are for"
+
+
+def test_fine_tuning_a_model_of_transformers_keeps_its_own_tokens_and_resumes_without_it(tmp_path):
+    model = saved_model(tmp_path / "model", own_tokens=True, encoder_width=48)
+    overrides = (*ONE_EPOCH, f"model.init_from={model}", "model.dropout=0.1")
+    tuned = train(composed(tmp_path / "run", *overrides))
+    tokenizer = tuned.datamodule.tokenizer
+    assert tokenizer.bos_token_id != tokenizer.eos_token_id
+    assert tuned.module.captioner.vocab_size > tokenizer.vocab_size
+    shutil.rmtree(model)
+    resumed = train(composed(tmp_path / "run", *overrides, f"resume={tmp_path / 'run'}", "trainer.max_epochs=2"))
+    assert resumed.trainer.current_epoch == 2
+    assert resumed.module.captioner.network.decoder.transformer.drop.p == 0.1
+    captioner, again = load_captioner(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert (again.bos_token_id, again.eos_token_id) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    assert captioner.network.decoder.config.eos_token_id == tokenizer.eos_token_id
+
+
+def test_fine_tuning_with_pretrained_halves_in_the_configuration_needs_neither(tmp_path):
+    model = saved_model(tmp_path / "model")
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose(
+            "train",
+            [
+                *("data=shapes", "model=vit_gpt2", "stage=full", "trainer=cpu", *ONE_EPOCH),
+                *("data.train_pictures=16", "data.val_pictures=4", "data.test_pictures=2", "data.batch_size=8"),
+                *(f"run_dir={tmp_path / 'run'}", f"model.init_from={model}", "model.image_size=32"),
+            ],
+        )
+    captioner = train(config).module.captioner
+    assert captioner.picture_format.size == (32, 32), "its position embeddings are interpolated"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["model.init_from={folder}"], "holds no checkpoints/best.ckpt or checkpoints/last.ckpt, and no config.json"),
+        (["model.init_from=x", "model.decoder_width=8"], "model.decoder_width comes from model.init_from=x; leave one"),
+        (["model.init_from=x", "data.tokenizer=gpt2"], "data.tokenizer comes from model.init_from=x; leave one"),
+    ],
+)
+def test_a_start_that_cannot_be_is_told_in_a_sentence(command, tmp_path, arguments, said):
+    given = [argument.format(folder=tmp_path) for argument in arguments]
+    status, output = command("train.py", "experiment=demo", f"run_dir={tmp_path / 'run'}", *given)
+    assert status == 1
+    (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert said in line

@@ -63,6 +63,7 @@ class CaptionDataModule(L.LightningDataModule):
         ):
             require_whole(f"data.{name}", value, least)
         self._tokenizer_name = tokenizer
+        self._given_tokenizer: CaptionTokenizer | None = None
         self.batch_size = batch_size
         self._captions_per_image = captions_per_image
         self._max_tokens = max_tokens
@@ -127,9 +128,16 @@ class CaptionDataModule(L.LightningDataModule):
         log.info("%s", "; ".join(sizes))
         return splits
 
+    def use_tokenizer(self, tokenizer: CaptionTokenizer) -> None:
+        """Tokenise with the one that the model was trained with, whatever the configuration says; before `setup`."""
+        assert "tokenizer" not in vars(self), "captions were tokenised already"
+        self._given_tokenizer = tokenizer
+
     @cached_property
     def tokenizer(self) -> CaptionTokenizer:
-        """GPT-2's, or a small one learned from the training captions."""
+        """The one given, or GPT-2's, or a small one learned from the training captions."""
+        if self._given_tokenizer is not None:
+            return self._given_tokenizer
         if self._tokenizer_name is not None:
             return CaptionTokenizer.from_pretrained(self._tokenizer_name)
         return CaptionTokenizer.train(chain.from_iterable(self.splits["train"].captions), self.TRAINED_VOCAB_SIZE)

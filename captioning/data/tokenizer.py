@@ -2,14 +2,16 @@
 
 A caption becomes `<|endoftext|> caption <|endoftext|>`: the first is BOS, from which generation starts and the first
 word is learned, the last is EOS, a target, so that the model learns to stop. GPT-2 has no padding token and needs
-none: padding is known by position (see `CaptionBatch.caption_index`).
+none: padding is known by position (see `CaptionBatch.caption_index`). Models from elsewhere may have other BOS and
+EOS tokens; these are kept in the tokenizer's own text, as its template.
 """
 
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from captioning.errors import UserError
 from captioning.hub import out_of_reach
@@ -20,18 +22,17 @@ UNMERGED = 100  # special tokens, and reserved ones, that a GPT-2 tokenizer may 
 
 
 class CaptionTokenizer:
-    """A byte-level BPE (Radford et al. 2019) whose only special token is `<|endoftext|>`."""
+    """A byte-level BPE (Radford et al. 2019) whose only special token is `<|endoftext|>`; or what `of_model` finds."""
 
     def __init__(self, backend: Tokenizer):
-        end_of_text_id = backend.token_to_id(END_OF_TEXT)
-        if end_of_text_id is None:
+        ends = _ends(backend)
+        if ends is None:
             raise UserError(f"the tokenizer has no {END_OF_TEXT} token; a GPT-2 tokenizer is needed in data.tokenizer")
         backend.encode_special_tokens = True  # a caption that spells out <|endoftext|> is text, not an end
         backend.no_padding()
         backend.no_truncation()
         self._backend = backend
-        self.bos_token_id: int = end_of_text_id
-        self.eos_token_id: int = end_of_text_id
+        self.bos_token_id, self.eos_token_id = ends
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str) -> "CaptionTokenizer":
@@ -54,12 +55,35 @@ class CaptionTokenizer:
             raise UserError(f"data.tokenizer={name_or_folder} {problem}; {way_out}") from error
         if backend.get_vocab_size() <= BYTES:  # the library makes an empty tokenizer where it finds no file
             raise UserError(f"data.tokenizer={name_or_folder} {problem}; {way_out}")
-        merges = len(json.loads(backend.to_str())["model"].get("merges", ()))
-        if backend.get_vocab_size() - BYTES - merges > UNMERGED:  # it would spell nearly everything byte by byte
-            raise UserError(
-                f"data.tokenizer={name_or_folder} is no whole byte-level BPE: it has {backend.get_vocab_size()} tokens "
-                f"and {merges} merges, so a part of merges.txt is missing; {way_out}"
-            )
+        _require_whole_bpe(backend, f"data.tokenizer={name_or_folder}", way_out)
+        return cls(backend)
+
+    @classmethod
+    def of_model(cls, name: str, key: str, *, bos_token_id: int, eos_token_id: int) -> "CaptionTokenizer":
+        """The tokenizer beside the weights of transformers' model `name`, with the model's own BOS and EOS.
+
+        `key` is the one that named the model.
+
+        Raises:
+            UserError: if there is none that can be had and is whole, or it lacks one of the two tokens.
+        """
+        way_out = "put the model's own tokenizer.json, or vocab.json and merges.txt, beside its weights"
+        try:
+            backend = _beside_weights(name)
+            smallest = backend.get_vocab_size()
+        except Exception as error:  # of a damaged file the tokenizers library raises a bare Exception
+            raise UserError(f"{key}={name} has no tokenizer that can be read; {way_out}") from error
+        if smallest <= 1:  # the library makes an empty tokenizer where it finds no file
+            raise UserError(f"{key}={name} has no tokenizer that can be read; {way_out}")
+        if type(backend.model).__name__ == "BPE":
+            _require_whole_bpe(backend, f"{key}={name}", way_out)
+        for what, token in (("starts", bos_token_id), ("ends", eos_token_id)):
+            if backend.id_to_token(token) is None:
+                raise UserError(
+                    f"{key}={name} {what} captions with token {token}, which its tokenizer of "
+                    f"{backend.get_vocab_size()} does not have; {way_out}"
+                )
+        backend.post_processor = _template(backend, bos_token_id, eos_token_id)
         return cls(backend)
 
     @classmethod
@@ -86,6 +110,20 @@ class CaptionTokenizer:
         """The whole tokenizer as text, in the `tokenizer.json` format of Hugging Face."""
         return self._backend.to_str()
 
+    def save_pretrained(self, folder: Path, pad_token_id: int) -> None:
+        """Write `tokenizer.json` and `tokenizer_config.json`, which transformers loads as a fast tokenizer."""
+        from transformers import PreTrainedTokenizerFast
+
+        backend = Tokenizer.from_str(self.to_json())
+        backend.post_processor = processors.ByteLevel(trim_offsets=False)  # as GPT-2's, which adds no BOS or EOS
+        ids = {"bos": self.bos_token_id, "eos": self.eos_token_id, "pad": pad_token_id}
+        names = {f"{which}_token": backend.id_to_token(token) for which, token in ids.items()}
+        PreTrainedTokenizerFast(tokenizer_object=backend, **names).save_pretrained(folder)
+        file = folder / "tokenizer_config.json"
+        # Written is the class's name of transformers 5 alone; this one its version 4 knows, too.
+        config = json.loads(file.read_text(encoding="utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+        file.write_text(json.dumps(config, indent=2), encoding="utf-8")
+
     @property
     def vocab_size(self) -> int:
         """Number of ids, special tokens included."""
@@ -103,4 +141,44 @@ class CaptionTokenizer:
             ids = ids[1:]
         if self.eos_token_id in ids:
             ids = ids[: ids.index(self.eos_token_id)]
-        return self._backend.decode(ids, skip_special_tokens=False).strip()
+        return self._backend.decode(ids, skip_special_tokens=True).strip()
+
+
+def _ends(backend: Tokenizer) -> tuple[int, int] | None:
+    """BOS and EOS: those of a template of ours, or else `<|endoftext|>` for both; None where there is neither."""
+    template: dict[str, Any] = json.loads(backend.to_str()).get("post_processor") or {}
+    special = template.get("special_tokens", {})
+    if {"BOS", "EOS"} <= special.keys():
+        return special["BOS"]["ids"][0], special["EOS"]["ids"][0]
+    end_of_text_id = backend.token_to_id(END_OF_TEXT)
+    return None if end_of_text_id is None else (end_of_text_id, end_of_text_id)
+
+
+def _template(backend: Tokenizer, bos_token_id: int, eos_token_id: int) -> processors.TemplateProcessing:
+    named = {"BOS": bos_token_id, "EOS": eos_token_id}
+    return processors.TemplateProcessing(
+        single=["BOS", "$A", "EOS"],
+        special_tokens=[
+            {"id": name, "ids": [token], "tokens": [backend.id_to_token(token)]} for name, token in named.items()
+        ],
+    )
+
+
+def _beside_weights(name: str) -> Tokenizer:
+    """The backend of whichever fast tokenizer a model of transformers has; GPT-2's where its files do not say."""
+    from transformers import AutoTokenizer, GPT2Tokenizer
+
+    try:
+        found = AutoTokenizer.from_pretrained(name, local_files_only=out_of_reach(), trust_remote_code=False)
+    except (OSError, ValueError, KeyError):
+        found = GPT2Tokenizer.from_pretrained(name, local_files_only=out_of_reach())
+    return found.backend_tokenizer
+
+
+def _require_whole_bpe(backend: Tokenizer, what: str, way_out: str) -> None:
+    merges = len(json.loads(backend.to_str())["model"].get("merges", ()))
+    if backend.get_vocab_size() - BYTES - merges > UNMERGED:  # it would spell nearly everything byte by byte
+        raise UserError(
+            f"{what} is no whole byte-level BPE: it has {backend.get_vocab_size()} tokens "
+            f"and {merges} merges, so a part of merges.txt is missing; {way_out}"
+        )

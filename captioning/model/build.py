@@ -26,6 +26,7 @@ from captioning.model.pretrained import (
     load_picture_format,
     load_weights,
     picture_size,
+    quick_activation,
     resized,
 )
 from captioning.model.switches import switched
@@ -74,8 +75,7 @@ def from_pretrained(
             f"model.decoder={decoder} has {decoder_config.vocab_size} tokens and the data's tokenizer {vocab_size}; "
             f"set data.tokenizer to the decoder's own, such as data.tokenizer={decoder}"
         )
-    if decoder_config.activation_function == "gelu_new":
-        decoder_config.activation_function = "gelu_pytorch_tanh"  # the same function in one kernel, not eight
+    quick_activation(decoder_config)
     decoder_config.update(
         {
             "add_cross_attention": True,
@@ -210,5 +210,6 @@ def joined(encoder: ViTModel, decoder: GPT2LMHeadModel) -> VisionEncoderDecoderM
         settings.decoder_start_token_id = config.bos_token_id
         settings.bos_token_id = config.bos_token_id
         settings.eos_token_id = config.eos_token_id
-        settings.pad_token_id = config.eos_token_id  # unused by us; generate() fills finished captions with it
+        # unused by us; generate() fills finished captions with it
+        settings.pad_token_id = config.eos_token_id if config.pad_token_id is None else config.pad_token_id
     return network

@@ -5,7 +5,7 @@ Also what another picture size changes of them.
 
 import logging
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,15 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoImageProcessor, GPT2Config, PreTrainedModel, ViTConfig, ViTModel
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    GPT2Config,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ViTConfig,
+    ViTModel,
+)
 from transformers.utils import logging as transformers_logging
 
 from captioning.batch import PictureFormat
@@ -22,10 +30,11 @@ from captioning.hub import out_of_reach
 
 log = logging.getLogger(__name__)
 
-RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers, which processors store
+# Pillow's numbers, which processors store.
+RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 
 
-def load_config(name: str, kind: type[ViTConfig] | type[GPT2Config], key: str) -> Any:
+def load_config(name: str, kind: type[PreTrainedConfig], key: str) -> Any:
     """The configuration of the checkpoint `name` (hub name or local folder).
 
     Raises:
@@ -34,7 +43,7 @@ def load_config(name: str, kind: type[ViTConfig] | type[GPT2Config], key: str) -
     if not isinstance(name, str) or not name:
         raise UserError(f"{key}={name} must be a hub name or a local folder")
     try:
-        config = AutoConfig.from_pretrained(name, local_files_only=out_of_reach())
+        config = AutoConfig.from_pretrained(name, local_files_only=out_of_reach(), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise _unavailable(name, key, "config.json") from error
     if not isinstance(config, kind):
@@ -45,7 +54,7 @@ def load_config(name: str, kind: type[ViTConfig] | type[GPT2Config], key: str) -
 def load_weights(
     kind: type[PreTrainedModel],
     name: str,
-    config: ViTConfig | GPT2Config,
+    config: PreTrainedConfig,
     key: str,
     may_be_new: Callable[[str], bool] = lambda _: False,
     **arguments: Any,
@@ -96,20 +105,28 @@ def load_picture_format(name: str, config: ViTConfig, key: str) -> PictureFormat
         UserError: if the checkpoint has no `preprocessor_config.json`.
     """
     try:
-        processor = AutoImageProcessor.from_pretrained(name, local_files_only=out_of_reach())
+        processor = AutoImageProcessor.from_pretrained(name, local_files_only=out_of_reach(), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise _unavailable(name, key, "preprocessor_config.json") from error
     size = processor.size
     shortest = size.get("shortest_edge") if processor.do_resize else None
     final = processor.crop_size if getattr(processor, "do_center_crop", False) else size
     height, width = picture_size(config)
+    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
+    # Its statistics are of bytes times this factor, usually 1/255; ours are of values in 0..1.
+    scale = 255 * (processor.rescale_factor if processor.do_rescale else 1)
     return PictureFormat(
         size=(final.get("height") or height, final.get("width") or width),
-        mean=tuple(processor.image_mean) if processor.do_normalize else (0.0, 0.0, 0.0),
-        std=tuple(processor.image_std) if processor.do_normalize else (1.0, 1.0, 1.0),
+        mean=_of_channels(mean, scale),
+        std=_of_channels(std, scale),
         resample=RESAMPLING[int(processor.resample)],
         resize_shortest=shortest,
     )
+
+
+def _of_channels(values: Sequence[float], scale: float) -> tuple[float, float, float]:
+    red, green, blue = (value / scale for value in values)
+    return red, green, blue
 
 
 def picture_size(config: ViTConfig) -> tuple[int, int]:
@@ -121,11 +138,17 @@ def picture_size(config: ViTConfig) -> tuple[int, int]:
 def _unavailable(name: str, key: str, file: str) -> UserError:
     if Path(name).is_dir():
         return UserError(f"{key}={name} is a folder without a readable {file}; set {key} to one that has it")
-    files = "config.json, model.safetensors" + (" and preprocessor_config.json" if key == "model.encoder" else "")
+    files = "config.json, model.safetensors" + (" and preprocessor_config.json" if key != "model.decoder" else "")
     return UserError(
         f"{key}={name} could not be fetched from the Hugging Face hub and is not in its local cache; "
         f"check the name and the network, or set {key} to a local folder that holds {files}"
     )
+
+
+def quick_activation(config: GPT2Config) -> None:
+    """Let a GPT-2 compute its activation in one kernel, not eight: the same function under another name."""
+    if config.activation_function == "gelu_new":
+        config.activation_function = "gelu_pytorch_tanh"
 
 
 def interpolate_positions(encoder: ViTModel, image_size: int) -> None:

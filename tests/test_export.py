@@ -1,0 +1,179 @@
+"""Whole exports: what transformers makes of the folder is what we make of the run."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from support import noise_pictures, transformers_captions
+from transformers import AutoTokenizer, VisionEncoderDecoderModel
+
+from captioning.errors import UserError
+from captioning.export import export, main
+from captioning.overrides import quoted
+from captioning.prediction.loading import load_captioner
+from captioning.weights import find_weights
+
+sys.path.insert(0, str(ROOT))
+from predict import predict
+from train import train
+
+SMALL = [
+    "experiment=demo",
+    "logger=csv",
+    "sample_pictures=0",
+    "data.train_pictures=64",
+    "data.val_pictures=8",
+    "data.test_pictures=4",
+    "model.encoder_layers=1",
+    "model.decoder_layers=1",
+    "model.encoder_width=32",
+    "model.decoder_width=48",
+    "trainer.max_epochs=1",
+    "decoding.max_new_tokens=15",
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A run, with the configuration beside it that Hydra writes for the command."""
+    folder = tmp_path_factory.mktemp("runs") / "a run"
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("train", [*SMALL, f"run_dir='{folder}'"])
+    train(config)
+    (folder / ".hydra").mkdir()
+    OmegaConf.save(config, folder / ".hydra" / "config.yaml")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory) -> Path:
+    return export(str(run), str(tmp_path_factory.mktemp("exports") / "model"))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> list[Path]:
+    return noise_pictures(tmp_path_factory.mktemp("pictures"))
+
+
+def our_captions(checkpoint: Path, pictures: list[Path], output: Path, *overrides: str) -> list[str]:
+    settings = {"checkpoint": checkpoint, "input": pictures[0].parent, "output": output, "num_workers": 0}
+    given = [quoted(f"{key}={value}") for key, value in settings.items()]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        predict(compose("predict", [*given, "decoding.max_new_tokens=15", *overrides]))
+    return [json.loads(line)["caption"] for line in output.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_captions_of_the_run_the_folder_and_transformers_are_the_same(run, exported, pictures, tmp_path, beams):
+    decoding = [] if beams == 1 else ["decoding=beam", f"decoding.num_beams={beams}"]
+    ours = our_captions(run, pictures, tmp_path / "run.jsonl", *decoding)
+    assert our_captions(exported, pictures, tmp_path / "folder.jsonl", *decoding) == ours
+    theirs = transformers_captions(exported, pictures, **({} if beams == 1 else {"num_beams": beams}))
+    assert theirs == ours and any(ours)
+
+
+def test_logits_are_the_same(run, exported):
+    captioner, _ = load_captioner(find_weights(run))
+    pixels, tokens = torch.randn(2, 3, 48, 48), torch.tensor([[0, 5, 9]] * 2)
+    theirs, info = VisionEncoderDecoderModel.from_pretrained(exported, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    with torch.no_grad():
+        expected = captioner.network(pixel_values=pixels, decoder_input_ids=tokens).logits
+        logits = theirs.eval()(pixel_values=pixels, decoder_input_ids=tokens).logits
+    torch.testing.assert_close(logits, expected, atol=1e-6, rtol=1e-6)
+
+
+def test_the_tokenizer_is_a_fast_one_with_the_same_words(run, exported):
+    _, tokenizer = load_captioner(find_weights(run))
+    theirs = AutoTokenizer.from_pretrained(exported)
+    assert theirs.is_fast and theirs.vocab_size == tokenizer.vocab_size
+    caption = "a red circle is left of a café"
+    assert theirs(caption)["input_ids"] == tokenizer.encode([caption])[0][1:-1]
+    assert theirs.bos_token_id == theirs.eos_token_id == theirs.pad_token_id == tokenizer.eos_token_id
+
+
+def test_a_model_of_transformers_is_exported_as_it_is(exported, pictures, tmp_path):
+    again = export(str(exported), str(tmp_path / "again"))
+    theirs = transformers_captions(exported, pictures, max_new_tokens=15)
+    assert transformers_captions(again, pictures, max_new_tokens=15) == theirs
+    assert "## Data and recipe" not in (again / "README.md").read_text(), "of which nothing is known"
+
+
+def test_the_folder_holds_all_of_it_and_nothing_else(exported):
+    names = {path.name for path in exported.iterdir()}
+    assert names == {
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    assert list(exported.parent.iterdir()) == [exported], "nothing is left beside it"
+    settings = json.loads((exported / "generation_config.json").read_text())
+    assert settings["max_new_tokens"] == 15
+    card = (exported / "README.md").read_text()
+    assert "| data | shapes, train pictures 64 |" in card and "## Training" in card and "datasets:\n- shapes" in card
+
+
+def test_a_folder_that_exists_is_replaced_only_when_asked(run, exported, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "model")
+    (folder / "README.md").write_text("old")
+    with pytest.raises(UserError, match=rf"FOLDER={folder} exists already; replace it with --overwrite"):
+        export(str(run), str(folder))
+    export(str(run), str(folder), overwrite=True)
+    assert "a ViT encodes" in (folder / "README.md").read_text()
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_overwriting_spares_what_is_no_model(run, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match=rf"FOLDER={tmp_path} holds no exported model, so --overwrite does not replace"):
+        export(str(run), str(tmp_path), overwrite=True)
+    with pytest.raises(UserError, match=r"thesis\.txt is a file; name a folder to make"):
+        export(str(run), str(tmp_path / "thesis.txt"))
+    with pytest.raises(UserError, match=r"can't be written: .*; name another"):
+        export(str(run), str(tmp_path / "thesis.txt" / "model"))
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_failure_leaves_the_old_folder_and_nothing_else(run, exported, tmp_path, monkeypatch):
+    folder = shutil.copytree(exported, tmp_path / "model")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.setattr("captioning.export.model_card", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export(str(run), str(folder), overwrite=True)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_mistake_of_the_command_is_one_sentence(capsys, monkeypatch, tmp_path):
+    with pytest.raises(SystemExit) as end:
+        main([str(tmp_path / "no-run"), str(tmp_path / "model")])
+    assert f"error: RUN_DIR={tmp_path / 'no-run'} is not there; give a run folder" in str(end.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_push_without_a_network_is_refused_before_anything_is_written(run, tmp_path):
+    with pytest.raises(SystemExit, match=r"error: --push me/mine: the Hugging Face hub can't be reached"):
+        main([str(run), str(tmp_path / "model"), "--push", "me/mine"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_push_uploads_the_finished_folder(run, tmp_path, monkeypatch):
+    uploaded = []
+    monkeypatch.setattr("captioning.export.require_push", lambda name: None)
+    monkeypatch.setattr(
+        "captioning.export.pushed", lambda folder, name: uploaded.append((sorted(folder.iterdir()), name))
+    )
+    export(str(run), str(tmp_path / "model"), push="me/mine")
+    ((files, name),) = uploaded
+    assert name == "me/mine" and tmp_path / "model" / "model.safetensors" in files
+    assert "# me/mine" in (tmp_path / "model" / "README.md").read_text()
