@@ -6,8 +6,8 @@ A folder of drawn JPEGs of 640 x 480 pixels, greedy captions of at most 20 token
 case is a process of its own, as a person starts it, which times itself without imports and the loading of the model.
 End to end is `predict(cfg)` from the first picture read to the file in place. Alone are the model on pictures that lie
 in memory and the loader without a model; the slower of the two is what end to end is held against. The peer reads,
-processes, generates and writes batch by batch, as the examples of transformers do. --small has a small model, where reading takes a
-fifth of all the work of the cores: on a CPU, where both want the same cores, 0.8 of the model alone is the most.
+processes, generates and writes batch by batch, as the examples of transformers do. --small has a small model, where
+reading takes a fifth of all the work: where both want the same cores, 0.8 of the model alone is the most.
 """
 
 import argparse

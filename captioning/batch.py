@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+ImageId = int | str  # COCO's number, or a file name
 IGNORE = -100  # the label of a position that is not scored, cross-entropy's own default
 
 
@@ -59,7 +60,7 @@ class CaptionBatch:
     position_ids: Tensor  # (B, S) int64, restarting at 0 in each caption
     caption_index: Tensor  # (B, S) int64
     labels: Tensor  # (B, S) int64
-    image_ids: tuple[int | str, ...]
+    image_ids: tuple[ImageId, ...]
     caption_count: int  # of all rows
     encoder_hidden_states: Tensor | None = None  # (B, P, D) in the number format that they are kept in
 

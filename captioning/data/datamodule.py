@@ -3,6 +3,7 @@
 import logging
 import sys
 from abc import abstractmethod
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -166,7 +167,7 @@ class CaptionDataModule(L.LightningDataModule):
         return self.loader("test")
 
     def rows(self, split: str, training: bool = False, captions_per_image: int | None = None) -> CaptionRows:
-        """The rows of one split, augmented if they are to train on; `captions_per_image` is the module's if not given."""
+        """The rows of one split, augmented if they are to train on; of other `captions_per_image` if these are given."""
         assert self._picture_format is not None, "fit_to comes before any loader is made"
         augmented = training and self._overfit_images is None
         return CaptionRows(
@@ -205,6 +206,11 @@ class CaptionDataModule(L.LightningDataModule):
     def _place(self) -> tuple[int, int]:
         """This process's rank, of how many."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def references(self, split: str) -> dict[int | str, Sequence[str]]:
+        """The captions of each picture of a split, by image id."""
+        pictures = self.splits[split]
+        return dict(zip(pictures.image_ids, pictures.captions, strict=True))
 
     @property
     def perplexity_floor(self) -> float | None:

@@ -44,7 +44,7 @@ class CaptioningModule(L.LightningModule):
         check_settings(weight_decay, betas)
         self.captioner = captioner
         self._weight_decay, self._betas = weight_decay, (betas[0], betas[1])
-        self._checkpoint_extras = checkpoint_extras
+        self.checkpoint_extras = checkpoint_extras
         self._step_tokens: Tensor | None = None  # () labels since the last optimizer step
         self.evaluation = TokenAverage()
         self.gradient_norm: Tensor | None = None  # () of the last step, before clipping
@@ -127,4 +127,4 @@ class CaptioningModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what prediction needs to the checkpoint, so that one file is enough for it."""
-        checkpoint["captioner"] = self._checkpoint_extras
+        checkpoint["captioner"] = self.checkpoint_extras

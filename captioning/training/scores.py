@@ -1,12 +1,13 @@
 """During training, the scores of the captions that the model makes: what perplexity can't tell."""
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
-from captioning.errors import UserError, require_whole
+from captioning.batch import ImageId
+from captioning.errors import UserError
 from captioning.evaluation.scoring import score
 from captioning.model.generation import Decoding, generate_from
 from captioning.training.module import CaptioningModule
@@ -39,14 +40,13 @@ class CaptionScores(L.Callback):
     def __init__(
         self,
         batches: Callable[[], DataLoader],
-        references: Mapping[Hashable, Sequence[str]],
+        references: Mapping[ImageId, Sequence[str]],
         decoding: Decoding,
         decode: Callable[[Sequence[int]], str],
         *,
         every_n_epochs: int,
         before_training: bool,
     ):
-        require_whole("scores.every_n_epochs", every_n_epochs, 1)
         self._batches, self._references = batches, references
         self._decoding, self._decode = decoding, decode
         self._every_n_epochs, self._before_training = every_n_epochs, before_training
@@ -66,7 +66,8 @@ class CaptionScores(L.Callback):
     def scores(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, float]:
         """The scores of the module's captions now, under the names they are logged by."""
         assert isinstance(pl_module, CaptioningModule)
-        captioner, candidates = pl_module.captioner, {}
+        captioner = pl_module.captioner
+        candidates: dict[ImageId, str] = {}
         for batch in self._batches():
             with trainer.precision_plugin.forward_context(), torch.inference_mode():
                 attended = captioner.attended(batch.to(pl_module.device))
@@ -78,19 +79,19 @@ class CaptionScores(L.Callback):
         return {name: found[official] for official, name in LOGGED.items()}
 
 
-def _of_all_ranks(candidates: dict[Hashable, str], world_size: int) -> dict[Hashable, str]:
+def _of_all_ranks(candidates: dict[ImageId, str], world_size: int) -> dict[ImageId, str]:
     """All captions, in an order that is the same on every rank."""
     if world_size == 1:
         return candidates
-    gathered: list[dict[Hashable, str]] = [{} for _ in range(world_size)]
+    gathered: list[dict[ImageId, str]] = [{} for _ in range(world_size)]
     torch.distributed.all_gather_object(gathered, candidates)
     return {picture: text for of_rank in gathered for picture, text in of_rank.items()}
 
 
-def check_monitor(best_by: str, scores_every: int | None) -> None:
-    """Raise UserError unless a checkpoint can be chosen by `stage.best_by`; `scores_every` n epochs, or never."""
+def check_best_by(best_by: str, are_scored: bool) -> None:
+    """Raise UserError unless checkpoints can be chosen by this metric, given whether captions are scored at all."""
     known = ("val/perplexity", *LOGGED.values())
     if best_by not in known:
         raise UserError(f"stage.best_by={best_by} is none of {', '.join(known)}")
-    if best_by != "val/perplexity" and scores_every is None:
+    if best_by != "val/perplexity" and not are_scored:
         raise UserError(f"stage.best_by={best_by} needs captions to score; set scores.pictures above 0")

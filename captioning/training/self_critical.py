@@ -10,14 +10,14 @@ Letters: B pictures, K samples of a picture, T tokens of the longest sample, EOS
 
 import functools
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from captioning.batch import IGNORE, CaptionBatch
+from captioning.batch import IGNORE, CaptionBatch, ImageId
 from captioning.errors import UserError, require_whole
 from captioning.evaluation.cider import CiderD, PreparedReferences
 from captioning.evaluation.tokenizer import tokenize
@@ -36,7 +36,7 @@ class CiderReward:
         references: the captions of every training picture.
     """
 
-    def __init__(self, references: Mapping[Hashable, Sequence[str]]):
+    def __init__(self, references: Mapping[ImageId, Sequence[str]]):
         if len(references) < 2:
             raise UserError(
                 "self-critical training needs at least 2 training pictures, for a word of all captions scores nothing"
@@ -45,14 +45,14 @@ class CiderReward:
         self._cider = CiderD.from_references(map(self._targets, references))
         self._prepared = functools.lru_cache(PREPARED_PICTURES)(self._prepare)
 
-    def __call__(self, picture: Hashable, caption: str, ended: bool) -> float:
+    def __call__(self, picture: ImageId, caption: str, ended: bool) -> float:
         """The score, from 0 to 10, of a caption that came to an end by itself or was cut."""
         return self._cider.score(_words(caption, ended), self._prepared(picture))
 
-    def _targets(self, picture: Hashable) -> list[list[str]]:
+    def _targets(self, picture: ImageId) -> list[list[str]]:
         return [_words(caption, ended=True) for caption in self._references[picture]]
 
-    def _prepare(self, picture: Hashable) -> PreparedReferences:
+    def _prepare(self, picture: ImageId) -> PreparedReferences:
         return self._cider.prepare(self._targets(picture))
 
 
@@ -79,7 +79,7 @@ class SelfCriticalModule(CaptioningModule):
         self,
         captioner: ImageCaptioner,
         *,
-        reward: Callable[[Hashable, str, bool], float],
+        reward: Callable[[ImageId, str, bool], float],
         decode: Callable[[Sequence[int]], str],
         samples: int,
         max_new_tokens: int,
