@@ -41,6 +41,12 @@ SHOWN = {  # in a run's last words
     "val/perplexity_floor": "val/perplexity_floor",
     "test/perplexity": "test/perplexity",
 }
+LEFT_BEHIND = {  # in a run's folder, where there is such a thing
+    "table": "results.md",
+    "curves": "curves.png",
+    "checkpoints": "checkpoints",
+    "profile": "fit-profile.txt",
+}
 
 
 @dataclass
@@ -68,6 +74,7 @@ def train(cfg: DictConfig) -> Run:
     from captioning.model.generation import require_room
     from captioning.training.callbacks import KnownFloor, MetricRows, ProgressBar, ResultsTable
     from captioning.training.checkpointing import AtomicCheckpointIO, checkpoint_callbacks
+    from captioning.training.curves import Curves
     from captioning.training.frozen_encoder import EncodeOnce
     from captioning.training.loggers import MetricsCsv, SampleTable, log_config, wandb_runs
     from captioning.training.module import CaptioningModule
@@ -104,7 +111,7 @@ def train(cfg: DictConfig) -> Run:
     module = CaptioningModule(captioner, **plain(cfg.optimizer), checkpoint_extras=extras)
 
     loggers = [MetricsCsv(run_dir), *(built(logger, "logger") for logger in cfg.logger.values())]
-    callbacks = [ApplyStages(schedule), MetricRows(), ResultsTable(run_dir)]
+    callbacks = [ApplyStages(schedule), MetricRows(), ResultsTable(run_dir), Curves(run_dir)]
     if cfg.trainer.get("enable_progress_bar", True):
         callbacks.append(ProgressBar())
     if cfg.encoder_cache is not None:
@@ -142,7 +149,7 @@ def train(cfg: DictConfig) -> Run:
             trainer.test(module, datamodule=datamodule, ckpt_path=path, verbose=False, weights_only=True)
             metrics |= _numbers(trainer)
     log.info("%s", ", ".join(f"{words} {metrics[name]:.4g}" for name, words in SHOWN.items() if name in metrics))
-    for what, path in (("table", "results.md"), ("checkpoints", "checkpoints"), ("profile", "fit-profile.txt")):
+    for what, path in LEFT_BEHIND.items():
         if (run_dir / path).exists():
             log.info("%s: %s", what, readable(run_dir / path))
     return Run(metrics, trainer, module, datamodule, run_dir)
