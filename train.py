@@ -6,6 +6,7 @@ import logging
 import math
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,12 +73,14 @@ def train(cfg: DictConfig) -> Run:
 
     from captioning.checkpoint import refuse_fewer_epochs, refuse_other_architecture
     from captioning.model.generation import require_room
+    from captioning.prediction.heat_maps import draw_heat_maps
     from captioning.training.callbacks import KnownFloor, MetricRows, ProgressBar, ResultsTable
     from captioning.training.checkpointing import AtomicCheckpointIO, checkpoint_callbacks
     from captioning.training.curves import Curves
     from captioning.training.frozen_encoder import EncodeOnce
-    from captioning.training.loggers import MetricsCsv, SampleTable, log_config, wandb_runs
+    from captioning.training.loggers import MetricsCsv, log_config, wandb_runs
     from captioning.training.module import CaptioningModule
+    from captioning.training.samples import SampleTable
     from captioning.training.stages import ApplyStages, StageSchedule, check_strategy
 
     quiet_libraries()
@@ -119,7 +122,8 @@ def train(cfg: DictConfig) -> Run:
     if datamodule.perplexity_floor is not None:
         callbacks.append(KnownFloor(datamodule.perplexity_floor))
     if cfg.sample_pictures:
-        callbacks.append(SampleTable(*datamodule.samples(cfg.sample_pictures), decoding, tokenizer.decode))
+        draw = partial(draw_heat_maps, tokenizer=tokenizer)
+        callbacks.append(SampleTable(*datamodule.samples(cfg.sample_pictures), decoding, tokenizer.decode, draw))
     if cfg.early_stopping_epochs is not None:
         callbacks.append(EarlyStopping("val/perplexity", patience=whole(cfg, "early_stopping_epochs", 1)))
     checkpoints = checkpoint_callbacks(run_dir) if cfg.trainer.get("enable_checkpointing", True) else []

@@ -90,7 +90,7 @@ def _alternatives(entry: GalleryEntry) -> str:
         f'<li dir="auto">{_text(caption)} <span class="number">{_number(value)}</span></li>'
         for caption, value in entry.alternatives
     )
-    return _folded("alternatives", f"{len(entry.alternatives)} best", f"<ol>{items}</ol>")
+    return _folded("alternatives", f"The {len(entry.alternatives)} best", f"<ol>{items}</ol>")
 
 
 def _heat_map(entry: GalleryEntry) -> str:

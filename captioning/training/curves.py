@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Row = Mapping[str, str]
 Curve = tuple[list[float], list[float]]  # optimizer steps, values
 
-PAUSE_SECONDS = 20.0  # at least, between two drawings of a run; one takes about half a second of a core
+PAUSE_SECONDS = 20.0  # at least, between two drawings of a run; one takes a sixth of a second, the first a second more
 TRAIN, VAL, FLOOR, SWITCH = "#8a8f98", "#1f5fbf", "#2e8b57", "#b36b00"
 BESIDE_LINE: dict = {"rotation": 90, "fontsize": 8, "va": "top", "ha": "left"}
 SCORES = {"val/cider": "CIDEr", "val/bleu_4": "BLEU-4", "val/rouge_l": "ROUGE-L"}
