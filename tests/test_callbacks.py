@@ -21,15 +21,8 @@ def table_of(tmp_path, epochs: list[dict], saved: dict | None = None) -> list[li
 def test_scores_have_columns_where_they_were_logged(tmp_path):
     losses = {"train/loss_epoch": 1.0, "train/perplexity_epoch": 2.7, "val/loss": 1.5, "val/perplexity": 4.5}
     cells = table_of(tmp_path, [losses, {**losses, "val/cider": 0.25, "val/rouge_l": 0.5}])
-    assert cells[0] == [
-        "Epoch",
-        "Train Loss",
-        "Train Perplexity",
-        "Val Loss",
-        "Val Perplexity",
-        "Val CIDEr",
-        "Val ROUGE-L",
-    ]
+    assert cells[0][:5] == ["Epoch", "Train Loss", "Train Perplexity", "Val Loss", "Val Perplexity"]
+    assert cells[0][5:] == ["Val CIDEr", "Val ROUGE-L"]
     assert [row[5:] for row in cells[1:]] == [["-", "-"], ["0.2500", "0.5000"]]
 
 

@@ -46,9 +46,8 @@ def drawn(monkeypatch):
     def save(figure, *_, **__):
         for ax in figure.axes:
             lines = [line for line in ax.lines if not line.get_label().startswith("_")]
-            shown[ax.get_ylabel()] = {
-                line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in lines
-            }
+            points = [(list(line.get_xdata()), list(line.get_ydata())) for line in lines]
+            shown[ax.get_ylabel()] = dict(zip((line.get_label() for line in lines), points, strict=True))
         shown["texts"] = [text.get_text().strip() for text in figure.axes[0].texts]
         shown["lines"] = [line.get_xdata()[0] for line in figure.axes[-1].lines if line.get_label().startswith("_")]
 

@@ -36,6 +36,8 @@ def test_a_mistake_is_told_in_one_sentence(override, named):
 
 
 def test_keys_of_prediction_take_numbers_words_or_lists():
+    from hydra import compose, initialize_config_dir
+
     for argument, value in {
         "gallery=true": True,
         "gallery=my page (1), best.html": "my page (1), best.html",
@@ -44,8 +46,8 @@ def test_keys_of_prediction_take_numbers_words_or_lists():
         "heat_maps=[a.jpg,7]": ["a.jpg", 7],
         "heat_maps_layers=[0,1]": [0, 1],
     }.items():
-        (given,) = prepared_arguments([argument], ROOT / "conf", "predict")
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        (given,) = prepared_arguments([argument], CONF, "predict")
+        with initialize_config_dir(str(CONF), version_base="1.3"):
             assert compose("predict", [given])[argument.partition("=")[0]] == value
 
 

@@ -29,9 +29,7 @@ def check_output(output: str | Path, overwrite: bool) -> None:
     check_file("output", output, overwrite, "captions.jsonl", beside=settings_path)
 
 
-def check_file(
-    key: str, given: str | Path, overwrite: bool, example: str, beside: Callable[[Path], Path] | None = None
-) -> None:
+def check_file(key: str, given: str | Path, overwrite: bool, example: str, beside: Callable | None = None) -> None:
     """The same of the file that `key` names, such as `example`, and of a second one that lies beside it."""
     try:
         path = real_file(given)
