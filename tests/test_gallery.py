@@ -141,9 +141,8 @@ def browser():
     found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
     if found is None:
         pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed; on Debian, apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
+    driver = pytest.importorskip("playwright.sync_api", reason="no playwright; it is in the group dev")
+    with driver.sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])  # a container's root
         yield chromium
         chromium.close()
