@@ -50,7 +50,7 @@ def test_rows_and_columns_lie_as_in_the_picture():
     captioner = small_captioner(12, image_size=32, encoder_layers=1)
     encoder = captioner.network.encoder
     with torch.no_grad():
-        for parameter in encoder.encoder.parameters() if hasattr(encoder, "encoder") else encoder.layers.parameters():
+        for parameter in encoder.layers.parameters():
             parameter.zero_()
         encoder.embeddings.position_embeddings.zero_()
     pixels = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
