@@ -13,6 +13,7 @@ from captioning.errors import UserError
 from captioning.overrides import prepared_arguments
 from captioning.prediction.results import CaptionWriter, check_output, settings_path
 from captioning.prediction.sources import find_pictures
+from captioning.prediction.views import planned_views
 from captioning.weights import find_weights
 
 log = logging.getLogger("predict")
@@ -36,13 +37,14 @@ def predict(cfg: DictConfig) -> Prediction:
     weights = find_weights(one_path(cfg, "checkpoint", "checkpoint=runs/MY_RUN"))
     source = require(cfg, "input", "input=my_photos")
     paths = find_pictures([str(one) for one in source] if isinstance(source, list) else source)
+    views = planned_views(output, paths, cfg.overwrite, **plain(cfg, "gallery", "heat_maps", "heat_maps_layers"))
     batch_size = whole(cfg, "batch_size", 1)
 
     # Imported here, since they take seconds: help, a typo or a wrong path is answered before.
     from tqdm import tqdm
 
     from captioning.data.randomness import addressed_seed
-    from captioning.model.generation import generate, require_room
+    from captioning.model.generation import Caption, generate, require_room
     from captioning.prediction.batches import picture_loader
     from captioning.prediction.devices import autocast, chosen_device, placed, reading_processes
     from captioning.prediction.loading import load_captioner
@@ -55,31 +57,40 @@ def predict(cfg: DictConfig) -> Prediction:
     captioner, tokenizer = load_captioner(weights)
     require_room(captioner, decoding)
     captioner = placed(captioner, device, cfg.precision)
+    views.attach(captioner, tokenizer, decoding.max_new_tokens)
     loader = picture_loader(
         paths,
         captioner.picture_format,
         batch_size=batch_size,
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
+        thumbnails=views.gallery is not None,
     )
     settings = plain(cfg, "checkpoint", "input", "decoding", "precision", "batch_size")
     with (
         CaptionWriter(output, settings, overwrite=cfg.overwrite) as writer,
+        views,
         tqdm(total=len(paths), unit=" pictures", desc="captioning") as progress,
     ):
-        for indices, pixel_values, unreadable in loader:
-            for index, reason in unreadable:
+        for batch in loader:
+            captions: list[Caption] = []
+            for index, reason in batch.unreadable:
                 writer.write_error(index, paths[index], reason)
-            if pixel_values is not None:
-                addresses = [addressed_seed(paths[index].name) for index in indices]
+            if batch.pixel_values is not None:
+                addresses = [addressed_seed(paths[index].name) for index in batch.indices]
                 with precision:
-                    captions = generate(captioner, pixel_values.to(device, non_blocking=True), decoding, addresses)
-                for index, caption in zip(indices, captions, strict=True):
-                    scored = [(tokenizer.decode(one.token_ids), one.log_probability) for one in caption.alternatives]
-                    text = tokenizer.decode(caption.token_ids)
-                    writer.write_caption(index, paths[index], text, caption.log_probability, scored)
-            progress.update(len(indices) + len(unreadable))
+                    captions = generate(
+                        captioner, batch.pixel_values.to(device, non_blocking=True), decoding, addresses
+                    )
+            for index, caption in zip(batch.indices, captions, strict=True):
+                scored = [(tokenizer.decode(one.token_ids), one.log_probability) for one in caption.alternatives]
+                text = tokenizer.decode(caption.token_ids)
+                writer.write_caption(index, paths[index], text, caption.log_probability, scored)
+            views.add(batch, captions)
+            progress.update(len(batch.indices) + len(batch.unreadable))
     log.info("%d captions in %s, how they were made in %s", writer.captioned, output, settings_path(output))
+    for made in views.made:
+        log.info("%s: %s", *made)
     if writer.failed:
         log.warning("%d of %d pictures could not be read; their rows say why", writer.failed, len(paths))
     return Prediction(writer.captioned, writer.failed, output)

@@ -17,12 +17,12 @@ from captioning.run_folder import make_folder, overrides_of_run, refuse_existing
 from captioning.weights import refuse_overruled
 
 PATH_KEYS = (
-    *("checkpoint", "input", "output", "resume", "run_dir", "encoder_cache"),
+    *("checkpoint", "input", "output", "resume", "run_dir", "encoder_cache", "gallery", "heat_maps"),
     *("data.root", "data.prepared", "data.tokenizer", "model.encoder", "model.decoder", "model.init_from"),
 )
 ALWAYS_NEEDED = ("data", "model", "stage", "decoding", "trainer")
 # Whose default is a number or true or false, but which take words as well.
-WORDS_TOO = ("trainer.devices", "precision", "decoding.early_stopping")
+WORDS_TOO = ("trainer.devices", "precision", "decoding.early_stopping", "gallery", "heat_maps", "heat_maps_layers")
 
 
 def prepared_arguments(arguments: list[str], config_dir: Path, config_name: str) -> list[str]:
@@ -73,7 +73,7 @@ def quoted(argument: str) -> str:
         argument = f"{key}={value}"
     try:
         parsed = OverridesParser.create().parse_override(argument)
-        if not parsed.is_sweep_override() and parsed.value() in (value, None):
+        if not parsed.is_sweep_override() and (parsed.value() in (value, None) or key in WORDS_TOO):
             return argument
     except HydraException:
         pass  # not Hydra's grammar, which is what quotes are for

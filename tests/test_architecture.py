@@ -21,7 +21,8 @@ MAY_IMPORT = {
     "training": SMALL | {"batch", "model", "evaluation"},
     "evaluation": SMALL,
     "prediction": SMALL | {"batch", "checkpoint", "weights", "data", "model", "evaluation"},
-    # A command of its own, like the scripts.
+    # train.py's parts, and a command of its own: like the scripts.
+    "assembly": SMALL | {"commands", "weights", "data", "model", "training", "prediction", "evaluation"},
     "export": SMALL | {"commands", "checkpoint", "weights", "model_card", "data", "model", "prediction"},
 }
 PARTS = MAY_IMPORT.keys()

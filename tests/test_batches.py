@@ -7,9 +7,11 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from captioning.batch import PictureFormat
+from captioning.data.pictures import read_picture
 from captioning.data.transforms import EvaluationTransform
-from captioning.prediction.batches import PictureBatch, PictureFiles, collate_pictures
+from captioning.prediction.batches import PictureBatch, PictureFiles, collate_pictures, picture_loader
 from captioning.prediction.sources import find_pictures
+from captioning.prediction.thumbnails import thumbnail
 
 
 def batches(paths: list[Path], workers: int) -> list[PictureBatch]:
@@ -28,10 +30,20 @@ def test_batches_hold_what_can_be_read_and_name_the_rest(tmp_path, workers):
     assert first.pixel_values.shape == (1, 3, 8, 6)
     assert first.pixel_values[0, :, 0, 0].tolist() == [255, 0, 0]
     assert first.unreadable == [(1, "empty file")]
-    assert second == PictureBatch([], None, [(2, "empty file"), (3, "no such file")])
+    assert second == PictureBatch([], None, [(2, "empty file"), (3, "no such file")], [])
     assert third.indices == [4]
     assert third.pixel_values[0, :, 0, 0].tolist() == [0, 0, 255]
     assert third.unreadable == [(5, "empty file")]
+
+
+def test_thumbnails_are_made_on_the_way_where_they_are_wanted(tmp_path):
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "0.png")
+    paths = [tmp_path / "0.png", tmp_path / "1.png"]
+    for wanted, expected in ((True, [thumbnail(read_picture(paths[0]))]), (False, [None])):
+        loader = picture_loader(
+            paths, PictureFormat((8, 6)), batch_size=2, num_workers=0, pin_memory=False, thumbnails=wanted
+        )
+        assert [batch.thumbnails for batch in loader] == [expected]
 
 
 def test_the_awkward_folder_can_be_batched_whole(shared_data):

@@ -35,6 +35,22 @@ def test_a_mistake_is_told_in_one_sentence(override, named):
     assert "\n" not in str(raised.value)
 
 
+def test_keys_of_prediction_take_numbers_words_or_lists():
+    from hydra import compose, initialize_config_dir
+
+    for argument, value in {
+        "gallery=true": True,
+        "gallery=my page (1), best.html": "my page (1), best.html",
+        "heat_maps=8": 8,
+        "heat_maps=a dog, a cat.jpg": "a dog, a cat.jpg",
+        "heat_maps=[a.jpg,7]": ["a.jpg", 7],
+        "heat_maps_layers=[0,1]": [0, 1],
+    }.items():
+        (given,) = prepared_arguments([argument], CONF, "predict")
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            assert compose("predict", [given])[argument.partition("=")[0]] == value
+
+
 @pytest.mark.parametrize(
     "override",
     [

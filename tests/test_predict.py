@@ -355,3 +355,20 @@ def test_a_process_killed_while_overwriting_leaves_the_old_rows(run_dir, photos,
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
     assert (tmp_path / "out.jsonl").read_text() == "old"
     assert len(rows(tmp_path / "out.partial.jsonl")) == 2, "and what was done is not lost"
+
+
+def test_a_gallery_and_heat_maps_are_made_on_the_way(predicted, tmp_path):
+    status, output = predicted("gallery=true", "heat_maps=[1.jpg]", "heat_maps_layers=0", "precision=int8")
+    assert status == 2, output
+    page = (tmp_path / "out.html").read_text(encoding="utf-8")
+    assert page.count('<li class="card"') == 5 and "No caption: empty file" in page
+    assert page.count("Where the model looked") == 2
+    assert listing(tmp_path / "out.heat_maps") == {"1.png", "1-2.png"}
+    assert f"gallery: {tmp_path / 'out.html'}" in output
+
+
+@pytest.mark.parametrize("asked", ["heat_maps=[3.jpg]", "heat_maps_layers=7", "gallery=3", "heat_maps=true"])
+def test_a_view_that_cannot_be_is_refused_with_nothing_written(predicted, photos, tmp_path, asked):
+    status, output = predicted(asked)
+    assert status == 1 and asked.partition("=")[0] in error_line(output)
+    assert listing(tmp_path) == {photos.name}

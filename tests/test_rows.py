@@ -1,4 +1,4 @@
-"""Rows of captions that share a picture, and the order in which epochs, ranks and resumed runs meet them."""
+"""Rows of captions that share a picture, as training and evaluation see them."""
 
 from collections import Counter
 from itertools import chain
@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader
 
 from captioning.batch import PictureFormat
 from captioning.data.arrays import TokenArrays
-from captioning.data.rows import CaptionRows, EpochBatches, Split
+from captioning.data.order import EpochBatches
+from captioning.data.rows import CaptionRows, Split
 from captioning.data.transforms import EvaluationTransform, TrainingTransform
 
 TOKENIZER = trained_tokenizer()
@@ -132,83 +133,6 @@ def test_the_first_pictures_of_a_split_keep_their_captions_and_files():
     assert (len(few), few.image_ids, few.captions) == (2, ["0.jpg", "1.jpg"], [["a man 0"], ["a man 0"]])
     assert np.asarray(few.load(1))[0, 0, 1] == 1
     assert len(split_of([["a"]]).first(9, captions=1)) == 1
-
-
-def order(rows: int = 23, batch_size: int = 4, *, epoch: int = 0, shuffle: bool = True, seed: int = 7, **ranks):
-    batches = EpochBatches(rows, batch_size, shuffle=shuffle, seed=seed, **ranks)
-    batches.set_epoch(epoch)
-    return list(batches)
-
-
-def test_the_order_is_a_function_of_seed_and_epoch():
-    assert order(epoch=3) == order(epoch=3)
-    firsts = [
-        tuple(row for batch in batches for _, row in batch) for batches in (order(), order(epoch=1), order(seed=8))
-    ]
-    assert len(set(firsts)) == 3
-    assert all(sorted(rows) == list(range(23)) for rows in firsts)
-    assert {epoch for batch in order(epoch=3) for epoch, _ in batch} == {3}
-
-
-def test_torchs_own_generator_neither_matters_nor_is_used():
-    torch.manual_seed(1)
-    before = torch.get_rng_state()
-    first = order()
-    assert torch.equal(torch.get_rng_state(), before)
-    torch.manual_seed(2)
-    assert order() == first
-
-
-def test_evaluation_comes_in_order():
-    assert order(5, 2, shuffle=False) == [[(0, 0), (0, 1)], [(0, 2), (0, 3)], [(0, 4)]]
-
-
-def test_a_run_resumed_in_mid_epoch_needs_only_the_number_of_batches_done():
-    whole = order(epoch=2)
-    resumed = EpochBatches(23, 4, shuffle=True, seed=7)
-    resumed.set_epoch(2)
-    batches = iter(resumed)
-    assert [next(batches) for _ in range(3)] == whole[:3]
-    assert list(batches) == whole[3:]
-
-
-SIZES = given(st.integers(0, 40), st.integers(1, 5), st.integers(1, 4), st.integers(0, 2))
-
-
-@SIZES
-def test_ranks_train_on_equally_many_batches_that_never_overlap(rows, batch_size, world_size, epoch):
-    ranks = [order(rows, batch_size, epoch=epoch, rank=rank, world_size=world_size) for rank in range(world_size)]
-    assert len({len(batches) for batches in ranks}) == 1, "or the ranks would wait for each other for ever"
-    assert all(1 <= len(batch) <= batch_size for batches in ranks for batch in batches)
-    seen = [row for batches in ranks for batch in batches for _, row in batch]
-    assert len(set(seen)) == len(seen)
-    assert rows - len(seen) < world_size, "of the rows, fewer than one a rank are left out"
-
-
-@SIZES
-def test_ranks_together_see_what_one_process_with_their_batches_would(rows, batch_size, world_size, epoch):
-    together = order(rows, batch_size * world_size, epoch=epoch)
-    ranks = [order(rows, batch_size, epoch=epoch, rank=rank, world_size=world_size) for rank in range(world_size)]
-    for number, batches in enumerate(zip(*ranks, strict=True)):
-        assert sorted(chain.from_iterable(batches)) == sorted(together[number])
-
-
-@SIZES
-def test_evaluation_sees_every_row_exactly_once_for_any_number_of_ranks(rows, batch_size, world_size, epoch):
-    ranks = [
-        order(rows, batch_size, epoch=epoch, shuffle=False, rank=rank, world_size=world_size)
-        for rank in range(world_size)
-    ]
-    assert all(batch for batches in ranks for batch in batches), "no batch is empty"
-    assert sorted(row for batches in ranks for batch in batches for _, row in batch) == list(range(rows))
-
-
-@SIZES
-def test_the_number_of_batches_is_what_the_length_says(rows, batch_size, world_size, epoch):
-    for shuffle in (True, False):
-        for rank in range(world_size):
-            batches = EpochBatches(rows, batch_size, shuffle=shuffle, seed=1, rank=rank, world_size=world_size)
-            assert len(list(batches)) == len(batches)
 
 
 def test_rows_can_be_sent_to_workers():

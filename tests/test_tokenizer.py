@@ -199,6 +199,21 @@ def test_a_name_that_cannot_be_fetched_is_refused_with_a_way_out(name):
         CaptionTokenizer.from_pretrained(name)
 
 
+@given(st.lists(st.text(), min_size=1, max_size=4).map(" ".join))
+def test_words_hold_all_that_is_no_blank_and_each_token_once(text):
+    ids = OURS.encode([text])[0][1:-1]
+    words = OURS.words(ids)
+    assert "".join("".join(word.split()) for word, _ in words) == "".join(OURS.decode(ids).split())
+    places = [place for _, places in words for place in places]
+    assert places == sorted(set(places)) and set(places) <= set(range(len(ids)))
+
+
+def test_words_are_what_lies_between_blanks():
+    ids = OURS.encode(["two zebras,  here\nand café."])[0][1:-1]
+    assert [word for word, _ in OURS.words(ids)] == ["two", "zebras,", "here", "and", "café."]
+    assert OURS.words([]) == []
+
+
 def test_real_captions_get_the_ids_of_transformers_own_tokenizer(gpt2, real_captions, shared_data):
     from transformers import GPT2Tokenizer
 

@@ -99,10 +99,18 @@ def test_the_stages_unlock_one_group_after_the_other(run):
 
 def test_the_results_table_has_a_row_an_epoch(run):
     lines = (run.run_dir / "results.md").read_text().splitlines()
-    assert lines[0] == "| Epoch | Train Loss | Train Perplexity | Val Loss | Val Perplexity |"
+    assert (
+        lines[0]
+        == "| Epoch | Train Loss | Train Perplexity | Val Loss | Val Perplexity | Val CIDEr | Val BLEU-4 | Val ROUGE-L |"
+    )
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["0", "1", "2"]
     last = rows_of(run.run_dir)[-2]
     assert float(lines[-1].split("|")[5]) == pytest.approx(float(last["val/perplexity"]), abs=1e-3)
+
+
+def test_the_curves_lie_beside_the_table(run):
+    with Image.open(run.run_dir / "curves.png") as picture:
+        assert picture.format == "PNG"
 
 
 def test_validation_perplexity_is_exact_over_the_whole_split(run):
@@ -150,6 +158,8 @@ def test_the_table_of_pictures_has_references_and_generated_captions(run):
     table = json.loads(tables[-1].read_text())
     assert table["columns"] == ["image_id", "picture", "captions", "generated", "log_probability"]
     assert len(table["data"]) == 3
+    strips = sorted(run.run_dir.glob("wandb/offline-run-*/files/media/images/val/heat_maps*.png"))
+    assert len(strips) == 3 * 3, "of each of the three pictures, as often"
     split = run.datamodule.splits["val"]
     for image_id, _, captions, _, log_probability in table["data"]:
         assert captions.split("\n") == list(split.captions[list(split.image_ids).index(int(image_id))])

@@ -17,8 +17,8 @@ from captioning.batch import FrozenEncoder, PictureFormat
 from captioning.data.arrays import TokenArrays
 from captioning.data.encoded import STORED, EncodedFile
 from captioning.data.encoding import EncodedPictures, encode_once
-from captioning.data.packing import pack
-from captioning.data.rows import CaptionRows, EpochBatches, Split
+from captioning.data.order import EpochBatches, InOrder, spread
+from captioning.data.rows import CaptionRows, Split, row_loader
 from captioning.data.tokenizer import CaptionTokenizer
 from captioning.data.transforms import EvaluationTransform, TrainingTransform
 from captioning.errors import UserError, require_whole
@@ -167,7 +167,7 @@ class CaptionDataModule(L.LightningDataModule):
         return self.loader("test")
 
     def rows(self, split: str, training: bool = False, captions_per_image: int | None = None) -> CaptionRows:
-        """The rows of one split, augmented if they are to train on; of other `captions_per_image` if these are given."""
+        """The rows of one split, augmented if they are to train on; `captions_per_image` are the usual if not given."""
         assert self._picture_format is not None, "fit_to comes before any loader is made"
         augmented = training and self._overfit_images is None
         return CaptionRows(
@@ -183,29 +183,15 @@ class CaptionDataModule(L.LightningDataModule):
     def samples(self, count: int) -> tuple[Tensor, list[int | str], list[list[str]]]:
         """Up to `count` validation pictures, spread over the split: (count, 3, H, W) uint8, image ids, captions."""
         split, rows = self.splits["val"], self.rows("val")
-        chosen = sorted({i * len(split) // count for i in range(count)})
+        chosen = spread(count, len(split))
         pixels = torch.stack([rows.pixels(picture) for picture in chosen])
         return pixels, [split.image_ids[i] for i in chosen], [list(split.captions[i]) for i in chosen]
 
-    def whole_pictures(self, split: str, count: int | None = None, batch_size: int | None = None) -> DataLoader:
-        """Batches in which each picture of a split is one row with all of its captions, as in evaluation.
-
-        Every picture once over all ranks; with `count` only so many, spread over the split and the same each time.
-        """
+    def whole_pictures(self, split: str, count: int) -> DataLoader:
+        """Up to `count` pictures, spread over a split, each one row with all its captions; each rank has its share."""
         rows = self.rows(split, captions_per_image=sys.maxsize)
-        wanted = range(len(rows)) if count is None else sorted({i * len(rows) // count for i in range(count)})
-        rank, world_size = self._place()
-        mine, size = list(wanted)[rank::world_size], batch_size or self.batch_size
-        return DataLoader(
-            rows,
-            batch_sampler=[[(0, row) for row in mine[start : start + size]] for start in range(0, len(mine), size)],
-            collate_fn=pack,
-            num_workers=self._num_workers,
-        )
-
-    def _place(self) -> tuple[int, int]:
-        """This process's rank, of how many."""
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        share = spread(count, len(rows))[self._rank :: self._world_size]
+        return row_loader(rows, InOrder(share, self.batch_size), self._num_workers, persistent=False)
 
     def references(self, split: str) -> dict[int | str, Sequence[str]]:
         """The captions of each picture of a split, by image id."""
@@ -219,16 +205,15 @@ class CaptionDataModule(L.LightningDataModule):
 
     def loader(self, split: str, training: bool = False) -> DataLoader:
         """Batches of one split for this process's rank."""
-        rows = self.rows(split, training)
-        rank, world_size = self._place()
-        batches = EpochBatches(
-            len(rows), self.batch_size, shuffle=training, seed=self.seed, rank=rank, world_size=world_size
-        )
-        return DataLoader(
-            rows,
-            batch_sampler=batches,
-            collate_fn=pack,
-            num_workers=self._num_workers,
-            persistent_workers=self._num_workers > 0,
-            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
-        )
+        rows, place = self.rows(split, training), {"rank": self._rank, "world_size": self._world_size}
+        batches = EpochBatches(len(rows), self.batch_size, shuffle=training, seed=self.seed, **place)
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return row_loader(rows, batches, self._num_workers, persistent=True, pin_memory=on_gpu)
+
+    @property
+    def _rank(self) -> int:
+        return self.trainer.global_rank if self.trainer else 0
+
+    @property
+    def _world_size(self) -> int:
+        return self.trainer.world_size if self.trainer else 1

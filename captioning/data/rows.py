@@ -1,6 +1,6 @@
-"""A split as rows to train on, and the order in which an epoch meets them."""
+"""A split as rows to train on, and rows as batches."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from captioning.data.arrays import TokenArrays
-from captioning.data.packing import Row
+from captioning.data.packing import Row, pack
 from captioning.data.randomness import addressed_seed
 from captioning.data.transforms import EvaluationTransform, TrainingTransform, captions_mention_sides
 
@@ -101,36 +101,20 @@ class CaptionRows(Dataset[Row]):
         return self._augmentation(self._load_augmented(picture), generator, may_flip=not self._mentions_sides[picture])
 
 
-class EpochBatches(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, row) for one rank; the order is a function of (seed, epoch), the same on every rank.
-
-    Each global batch of `batch_size * world_size` rows is dealt out to the ranks in turn, so that n ranks see
-    together what one process with n times the batch would see. In training, the ranks' batches are equally many: a
-    last global batch too small to give every rank a row is left out.
-    """
-
-    def __init__(self, rows: int, batch_size: int, *, shuffle: bool, seed: int, rank: int = 0, world_size: int = 1):
-        self._rows, self._batch_size, self._shuffle, self._seed = rows, batch_size, shuffle, seed
-        self._rank, self._world_size = rank, world_size
-        self._epoch = 0
-        self.sampler = self  # Lightning looks for `batch_sampler.sampler.set_epoch`
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration gives."""
-        self._epoch = epoch
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = torch.arange(self._rows)
-        if self._shuffle:
-            generator = torch.Generator().manual_seed(addressed_seed(self._seed, "order", self._epoch))
-            order = torch.randperm(self._rows, generator=generator)
-        for number in range(len(self)):
-            start = number * self._batch_size * self._world_size
-            together = order[start : start + self._batch_size * self._world_size]
-            yield [(self._epoch, int(row)) for row in together[self._rank :: self._world_size]]
-
-    def __len__(self) -> int:
-        together = self._batch_size * self._world_size
-        full, rest = divmod(self._rows, together)
-        enough = self._world_size if self._shuffle else self._rank + 1
-        return full + (rest >= enough)
+def row_loader(
+    rows: CaptionRows,
+    batches: Iterable[list[tuple[int, int]]],
+    num_workers: int,
+    *,
+    persistent: bool,
+    pin_memory: bool = False,
+) -> DataLoader:
+    """Packed batches of rows; workers that are persistent live on to the next epoch."""
+    return DataLoader(
+        rows,
+        batch_sampler=batches,
+        collate_fn=pack,
+        num_workers=num_workers,
+        persistent_workers=persistent and num_workers > 0,
+        pin_memory=pin_memory,
+    )

@@ -17,6 +17,7 @@ from captioning.errors import UserError
 from captioning.hub import out_of_reach
 
 END_OF_TEXT = "<|endoftext|>"
+BLANKS = ("Ġ", "Ċ", "ĉ")  # how a byte-level BPE writes space, line feed and tab
 BYTES = 256  # each is a token of every byte-level BPE
 UNMERGED = 100  # special tokens, and reserved ones, that a GPT-2 tokenizer may have beside its bytes and merges
 
@@ -142,6 +143,19 @@ class CaptionTokenizer:
         if self.eos_token_id in ids:
             ids = ids[: ids.index(self.eos_token_id)]
         return self._backend.decode(ids, skip_special_tokens=True).strip()
+
+    def words(self, ids: Sequence[int]) -> list[tuple[str, list[int]]]:
+        """The words that ids spell, with each the places in `ids` of its tokens; ids hold no BOS or EOS.
+
+        A word goes from one blank to the next, so a comma or a full stop belongs to the word before it.
+        """
+        groups: list[list[int]] = []
+        for place, token_id in enumerate(ids):
+            if not groups or (self._backend.id_to_token(token_id) or "").startswith(BLANKS):
+                groups.append([])
+            groups[-1].append(place)
+        spelled = [(self.decode([ids[place] for place in group]), group) for group in groups]
+        return [(word, group) for word, group in spelled if word]
 
 
 def _ends(backend: Tokenizer) -> tuple[int, int] | None:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from captioning.batch import PictureFormat
 from captioning.data.pictures import UnreadablePicture, read_picture
 from captioning.data.transforms import EvaluationTransform
+from captioning.prediction.thumbnails import thumbnail
 
 
 class PictureBatch(NamedTuple):
@@ -21,53 +22,71 @@ class PictureBatch(NamedTuple):
     indices: list[int]  # B
     pixel_values: Tensor | None  # (B, 3, H, W) uint8; None where nothing could be read
     unreadable: list[tuple[int, str]]  # each with its reason
+    thumbnails: list[bytes | None]  # B; each None where none are made
 
 
-class PictureFiles(Dataset[tuple[int, Tensor | str]]):
-    """Item i is (i, picture i as a uint8 tensor (3, H, W)), or (i, the reason why it can't be read)."""
+class PictureItem(NamedTuple):
+    """A picture's number, what the encoder gets of it or the reason why it can't be read, and its thumbnail."""
 
-    def __init__(self, paths: Sequence[Path], transform: Callable[[Image.Image], Tensor]):
+    number: int
+    pixels: Tensor | str  # (3, H, W) uint8
+    thumbnail: bytes | None = None
+
+
+class PictureFiles(Dataset[PictureItem]):
+    """Item i is picture i, transformed; with `thumbnails` a small picture is made while the large one is at hand."""
+
+    def __init__(self, paths: Sequence[Path], transform: Callable[[Image.Image], Tensor], thumbnails: bool = False):
         self._paths = paths
         self._transform = transform
+        self._thumbnails = thumbnails
 
     def __len__(self) -> int:
         return len(self._paths)
 
-    def __getitems__(self, indices: Sequence[int]) -> list[tuple[int, Tensor | str]]:
+    def __getitems__(self, indices: Sequence[int]) -> list[PictureItem]:
         """These items, read by as many threads at once as torch computes with: in a loader worker that is one."""
         with ThreadPoolExecutor(torch.get_num_threads()) as threads:
             return list(threads.map(self.__getitem__, indices))
 
-    def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
+    def __getitem__(self, index: int) -> PictureItem:
         try:
-            return index, self._transform(read_picture(self._paths[index]))
+            picture = read_picture(self._paths[index])
         except UnreadablePicture as reason:
-            return index, str(reason)
+            return PictureItem(index, str(reason))
+        return PictureItem(index, self._transform(picture), thumbnail(picture) if self._thumbnails else None)
 
 
-def collate_pictures(items: Sequence[tuple[int, Tensor | str]]) -> PictureBatch:
+def collate_pictures(items: Sequence[PictureItem]) -> PictureBatch:
     """Items of `PictureFiles` -> one batch; also of items that are all unreadable.
 
-    >>> collate_pictures([(0, "empty file")])
-    PictureBatch(indices=[], pixel_values=None, unreadable=[(0, 'empty file')])
+    >>> collate_pictures([PictureItem(0, "empty file")])
+    PictureBatch(indices=[], pixel_values=None, unreadable=[(0, 'empty file')], thumbnails=[])
     """
-    readable = [(index, pixels) for index, pixels in items if isinstance(pixels, Tensor)]
+    readable = [(item, item.pixels) for item in items if isinstance(item.pixels, Tensor)]
     return PictureBatch(
-        indices=[index for index, _ in readable],
+        indices=[item.number for item, _ in readable],
         pixel_values=torch.stack([pixels for _, pixels in readable]) if readable else None,
-        unreadable=[(index, reason) for index, reason in items if isinstance(reason, str)],
+        unreadable=[(item.number, item.pixels) for item in items if isinstance(item.pixels, str)],
+        thumbnails=[item.thumbnail for item, _ in readable],
     )
 
 
 def picture_loader(
-    paths: Sequence[Path], picture_format: PictureFormat, *, batch_size: int, num_workers: int, pin_memory: bool
+    paths: Sequence[Path],
+    picture_format: PictureFormat,
+    *,
+    batch_size: int,
+    num_workers: int,
+    pin_memory: bool,
+    thumbnails: bool = False,
 ) -> DataLoader:
     """Batches of the pictures in order, read ahead by `num_workers` processes while the model is at work.
 
     Without any, pictures are read between the model's batches by all cores.
     """
     return DataLoader(
-        PictureFiles(paths, EvaluationTransform(picture_format)),
+        PictureFiles(paths, EvaluationTransform(picture_format), thumbnails),
         batch_size=batch_size,
         num_workers=min(num_workers, len(paths)),
         collate_fn=collate_pictures,

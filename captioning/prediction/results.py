@@ -6,7 +6,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -26,44 +26,50 @@ def check_output(output: str | Path, overwrite: bool) -> None:
 
     A missing parent folder is made. Files that exist are refused unless `overwrite`.
     """
+    check_file("output", output, overwrite, "captions.jsonl", beside=settings_path)
+
+
+def check_file(key: str, given: str | Path, overwrite: bool, example: str, beside: Callable | None = None) -> None:
+    """The same of the file that `key` names, such as `example`, and of a second one that lies beside it."""
     try:
-        path = _real(output)
-        _make_parent(output, path)
-        for target in (path, settings_path(path)):
-            _check_target(output, target, overwrite)
-        for target in (path, settings_path(path)):
-            with _open_new(target) as file:
+        path = real_file(given)
+        _make_parent(key, given, path)
+        targets = (path, beside(path)) if beside else (path,)
+        for target in targets:
+            _check_target(key, given, target, overwrite, example)
+        for file in map(_open_new, targets):
+            with file:
                 Path(file.name).unlink()
     except UserError:
         raise
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"output={output} can't be written: {reason}; choose another place with output=...") from error
+        raise UserError(f"{key}={given} can't be written: {reason}; choose another place with {key}=...") from error
 
 
-def _real(output: str | Path) -> Path:
+def real_file(given: str | Path) -> Path:
     """The file behind links: a link stays a link, and the temporary file lies on the same disk as the final one."""
-    return Path(os.path.realpath(output))
+    return Path(os.path.realpath(given))
 
 
-def _make_parent(output: str | Path, path: Path) -> None:
+def _make_parent(key: str, given: str | Path, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise UserError(f"output={output}: a part of {path.parent} is a file, not a folder; name another") from error
+        raise UserError(f"{key}={given}: a part of {path.parent} is a file, not a folder; name another") from error
 
 
-def _check_target(output: str | Path, target: Path, overwrite: bool) -> None:
+def _check_target(key: str, given: str | Path, target: Path, overwrite: bool, example: str) -> None:
     try:
         mode = target.stat().st_mode
     except FileNotFoundError:
         return
     if stat.S_ISDIR(mode):
-        raise UserError(f"output={output}: {target} is a folder; name a file, for example {target / 'captions.jsonl'}")
+        raise UserError(f"{key}={given}: {target} is a folder; name a file, for example {target / example}")
     if not stat.S_ISREG(mode):
-        raise UserError(f"output={output}: {target} is a device or a pipe; name a file, for example captions.jsonl")
+        raise UserError(f"{key}={given}: {target} is a device or a pipe; name a file, for example {example}")
     if not overwrite:
-        raise UserError(f"output={output}: {target} exists already; replace it with overwrite=true, or name another")
+        raise UserError(f"{key}={given}: {target} exists already; replace it with overwrite=true, or name another")
 
 
 def settings_path(output: Path) -> Path:
@@ -123,7 +129,7 @@ class CaptionWriter:
 
     def __enter__(self) -> Self:
         check_output(self._given, self._overwrite)
-        self._output = _real(self._given)
+        self._output = real_file(self._given)
         self._rows = _open_new(self._output)
         return self
 

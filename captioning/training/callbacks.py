@@ -153,8 +153,16 @@ class ResultsTable(L.Callback):
     its rows go into the other, so that a resumed run has them all.
     """
 
-    HEADER = "| Epoch | Train Loss | Train Perplexity | Val Loss | Val Perplexity |\n|---:|---:|---:|---:|---:|\n"
-    COLUMNS = ("train/loss_epoch", "train/perplexity_epoch", "val/loss", "val/perplexity")
+    COLUMNS: ClassVar = {  # metric, heading; those after the fourth only where they were logged
+        "train/loss_epoch": "Train Loss",
+        "train/perplexity_epoch": "Train Perplexity",
+        "val/loss": "Val Loss",
+        "val/perplexity": "Val Perplexity",
+        "val/cider": "Val CIDEr",
+        "val/bleu_4": "Val BLEU-4",
+        "val/rouge_l": "Val ROUGE-L",
+    }
+    ALWAYS = 4
 
     def __init__(self, run_dir: Path):
         self._path = run_dir / "results.md"
@@ -165,19 +173,25 @@ class ResultsTable(L.Callback):
             return
         metrics = trainer.callback_metrics
         self._rows[trainer.current_epoch] = [float(metrics.get(name, math.nan)) for name in self.COLUMNS]
-        write_atomically(self._path, self.HEADER + "".join(map(self._line, self._rows.items())))
+        write_atomically(self._path, self._table())
 
-    @staticmethod
-    def _line(row: tuple[int, list[float]]) -> str:
-        epoch, values = row
-        cells = ("-" if math.isnan(value) else f"{value:.4f}" for value in values)  # an epoch may not be validated
-        return f"| {epoch} | {' | '.join(cells)} |\n"
+    def _table(self) -> str:
+        logged = [not all(math.isnan(value) for value in column) for column in zip(*self._rows.values(), strict=True)]
+        shown = [i for i, name in enumerate(self.COLUMNS) if i < self.ALWAYS or logged[i]]
+        headings = list(self.COLUMNS.values())
+        lines = [["Epoch", *(headings[i] for i in shown)], ["---:"] * (len(shown) + 1)]
+        for epoch, values in self._rows.items():  # an epoch may not be validated
+            lines.append([str(epoch), *("-" if math.isnan(values[i]) else f"{values[i]:.4f}" for i in shown)])
+        return f"| {' | '.join(lines[0])} |\n|{'|'.join(lines[1])}|\n" + "".join(
+            f"| {' | '.join(line)} |\n" for line in lines[2:]
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self._rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._rows = dict(state_dict["rows"])
+        missing = [math.nan] * len(self.COLUMNS)  # of runs from before a column was there
+        self._rows = {epoch: (row + missing)[: len(self.COLUMNS)] for epoch, row in state_dict["rows"].items()}
 
 
 def _over_ranks(trainer: L.Trainer, totals: tuple[float, int]) -> tuple[float, float]:

@@ -11,18 +11,14 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-import lightning as L
-import torch
 import wandb
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from captioning.errors import UserError
 from captioning.files import readable, write_atomically
-from captioning.model.generation import Decoding, generate
-from captioning.training.module import CaptioningModule
 
 log = logging.getLogger(__name__)
 
@@ -158,43 +154,3 @@ def _how_to_browse(logger: WandbLogger, run_dir: Path) -> str:
         f"  browse it in the terminal: {command} leet {readable(Path(run.dir).parent)}\n"
         f"  upload it:                 {command} sync {readable(run_dir)}/wandb/offline-run-*"
     )
-
-
-class SampleTable(L.Callback):
-    """After each validation, logs a W&B table `val/samples`: pictures, their captions and the model's.
-
-    Args:
-        pixel_values: (B, 3, H, W) uint8, the same pictures each time.
-        captions: the references of each.
-        decoding: how the model's are generated.
-        decode: token ids to text.
-    """
-
-    COLUMNS: ClassVar = ["image_id", "picture", "captions", "generated", "log_probability"]
-
-    def __init__(
-        self, pixel_values: torch.Tensor, image_ids: list, captions: list[list[str]], decoding: Decoding, decode: Any
-    ):
-        self._pixel_values, self._image_ids, self._captions = pixel_values, image_ids, captions
-        self._decoding, self._decode = decoding, decode
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
-        if trainer.sanity_checking or not trainer.is_global_zero or not loggers:
-            return
-        assert isinstance(pl_module, CaptioningModule)
-        with trainer.precision_plugin.forward_context():
-            generated = generate(pl_module.captioner, self._pixel_values.to(pl_module.device), self._decoding)
-        rows = zip(self._pixel_values, self._image_ids, self._captions, generated, strict=True)
-        data = [
-            [
-                str(image_id),
-                wandb.Image(pixels.permute(1, 2, 0).numpy()),
-                "\n".join(references),
-                self._decode(caption.token_ids),
-                caption.log_probability,
-            ]
-            for pixels, image_id, references, caption in rows
-        ]
-        for logger in loggers:
-            logger.log_table("val/samples", columns=self.COLUMNS, data=data, step=trainer.global_step)

@@ -1,0 +1,122 @@
+"""Which pictures get heat maps, and the folder that their strips lie in."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from PIL import Image
+
+from captioning.errors import UserError, require_whole
+from captioning.files import atomic_file
+
+
+def chosen_pictures(wanted: object, paths: Sequence[Path]) -> list[int]:
+    """The places in `paths` of the pictures that the key `heat_maps` names: so many of the first, or names.
+
+    A name is a path as the input has it, or its end: `1.jpg` is every `1.jpg`, `trip/1.jpg` the one in `trip`.
+
+    Raises:
+        UserError: if it is neither a whole number nor names, or names what is not in the input.
+    """
+    if isinstance(wanted, list | str):
+        names = [wanted] if isinstance(wanted, str) else [str(one) for one in wanted]
+        return sorted({place for name in names for place in _places_of(name, paths)})
+    if isinstance(wanted, bool) or not isinstance(wanted, int):
+        raise UserError(f"heat_maps={wanted} must be a number of pictures, or names of some such as [a.jpg,b.jpg]")
+    require_whole("heat_maps", wanted, least=0)
+    return list(range(min(wanted, len(paths))))
+
+
+def _places_of(name: str, paths: Sequence[Path]) -> list[int]:
+    parts = Path(name).parts
+    places = [place for place, path in enumerate(paths) if parts and path.parts[-len(parts) :] == parts]
+    if not places:
+        raise UserError(f"heat_maps names {name or 'nothing'}, which is not in the input; name a picture that is")
+    return places
+
+
+def heat_maps_folder(output: Path) -> Path:
+    """Where the strips for `captions.jsonl` lie: in `captions.heat_maps` beside it."""
+    return output.with_name(f"{output.stem}.heat_maps")
+
+
+class HeatMapFolder:
+    """A folder of PNG files that appears under its name when the `with` block ends well, or not at all.
+
+    With `overwrite` the files of a folder that is there are replaced, and no others of it are touched.
+
+    Args:
+        folder: its final name.
+        paths: of the pictures, by their places.
+        chosen: places of the pictures that will have a strip.
+
+    Raises:
+        UserError: if something has the name already, unless it is a folder and `overwrite`; or if the disk is full.
+    """
+
+    def __init__(self, folder: Path, paths: Sequence[Path], chosen: Sequence[int], *, overwrite: bool = False):
+        self.path, self._overwrite = folder, overwrite
+        self._names = _file_names(paths, chosen)
+        self._aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+        self._check()
+
+    def _check(self) -> None:
+        if self.path.is_dir() and not self._overwrite:
+            raise UserError(f"heat_maps: {self.path} exists already; replace it with overwrite=true, or move it")
+        if os.path.lexists(self.path) and not self.path.is_dir():
+            raise UserError(f"heat_maps: {self.path} is a file, and a folder is to lie there; move it")
+
+    def __contains__(self, place: int) -> bool:
+        return place in self._names
+
+    def __enter__(self) -> Self:
+        self._check()
+        self._aside.mkdir(parents=True)
+        return self
+
+    def write(self, place: int, drawn: Image.Image) -> None:
+        """The strip of the picture at `place`."""
+        try:
+            with atomic_file(self._aside / self._names[place]) as file:
+                drawn.save(file, "PNG")
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            shutil.rmtree(self._aside, ignore_errors=True)
+
+    def _finish(self) -> None:
+        self._check()  # something may have got the name in the meantime
+        try:
+            if not self.path.exists():
+                self._aside.rename(self.path)
+                return
+            for file in self._aside.iterdir():
+                file.replace(self.path / file.name)
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def _failure(self, error: OSError) -> UserError:
+        return UserError(f"heat_maps: {self.path} can't be written: {error.strerror}; make room, or leave them out")
+
+
+def _file_names(paths: Sequence[Path], chosen: Sequence[int]) -> dict[int, str]:
+    """A PNG file's name for each: the picture's own, numbered where an earlier one has it."""
+    names: dict[int, str] = {}
+    taken: set[str] = set()
+    for place in chosen:
+        stem, number = paths[place].stem, 1
+        while (name := f"{stem}.png" if number == 1 else f"{stem}-{number}.png").casefold() in taken:
+            number += 1
+        taken.add(name.casefold())
+        names[place] = name
+    return names

@@ -1,0 +1,97 @@
+"""Heat maps drawn over a photograph: a panel for each word, side by side in one picture."""
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from captioning.batch import PictureFormat
+
+PANEL = 200  # pixels, the longer side of a panel
+COLUMNS = 6  # panels beside each other, then a new row begins
+GAP, LABEL = 12, 30  # pixels between panels, and under each for its word
+FONT_SIZE = 17
+PAPER, INK = (255, 255, 255), (32, 33, 36)
+
+# From unattended to attended: how much of the photograph's brightness stays, and how much of GLOW is laid over it.
+SHADE, GLOW, GLOW_SHARE = 0.30, (255, 140, 0), 0.42
+GREY = 0.65  # how far unattended parts lose their colours
+
+HeatMap = np.ndarray  # (rows, columns) float32, not negative
+
+
+class Word(NamedTuple):
+    """A panel's label and its map."""
+
+    text: str
+    heat: HeatMap
+
+
+def strip(photograph: Image.Image, words: Sequence[Word], panel: int = PANEL) -> Image.Image:
+    """The photograph alone and under the map of each word, in rows of `COLUMNS` panels.
+
+    A map is laid over the whole of `photograph` (so hand in the part that the model saw, see `seen_part`), smoothed
+    between its patches, and scaled so that its own greatest weight is brightest: panels show where, not how much.
+    """
+    scale = panel / max(photograph.size)
+    size = max(1, round(photograph.width * scale)), max(1, round(photograph.height * scale))
+    plain = photograph.resize(size, Image.Resampling.LANCZOS)
+    panels = [("", plain), *((word.text, _heated(plain, word.heat)) for word in words)]
+    columns = min(COLUMNS, len(panels))
+    rows = -(-len(panels) // columns)
+    wide, high = size[0] + GAP, size[1] + LABEL
+    sheet = Image.new("RGB", (columns * wide + GAP, rows * high + GAP), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for place, (text, picture) in enumerate(panels):
+        left, top = GAP + place % columns * wide, GAP + place // columns * high
+        sheet.paste(picture, (left, top))
+        middle = left + size[0] / 2, top + size[1] + (LABEL - GAP / 2) / 2
+        draw.text(middle, _fitting(text, size[0] + GAP // 2), INK, _font(), anchor="mm")
+    return sheet
+
+
+def seen_part(size: tuple[int, int], picture_format: PictureFormat) -> tuple[int, int, int, int]:
+    """The part of a photograph of this (width, height) that the encoder sees: left, top, right, bottom in its pixels.
+
+    The whole of it, or the middle where the format cuts that out; then it may reach beyond the photograph.
+    """
+    width, height = size
+    if picture_format.resize_shortest is None:
+        return 0, 0, width, height
+    scale = min(size) / picture_format.resize_shortest
+    wide, high = picture_format.size[1] * scale, picture_format.size[0] * scale
+    left, top = (width - wide) / 2, (height - high) / 2
+    return round(left), round(top), round(left + wide), round(top + high)
+
+
+def _heated(picture: Image.Image, heat: HeatMap) -> Image.Image:
+    greatest = max(float(heat.max()), 1e-12)  # a map of zeros stays one
+    scaled = Image.fromarray((heat / greatest).astype(np.float32))
+    smooth = np.asarray(scaled.resize(picture.size, Image.Resampling.BICUBIC)).clip(0, 1)[..., None]  # (H, W, 1)
+    colours = np.asarray(picture, np.float32)
+    grey = np.asarray(picture.convert("L"), np.float32)[..., None]
+    colours = colours + (grey - colours) * GREY * (1 - smooth)
+    colours *= SHADE + (1 - SHADE) * smooth
+    colours += (np.array(GLOW, np.float32) - colours) * GLOW_SHARE * smooth**1.5
+    return Image.fromarray((colours + 0.5).clip(0, 255).astype(np.uint8))
+
+
+@cache
+def _font() -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which has the letters of most scripts; Pillow's own font has ASCII alone. It lies in matplotlib."""
+    import matplotlib  # here, since it takes long
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), FONT_SIZE)
+
+
+def _fitting(text: str, width: int) -> str:
+    """The text on one line, cut where it is wider than `width` pixels."""
+    text = " ".join(text.split())
+    if _font().getlength(text) <= width:
+        return text
+    while text and _font().getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"

@@ -1,0 +1,156 @@
+"""`curves.png` beside `results.md`: loss, perplexity and scores over a run, drawn from its `metrics.csv`."""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import lightning as L
+
+from captioning.files import atomic_file
+from captioning.model.captioner import GROUPS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Row = Mapping[str, str]
+Curve = tuple[list[float], list[float]]  # optimizer steps, values
+
+PAUSE_SECONDS = 20.0  # at least, between two drawings of a run; one takes a sixth of a second, the first a second more
+TRAIN, VAL, FLOOR, SWITCH = "#8a8f98", "#1f5fbf", "#2e8b57", "#b36b00"
+BESIDE_LINE: dict = {"rotation": 90, "fontsize": 8, "va": "top", "ha": "left"}
+SCORES = {"val/cider": "CIDEr", "val/bleu_4": "BLEU-4", "val/rouge_l": "ROUGE-L"}
+
+
+class Curves(L.Callback):
+    """Keeps `curves.png` up to date in the run folder; stands after `MetricRows`, whose rows it draws."""
+
+    def __init__(self, run_dir: Path):
+        self._run_dir = run_dir
+        self._drawn_at = -math.inf
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero and time.monotonic() - self._drawn_at > PAUSE_SECONDS:
+            write_curves(self._run_dir)
+            self._drawn_at = time.monotonic()
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            write_curves(self._run_dir)
+
+
+def write_curves(run_dir: Path) -> None:
+    """Draw `curves.png` from `metrics.csv`, both in `run_dir`; where nothing was logged yet, nothing is drawn."""
+    rows = _rows(run_dir / "metrics.csv")
+    panels = _panels(rows)
+    if not panels:
+        return
+    from matplotlib.figure import Figure  # here, since it takes most of a second; no pyplot, which holds every figure
+
+    figure = Figure(figsize=(9, 3.1 * len(panels) + 0.4), dpi=110, layout="constrained")
+    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for ax, (title, curves) in zip(axes, panels.items(), strict=True):
+        _draw(ax, title, curves)
+        before: list[str] = []
+        for step, groups in switches(rows):
+            ax.axvline(step, color=SWITCH, linewidth=1, linestyle=":")
+            if ax is axes[0]:
+                at = ax.get_xaxis_transform()  # data across, 0..1 upwards
+                ax.text(step, 0.98, f" {_switched(before, groups)}", transform=at, color=SWITCH, **BESIDE_LINE)
+                before = groups
+    axes[-1].set_xlabel("optimizer step")
+    with atomic_file(run_dir / "curves.png") as file:
+        figure.savefig(file, format="png")
+
+
+def switches(rows: Sequence[Row]) -> list[tuple[int, list[str]]]:
+    """The stages of a run: the step after which each began, and the groups that it trains, in the order of `GROUPS`.
+
+    A group trains in an epoch if it has a learning rate above 0 in any of the epoch's rows.
+    """
+    found: list[tuple[int, list[str]]] = []
+    last_step = 0
+    for epoch in sorted({int(row["epoch"]) for row in rows if row.get("epoch")}):
+        of_epoch = [row for row in rows if row.get("epoch") == str(epoch)]
+        training = [group for group in GROUPS if any(_value(row, f"lr/{group}") for row in of_epoch)]
+        if training and (not found or found[-1][1] != training):
+            found.append((last_step, training))
+        last_step = max(int(row["step"]) for row in of_epoch)
+    return found
+
+
+def _switched(before: list[str], groups: list[str]) -> str:
+    """What a switch changed, in few words: all that trains, or what was added."""
+    added = [group for group in groups if group not in before]
+    return f"+ {' + '.join(added)}" if before and set(before) < set(groups) else f"trains {' + '.join(groups)}"
+
+
+def _rows(path: Path) -> list[Row]:
+    """The rows that have a step: all, save one that is being written."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if (row.get("step") or "").isdecimal()]
+
+
+def _panels(rows: Sequence[Row]) -> dict[str, dict[str, Curve]]:
+    """By its title, the curves of each panel that has any; by its label, each curve that has any point."""
+    wanted = {
+        "loss (nats per token)": {
+            "train, each logged step": "train/loss",
+            "train, epoch": "train/loss_epoch",
+            "val": "val/loss",
+        },
+        "perplexity": {
+            "train, each logged step": "train/perplexity",
+            "train, epoch": "train/perplexity_epoch",
+            "val": "val/perplexity",
+            "floor": "val/perplexity_floor",
+        },
+        "val scores": {label: name for name, label in SCORES.items()},
+    }
+    curves = {title: {label: _curve(rows, name) for label, name in names.items()} for title, names in wanted.items()}
+    drawn = {title: {label: curve for label, curve in of.items() if curve[0]} for title, of in curves.items()}
+    return {title: of for title, of in drawn.items() if of}
+
+
+def _curve(rows: Sequence[Row], name: str) -> Curve:
+    points = [(float(row["step"]), value) for row in rows if (value := _value(row, name)) is not None]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def _value(row: Row, name: str) -> float | None:
+    """A finite number, or None: a loss may have been none."""
+    text = row.get(name)
+    return float(text) if text and math.isfinite(float(text)) else None
+
+
+def _draw(ax: Axes, title: str, curves: Mapping[str, Curve]) -> None:
+    styles = {
+        "train, each logged step": {"color": TRAIN, "linewidth": 0.8, "alpha": 0.45},
+        "train, epoch": {"color": TRAIN, "linewidth": 1.8},
+        "val": {"color": VAL, "linewidth": 1.8, "marker": "o", "markersize": 3},
+        "floor": {"color": FLOOR, "linewidth": 1.2, "linestyle": "--"},
+    }
+    for label, (steps, values) in curves.items():
+        style: dict = styles.get(label, {"linewidth": 1.8, "marker": "o", "markersize": 3})
+        last = f"{label} ({values[-1]:.3g})"
+        ax.plot(steps, values, label=label if label == "train, each logged step" else last, **style)
+    if title == "perplexity":
+        ax.set_yscale("log")
+        ax.yaxis.set_major_formatter("{x:.3g}")
+        ax.yaxis.set_minor_formatter("{x:.3g}" if _close(curves) else "")
+    ax.set_ylabel(title)
+    ax.grid(alpha=0.25)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, fontsize=8)
+
+
+def _close(curves: Mapping[str, Curve]) -> bool:
+    """Whether all values lie within a decade, where powers of ten alone would leave the axis bare."""
+    values = [value for _, of in curves.values() for value in of]
+    return min(values) > 0 and max(values) / min(values) < 10

@@ -1,0 +1,113 @@
+"""The picture of a run's curves, from its metrics.csv."""
+
+import csv
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from captioning.training import curves
+from captioning.training.curves import Curves, switches, write_curves
+
+
+def row(step: int, epoch: int | str = "", **metrics: float | str) -> dict:
+    """Names are written with `_` for `/` after their first part."""
+    return {"step": str(step), "epoch": str(epoch)} | {
+        name.replace("_", "/", 1): str(value) for name, value in metrics.items()
+    }
+
+
+RUN = [
+    row(5, 0, train_loss=4.0, train_perplexity=54.6, lr_cross_attention=1e-4, lr_decoder=0.0, lr_encoder=0.0),
+    row(10, 0, train_loss_epoch=3.5, val_loss=3.0, val_perplexity=20.1, val_perplexity_floor=1.5),
+    row(15, 1, train_loss=2.0, train_perplexity=7.4, lr_cross_attention=1e-4, lr_decoder=1e-5, lr_encoder=0.0),
+    row(20, 1, train_loss_epoch=1.9, val_loss="nan", val_perplexity="inf", val_perplexity_floor=1.5),
+    row(25, 2, train_loss=1.5, train_perplexity=4.5, lr_cross_attention=1e-4, lr_decoder=1e-5, lr_encoder=0.0),
+    row(30, "", test_loss=1.0),
+]
+
+
+def written(folder: Path, rows: list[dict]) -> Path:
+    names = list(dict.fromkeys(name for one in rows for name in one))
+    with (folder / "metrics.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
+    return folder
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What a picture shows: by the title of each panel, its curves by label; and all texts of the first."""
+    from matplotlib.figure import Figure
+
+    shown: dict = {}
+
+    def save(figure, *_, **__):
+        for ax in figure.axes:
+            lines = [line for line in ax.lines if not line.get_label().startswith("_")]
+            points = [(list(line.get_xdata()), list(line.get_ydata())) for line in lines]
+            shown[ax.get_ylabel()] = dict(zip((line.get_label() for line in lines), points, strict=True))
+        shown["texts"] = [text.get_text().strip() for text in figure.axes[0].texts]
+        shown["lines"] = [line.get_xdata()[0] for line in figure.axes[-1].lines if line.get_label().startswith("_")]
+
+    monkeypatch.setattr(Figure, "savefig", save)
+    return shown
+
+
+def test_curves_switches_and_the_floor_are_drawn(tmp_path, drawn):
+    write_curves(written(tmp_path, RUN))
+    assert drawn["loss (nats per token)"] == {
+        "train, each logged step": ([5, 15, 25], [4.0, 2.0, 1.5]),
+        "train, epoch (1.9)": ([10, 20], [3.5, 1.9]),
+        "val (3)": ([10], [3.0]),  # an epoch without a finite loss has no point
+    }
+    assert drawn["perplexity"]["floor (1.5)"] == ([10, 20], [1.5, 1.5])
+    assert drawn["texts"] == ["trains cross_attention", "+ decoder"] and drawn["lines"] == [0, 10]
+    assert "val scores" not in drawn
+
+
+def test_scores_have_a_panel_where_they_were_logged(tmp_path, drawn):
+    write_curves(written(tmp_path, [*RUN, row(30, 2, val_cider=0.8), row(40, 3, val_cider=0.9)]))
+    assert drawn["val scores"] == {"CIDEr (0.9)": ([30, 40], [0.8, 0.9])}
+
+
+def test_what_is_switched_off_again_is_named_whole():
+    rows = [
+        row(5, 0, lr_cross_attention=1e-4, lr_decoder=1e-4),
+        row(10, 0),
+        row(15, 1, lr_cross_attention=0.0, lr_decoder=1e-4),
+        row(20, 1),
+        row(25, 2, lr_cross_attention=1e-4, lr_decoder=1e-4),
+    ]
+    both = ["cross_attention", "decoder"]
+    assert switches(rows) == [(0, both), (10, ["decoder"]), (20, both)]
+    assert curves._switched(both, ["decoder"]) == "trains decoder"
+
+
+@pytest.mark.parametrize("rows", [None, [], [row(5)], [row(5, 0, val_loss="nan")]])
+def test_where_nothing_was_logged_nothing_is_drawn(tmp_path, rows):
+    write_curves(tmp_path if rows is None else written(tmp_path, rows))
+    assert not (tmp_path / "curves.png").exists()
+
+
+def test_the_picture_is_a_png_and_whole(tmp_path):
+    write_curves(written(tmp_path, RUN[:2]))
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.format == "PNG" and picture.width == 990
+    assert {path.name for path in tmp_path.iterdir()} == {"curves.png", "metrics.csv"}
+
+
+class Trainer:
+    is_global_zero = True
+
+
+def test_short_epochs_are_not_spent_on_drawing_and_the_end_is_drawn(tmp_path, monkeypatch):
+    times = []
+    monkeypatch.setattr(curves, "write_curves", times.append)
+    callback = Curves(tmp_path)
+    for _ in range(3):
+        callback.on_train_epoch_end(Trainer(), None)
+    assert len(times) == 1
+    callback.on_fit_end(Trainer(), None)
+    assert len(times) == 2

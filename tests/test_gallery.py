@@ -1,0 +1,309 @@
+"""The page of pictures and captions: as a file, and as people meet it in a browser."""
+
+import os
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from captioning.errors import UserError
+from captioning.prediction.cards import GalleryEntry
+from captioning.prediction.gallery import GalleryWriter, check_gallery
+from captioning.prediction.thumbnails import thumbnail
+
+HOSTILE = '</script><script>document.title = "taken over"</script><img src=x onerror="document.title=1">'
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+def picture(number: int = 0) -> bytes:
+    noise = np.random.default_rng(number).integers(0, 256, (6, 8, 3), np.uint8)
+    return thumbnail(Image.fromarray(noise).resize((80, 60)))
+
+
+def entries() -> list[GalleryEntry]:
+    """Five pictures; the scores of the first three come with them."""
+    strip = Image.new("RGB", (1200, 230), "orange")
+    return [
+        GalleryEntry(Path("a/1.jpg"), "a dog", -0.5, references=["The Dog runs"], scores={"CIDEr": 0.2}),
+        GalleryEntry(Path("a/2.jpg"), "a café", -0.1, scores={"CIDEr": 1.5}, alternatives=[("a bar", -0.3)]),
+        GalleryEntry(Path("a/3.jpg"), "a cat", -2.25, scores={"CIDEr": 0.9}, heat_map=strip),
+        GalleryEntry(Path("b/4.jpg"), error="truncated JPEG"),
+        GalleryEntry(Path("b/<5>.jpg"), HOSTILE, -1.0, references=[HOSTILE]),
+    ]
+
+
+def written(path: Path, given: list[GalleryEntry]) -> Path:
+    with GalleryWriter(path, "my captions") as gallery:
+        for place, entry in enumerate(given):
+            shown = {**entry.__dict__, "picture": None if entry.error else picture(place)}
+            gallery.add(place, GalleryEntry(**shown))
+    return path
+
+
+class Elements(HTMLParser):
+    """The attributes of all elements of a page, by tag."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.found: dict[str, list[dict]] = {}
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.found.setdefault(tag, []).append(dict(attributes))
+
+
+def listing(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_nothing_in_the_page_comes_from_elsewhere(tmp_path):
+    text = written(tmp_path / "captions.html", entries()).read_text(encoding="utf-8")
+    elements = Elements(text).found
+    assert all(image["src"].startswith("data:image/webp;base64,") for image in elements["img"])
+    assert len(elements["img"]) == 5 and len(elements["script"]) == len(elements["style"]) == 1
+    assert [link["href"] for link in elements["link"]] == ["data:,"]
+    assert not re.search(r"https?://|@import|url\(", text)
+    policy = elements["meta"][1]["content"]
+    assert policy.startswith("default-src 'none'; img-src data:;") and "unsafe" not in policy
+    assert not any(name.startswith("on") or name == "style" for kind in elements.values() for e in kind for name in e)
+
+
+def test_every_text_from_outside_stays_text(tmp_path):
+    shown = {"references": [HOSTILE], "alternatives": [(HOSTILE, -1.0)], "picture": picture()}
+    with GalleryWriter(tmp_path / "captions.html", HOSTILE) as gallery:
+        gallery.add(0, GalleryEntry(Path('"><b>.jpg'), HOSTILE, -1.0, **shown))
+        gallery.add(1, GalleryEntry(Path("x.jpg"), error=HOSTILE))
+        gallery.add(2, GalleryEntry(Path("y.jpg"), "%CARDS% %TITLE% %COUNT%", -1.0, scores={HOSTILE: 1.0}))
+    text = (tmp_path / "captions.html").read_text(encoding="utf-8")
+    elements = Elements(text).found
+    assert (len(elements["script"]), len(elements["img"]), len(elements["title"])) == (1, 1, 1)
+    assert "<b>.jpg" not in text and not any("onerror" in image for image in elements["img"])
+    assert "%CARDS% %TITLE% %COUNT%</p>" in text
+
+
+def test_a_file_name_that_is_no_utf_8_is_shown_as_well_as_can_be(tmp_path):
+    name = os.fsdecode(b"caf\xe9.jpg")
+    text = written(tmp_path / "captions.html", [GalleryEntry(Path(name), "a", -1.0)]).read_text(encoding="utf-8")
+    assert "caf?.jpg" in text
+
+
+def test_cards_stand_by_their_places_and_scores_may_come_last(tmp_path):
+    with GalleryWriter(tmp_path / "captions.html", "t") as gallery:
+        for place in (2, 0, 1):
+            gallery.add(place, GalleryEntry(Path(f"{place}.jpg"), f"caption {place}", -1.0, picture=picture()))
+        gallery.add_scores(1, {"CIDEr": 0.5, "BLEU-4": float("nan")})
+    elements = Elements((tmp_path / "captions.html").read_text(encoding="utf-8")).found
+    assert [card["data-place"] for card in elements["li"]] == ["0", "1", "2"]
+    keys = [data["data-key"] for data in elements["data"]]
+    assert keys == ["log-probability", "log-probability", "CIDEr", "log-probability"]
+
+
+def test_an_interrupted_page_leaves_nothing_and_what_was_there_before(tmp_path):
+    path = tmp_path / "captions.html"
+    path.write_text("before")
+    with pytest.raises(ZeroDivisionError), GalleryWriter(path, "t", overwrite=True) as gallery:
+        gallery.add(0, entries()[3])
+        raise ZeroDivisionError
+    assert path.read_text() == "before" and listing(tmp_path) == {"captions.html"}
+
+
+def test_a_page_that_exists_is_refused_before_and_at_the_end(tmp_path):
+    path = tmp_path / "captions.html"
+    with pytest.raises(UserError, match=r"exists already; replace it with overwrite=true"), GalleryWriter(path, "t"):
+        path.write_text("another program's")
+    assert path.read_text() == "another program's"
+    with pytest.raises(UserError, match=rf"^gallery={path}: {path} exists already; replace it with overwrite=true"):
+        check_gallery(path, overwrite=False)
+    with pytest.raises(UserError, match=r"is a folder; name a file, for example .*captions\.html"):
+        check_gallery(tmp_path, overwrite=True)
+
+
+def test_memory_does_not_grow_with_the_pictures(tmp_path):
+    import tracemalloc
+
+    small = picture()
+    tracemalloc.start()
+    with GalleryWriter(tmp_path / "captions.html", "t") as gallery:
+        for place in range(2000):
+            gallery.add(place, GalleryEntry(Path("1.jpg"), "a", -1.0, picture=small + b"\0" * 8000))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (tmp_path / "captions.html").stat().st_size > 20e6 and peak < 4e6
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium of this machine; CHROMIUM names another."""
+    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed; on Debian, apt-get install chromium")
+    driver = pytest.importorskip("playwright.sync_api", reason="no playwright; it is in the group dev")
+    with driver.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])  # a container's root
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory) -> Path:
+    return written(tmp_path_factory.mktemp("gallery") / "captions.html", entries())
+
+
+@pytest.fixture
+def opened(browser, file):
+    """Opens a page: the tab, with all that its console said and every request that it made."""
+    contexts = []
+
+    def open_page(path: Path = file, **settings):
+        context = browser.new_context(**settings)
+        contexts.append(context)
+        tab = context.new_page()
+        tab.said, tab.requested = [], []
+        tab.on("console", lambda message: tab.said.append(message.text))
+        tab.on("pageerror", lambda error: tab.said.append(str(error)))
+        tab.on("request", lambda request: tab.requested.append(request.url))
+        tab.goto(path.as_uri())
+        return tab
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+def names(tab) -> list[str]:
+    return [name.split(".")[0] for name in tab.locator(".card .name").all_inner_texts()]
+
+
+def focused(tab) -> str:
+    return tab.evaluate("document.activeElement.id || document.activeElement.dataset.place || ''")
+
+
+def test_the_browser_shows_all_cards_and_asks_for_nothing(opened, file):
+    tab = opened()
+    assert names(tab) == ["1", "2", "3", "4", "<5>"]
+    assert [url for url in tab.requested if not url.startswith("data:")] == [file.as_uri()]
+    assert tab.said == [] and tab.title() == "my captions"
+    assert tab.locator(".card").nth(4).locator(".caption").inner_text() == HOSTILE
+    assert "No caption: truncated JPEG" in tab.locator(".card").nth(3).inner_text()
+    tab.wait_for_function("Array.from(document.querySelectorAll('.picture img')).every(i => i.naturalWidth === 80)")
+
+
+def test_cards_are_sorted_by_score_and_log_probability_either_way(opened):
+    tab = opened()
+    tab.select_option("#sort", "CIDEr")
+    assert names(tab) == ["2", "3", "1", "4", "<5>"]  # what has no score is last
+    tab.click("#direction")
+    assert names(tab) == ["1", "3", "2", "4", "<5>"]
+    tab.select_option("#sort", "log-probability")
+    assert names(tab) == ["2", "1", "<5>", "3", "4"]
+    tab.select_option("#sort", "")
+    assert names(tab) == ["1", "2", "3", "4", "<5>"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "left"),
+    [("dog", ["1"]), ("THE runs", ["1"]), ("bar", ["2"]), ("CAFÉ", ["2"]), ("b/", ["4", "<5>"]), ("truncated", ["4"])],
+)
+def test_search_finds_captions_references_files_and_reasons(opened, typed, left):
+    tab = opened()
+    tab.fill("#search", typed)
+    assert names(tab) == left
+    assert tab.inner_text("#count") == f"{len(left)} of 5 pictures"
+    tab.fill("#search", "no such thing")
+    assert names(tab) == [] and tab.is_visible("#none")
+
+
+def test_everything_can_be_done_from_the_keyboard(opened):
+    tab = opened()
+    for expected in ("search", "sort", "direction", "0"):
+        tab.keyboard.press("Tab")
+        assert focused(tab) == expected
+    assert tab.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    tab.keyboard.press("ArrowRight")
+    tab.keyboard.press("ArrowRight")
+    assert focused(tab) == "2"
+    tab.keyboard.press("Enter")
+    assert tab.is_visible(".heat-map .strip img")
+    tab.keyboard.press("Escape")
+    assert not tab.is_visible(".heat-map .strip img") and focused(tab) == "2"
+    tab.keyboard.press("End")
+    assert focused(tab) == "4"
+    tab.keyboard.press("Home")
+    assert focused(tab) == "0"
+    tab.keyboard.press("/")
+    tab.keyboard.type("3.jpg")
+    assert names(tab) == ["3"] and focused(tab) == "search"
+    tab.keyboard.press("ArrowDown")
+    assert focused(tab) == "2"
+    tab.keyboard.press("Escape")
+    assert len(names(tab)) == 5 and tab.input_value("#search") == "" and focused(tab) == "2"
+
+
+def test_names_and_roles_are_there_for_those_who_do_not_see_the_page(opened):
+    tab = opened()
+    images = tab.locator("img").all()
+    assert all(image.get_attribute("alt") for image in images)
+    assert tab.get_by_role("searchbox", name="Search").count() == 1
+    assert tab.get_by_role("combobox", name="Sort by").count() == 1
+    assert tab.get_by_role("status").get_attribute("aria-live") == "polite"
+    assert tab.get_by_role("list", name="Pictures").get_by_role("listitem", name="a dog").count() == 1
+    assert tab.locator(".card").first.get_attribute("aria-setsize") == "5"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_phone_and_text_is_easy_to_read_by_day_and_night(opened, scheme):
+    tab = opened(viewport={"width": 360, "height": 740}, color_scheme=scheme, is_mobile=True, has_touch=True)
+    assert tab.evaluate("document.documentElement.scrollWidth") == 360
+    tab.locator(".heat-map summary").tap()
+    assert tab.evaluate("document.documentElement.scrollWidth") == 360  # the strip scrolls by itself
+    assert all(box["height"] >= 40 for box in (tab.locator(id).bounding_box() for id in ("#search", "#sort")))
+    for selector in (".caption", ".name", ".error", ".numbers data", "summary"):
+        assert tab.evaluate(CONTRAST, selector) >= 4.5, selector  # WCAG 2.2, 1.4.3
+
+
+CONTRAST = """(selector) => {
+  const light = (colour) => colour.match(/[\\d.]+/g).slice(0, 3).map(Number)
+    .map((c) => c / 255).map((c) => c <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4)
+    .reduce((sum, c, i) => sum + c * [.2126, .7152, .0722][i], 0);
+  const element = document.querySelector(selector);
+  let ground = element;
+  while (getComputedStyle(ground).backgroundColor === "rgba(0, 0, 0, 0)") ground = ground.parentElement;
+  const [a, b] = [getComputedStyle(element).color, getComputedStyle(ground).backgroundColor].map(light);
+  return (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
+}"""
+
+
+def test_without_javascript_every_card_is_there_to_be_read(opened):
+    tab = opened(java_script_enabled=False)
+    assert names(tab) == ["1", "2", "3", "4", "<5>"]
+    assert not tab.is_visible("#controls")
+
+
+def test_thousands_of_pictures_are_sorted_and_searched_at_once(opened, tmp_path):
+    small = [picture(number) for number in range(20)]
+    with GalleryWriter(tmp_path / "many.html", "many") as gallery:
+        for place in range(5000):
+            caption = f"a {'dog' if place % 7 else 'cat'} and {place} stars"
+            known = {"references": ["some animal"] * 5, "scores": {"CIDEr": place * 7919 % 5000 / 1000}}
+            gallery.add(place, GalleryEntry(Path(f"{place}.jpg"), caption, -1.0, picture=small[place % 20], **known))
+    tab = opened(tmp_path / "many.html")
+    assert tab.locator(".card").count() < 1000  # the rest is laid out when it is scrolled to
+    milliseconds = """async ([id, value, event]) => {
+      const start = performance.now();
+      document.getElementById(id).value = value;
+      document.getElementById(id).dispatchEvent(new Event(event));
+      await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+      return performance.now() - start;
+    }"""
+    assert tab.evaluate(milliseconds, ["sort", "CIDEr", "change"]) < 1000
+    assert tab.locator(".card data[data-key=CIDEr]").first.get_attribute("value") == "4.999"
+    assert tab.evaluate(milliseconds, ["search", "cat", "input"]) < 1000
+    assert tab.inner_text("#count") == "715 of 5,000 pictures"
+    tab.focus(".card >> nth=0")
+    tab.keyboard.press("End")
+    assert tab.locator(".card").count() == 715
+    assert tab.locator(".card").last.get_attribute("aria-posinset") == "715"
