@@ -100,8 +100,8 @@ def test_the_stages_unlock_one_group_after_the_other(run):
 def test_the_results_table_has_a_row_an_epoch(run):
     lines = (run.run_dir / "results.md").read_text().splitlines()
     assert (
-        lines[0]
-        == "| Epoch | Train Loss | Train Perplexity | Val Loss | Val Perplexity | Val CIDEr | Val BLEU-4 | Val ROUGE-L |"
+        lines[0] == "| Epoch | Train Loss | Train Perplexity | Val Loss | Val Perplexity |"
+        " Val CIDEr | Val BLEU-4 | Val ROUGE-L |"
     )
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["0", "1", "2"]
     last = rows_of(run.run_dir)[-2]
