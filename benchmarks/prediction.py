@@ -39,6 +39,7 @@ from captioning.prediction.batches import picture_loader
 from captioning.prediction.devices import placed
 from captioning.prediction.loading import load_captioner
 from captioning.prediction.results import CaptionWriter
+from captioning.prediction.sources import PictureFiles
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 BATCH, TOKENS = 16, 20
@@ -62,7 +63,8 @@ def prepare(folder: Path, size: dict[str, int], count: int) -> None:
 def loader_of(folder: Path, picture_format: PictureFormat) -> Any:
     """The loader of `predict.py`."""
     paths = sorted(folder.glob("*.jpg"))
-    return picture_loader(paths, picture_format, batch_size=BATCH, num_workers=0, pin_memory=False)
+    load = PictureFiles(paths)
+    return picture_loader(load, len(paths), picture_format, batch_size=BATCH, num_workers=0, pin_memory=False)
 
 
 def loader_alone(folder: Path) -> float:

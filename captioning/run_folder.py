@@ -45,6 +45,17 @@ def overrides_of_run(run_dir: Path) -> list[str]:
     return [str(o) for o in OmegaConf.load(saved) if not str(o).startswith(("resume=", "run_dir="))]
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a run of `train.py` lies there."""
+    return (folder / LAST).is_file()
+
+
+def seed_of_run(folder: Path) -> int | None:
+    """The seed that a run was started with; None where that is not told."""
+    saved = folder / ".hydra" / "config.yaml"
+    return OmegaConf.select(OmegaConf.load(saved), "seed") if saved.is_file() else None
+
+
 def keep_composition(run_dir: Path, config: DictConfig, overrides: Sequence[str]) -> None:
     """Let the next `resume` start from these overrides; for a resumed run, once it is known to go on."""
     write_atomically(run_dir / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(ListConfig(list(overrides))))

@@ -9,14 +9,14 @@ from torch.utils.data import DataLoader
 from captioning.batch import PictureFormat
 from captioning.data.pictures import read_picture
 from captioning.data.transforms import EvaluationTransform
-from captioning.prediction.batches import PictureBatch, PictureFiles, collate_pictures, picture_loader
-from captioning.prediction.sources import find_pictures
+from captioning.prediction.batches import PictureBatch, PictureItems, collate_pictures, picture_loader
+from captioning.prediction.sources import PictureFiles, find_pictures
 from captioning.prediction.thumbnails import thumbnail
 
 
 def batches(paths: list[Path], workers: int) -> list[PictureBatch]:
-    files = PictureFiles(paths, EvaluationTransform(PictureFormat((8, 6))))
-    return list(DataLoader(files, batch_size=2, num_workers=workers, collate_fn=collate_pictures))
+    items = PictureItems(PictureFiles(paths), len(paths), EvaluationTransform(PictureFormat((8, 6))))
+    return list(DataLoader(items, batch_size=2, num_workers=workers, collate_fn=collate_pictures))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -41,7 +41,13 @@ def test_thumbnails_are_made_on_the_way_where_they_are_wanted(tmp_path):
     paths = [tmp_path / "0.png", tmp_path / "1.png"]
     for wanted, expected in ((True, [thumbnail(read_picture(paths[0]))]), (False, [None])):
         loader = picture_loader(
-            paths, PictureFormat((8, 6)), batch_size=2, num_workers=0, pin_memory=False, thumbnails=wanted
+            PictureFiles(paths),
+            2,
+            PictureFormat((8, 6)),
+            batch_size=2,
+            num_workers=0,
+            pin_memory=False,
+            thumbnails=wanted,
         )
         assert [batch.thumbnails for batch in loader] == [expected]
 

@@ -67,7 +67,7 @@ class CaptionDataModule(L.LightningDataModule):
         self._given_tokenizer: CaptionTokenizer | None = None
         self.batch_size = batch_size
         self._captions_per_image = captions_per_image
-        self._max_tokens = max_tokens
+        self.max_tokens = max_tokens
         self._num_workers = num_workers
         self._augmentation = augmentation
         TrainingTransform(PictureFormat(size=(1, 1)), **augmentation)  # objects to bad values now, not in mid-run
@@ -79,9 +79,9 @@ class CaptionDataModule(L.LightningDataModule):
 
     def fit_to(self, picture_format: PictureFormat, max_positions: int) -> None:
         """Take over how the model wants its pictures, and refuse captions longer than it has positions for."""
-        if self._max_tokens > max_positions:
+        if self.max_tokens > max_positions:
             raise UserError(
-                f"data.max_tokens={self._max_tokens} is more than the decoder's {max_positions} positions; lower it"
+                f"data.max_tokens={self.max_tokens} is more than the decoder's {max_positions} positions; lower it"
             )
         self._picture_format = picture_format
 
@@ -150,7 +150,7 @@ class CaptionDataModule(L.LightningDataModule):
     @cached_property
     def _tokens(self) -> dict[str, TokenArrays]:
         return {
-            name: TokenArrays.encode(split.captions, self.tokenizer, self._max_tokens, name)
+            name: TokenArrays.encode(split.captions, self.tokenizer, self.max_tokens, name)
             for name, split in self.splits.items()
         }
 

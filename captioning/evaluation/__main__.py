@@ -4,28 +4,14 @@ python -m captioning.evaluation RESULTS.json ANNOTATIONS.json --output scores.js
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from captioning.errors import UserError
 from captioning.evaluation.coco_files import PictureId, read_references, read_results
-from captioning.evaluation.scoring import Scores, check_pictures, score
+from captioning.evaluation.scoring import Scores, check_pictures, score, scores_json
 from captioning.files import readable, write_atomically
-
-
-def scores_json(scores: Scores) -> str:
-    """What `scores.json` holds: each metric's figure under its official name, then what explains it.
-
-    `signature` says what the figures are not comparable without, `left_out` has a sentence on each metric that is
-    missing, `per_picture` is a list of `{"image_id": ..., "Bleu_1": ..., ...}`.
-    """
-    per_picture = [{"image_id": picture, **row} for picture, row in scores.per_picture.items()]
-    # A row a line, so that thousands of pictures stay readable and comparable.
-    rows = ",\n".join(json.dumps(row, ensure_ascii=False) for row in per_picture)
-    head = {**scores.corpus, "signature": scores.signature, "left_out": scores.left_out}
-    return json.dumps(head, ensure_ascii=False, indent=2)[:-2] + f',\n  "per_picture": [\n{rows}\n  ]\n}}\n'
 
 
 def table(scores: Scores) -> str:

@@ -1,5 +1,6 @@
 """Candidate and reference strings -> the field's scores, of the corpus and of each picture."""
 
+import json
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -73,6 +74,19 @@ def score(candidates: Mapping[Id, str], references: Mapping[Id, Sequence[str]], 
         _signature(bleus, hypotheses, targets, names) | (of_java.versions if java else {}),
         left_out,
     )
+
+
+def scores_json(scores: Scores, **more: object) -> str:
+    """What `scores.json` holds: each metric's figure under its official name, then what explains it.
+
+    `signature` says what the figures are not comparable without, `left_out` has a sentence on each metric that is
+    missing, `per_picture` is a list of `{"image_id": ..., "Bleu_1": ..., ...}`; `more` stands after the figures.
+    """
+    per_picture = [{"image_id": picture, **row} for picture, row in scores.per_picture.items()]
+    # A row a line, so that thousands of pictures stay readable and comparable.
+    rows = ",\n".join(json.dumps(row, ensure_ascii=False) for row in per_picture)
+    head = {**scores.corpus, **more, "signature": scores.signature, "left_out": scores.left_out}
+    return json.dumps(head, ensure_ascii=False, indent=2)[:-2] + f',\n  "per_picture": [\n{rows}\n  ]\n}}\n'
 
 
 def check_pictures(candidates: Mapping[Id, str], references: Mapping[Id, Sequence[str]]) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from captioning.batch import PictureFormat
-from captioning.data.pictures import UnreadablePicture, read_picture
+from captioning.data.pictures import UnreadablePicture
 from captioning.data.transforms import EvaluationTransform
 from captioning.prediction.thumbnails import thumbnail
 
@@ -33,16 +32,22 @@ class PictureItem(NamedTuple):
     thumbnail: bytes | None = None
 
 
-class PictureFiles(Dataset[PictureItem]):
+class PictureItems(Dataset[PictureItem]):
     """Item i is picture i, transformed; with `thumbnails` a small picture is made while the large one is at hand."""
 
-    def __init__(self, paths: Sequence[Path], transform: Callable[[Image.Image], Tensor], thumbnails: bool = False):
-        self._paths = paths
+    def __init__(
+        self,
+        load: Callable[[int], Image.Image],
+        count: int,
+        transform: Callable[[Image.Image], Tensor],
+        thumbnails: bool = False,
+    ):
+        self._load, self._count = load, count
         self._transform = transform
         self._thumbnails = thumbnails
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return self._count
 
     def __getitems__(self, indices: Sequence[int]) -> list[PictureItem]:
         """These items, read by as many threads at once as torch computes with: in a loader worker that is one."""
@@ -51,14 +56,14 @@ class PictureFiles(Dataset[PictureItem]):
 
     def __getitem__(self, index: int) -> PictureItem:
         try:
-            picture = read_picture(self._paths[index])
+            picture = self._load(index)
         except UnreadablePicture as reason:
             return PictureItem(index, str(reason))
         return PictureItem(index, self._transform(picture), thumbnail(picture) if self._thumbnails else None)
 
 
 def collate_pictures(items: Sequence[PictureItem]) -> PictureBatch:
-    """Items of `PictureFiles` -> one batch; also of items that are all unreadable.
+    """Items of `PictureItems` -> one batch; also of items that are all unreadable.
 
     >>> collate_pictures([PictureItem(0, "empty file")])
     PictureBatch(indices=[], pixel_values=None, unreadable=[(0, 'empty file')], thumbnails=[])
@@ -73,7 +78,8 @@ def collate_pictures(items: Sequence[PictureItem]) -> PictureBatch:
 
 
 def picture_loader(
-    paths: Sequence[Path],
+    load: Callable[[int], Image.Image],
+    count: int,
     picture_format: PictureFormat,
     *,
     batch_size: int,
@@ -81,14 +87,14 @@ def picture_loader(
     pin_memory: bool,
     thumbnails: bool = False,
 ) -> DataLoader:
-    """Batches of the pictures in order, read ahead by `num_workers` processes while the model is at work.
+    """Batches of pictures 0 to `count` - 1 in order, read ahead by `num_workers` processes while the model is at work.
 
     Without any, pictures are read between the model's batches by all cores.
     """
     return DataLoader(
-        PictureFiles(paths, EvaluationTransform(picture_format), thumbnails),
+        PictureItems(load, count, EvaluationTransform(picture_format), thumbnails),
         batch_size=batch_size,
-        num_workers=min(num_workers, len(paths)),
+        num_workers=min(num_workers, count),
         collate_fn=collate_pictures,
         pin_memory=pin_memory,
     )

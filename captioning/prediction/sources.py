@@ -8,11 +8,38 @@ from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
 
+from PIL import Image
+
+from captioning.data.pictures import read_picture
 from captioning.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+
+class PictureFiles:
+    """Called with i reads the picture at the i-th path; raises `UnreadablePicture` if it can't be read."""
+
+    def __init__(self, paths: Sequence[Path]):
+        self._paths = paths
+
+    def __call__(self, i: int) -> Image.Image:
+        return read_picture(self._paths[i])
+
+
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
+
+
+class FoundPictures:
+    """Picture files by their places; nothing is known of them but their paths."""
+
+    image_ids = None
+
+    def __init__(self, paths: list[Path]):
+        self.paths = paths
+        self.load = PictureFiles(paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
 
 
 def find_pictures(source: str | Path | Sequence[str | Path]) -> list[Path]:

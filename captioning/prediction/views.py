@@ -129,6 +129,12 @@ class Views:
                 known = (references or {}).get(place, ())
                 self.gallery.add(place, self._entry(place, caption, batch.thumbnails[row], known, strip))
 
+    def score(self, per_picture: Mapping[int, Mapping[str, float]]) -> None:
+        """The scores of the pictures at these places, known when all have a caption."""
+        if self.gallery:
+            for place, figures in per_picture.items():
+                self.gallery.add_scores(place, figures)
+
     def _entry(
         self,
         place: int,

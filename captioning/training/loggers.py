@@ -119,6 +119,16 @@ def log_config(loggers: list[Logger], config: dict[str, Any]) -> None:
         logger.log_hyperparams(config)
 
 
+def log_split(
+    loggers: list[Logger], split: str, metrics: dict[str, float], columns: list[str], rows: list[list[Any]]
+) -> None:
+    """The scores of a split's captions as `val/cider` and the like, and a W&B table `val/pictures` of all of them."""
+    for logger in loggers:
+        logger.log_metrics({f"{split}/{name.lower()}": figure for name, figure in metrics.items()})
+        if isinstance(logger, WandbLogger):
+            logger.log_table(f"{split}/pictures", columns=columns, data=rows)
+
+
 @contextmanager
 def wandb_runs(loggers: list[Logger], run_dir: Path) -> Iterator[None]:
     """Keeps all that W&B writes in `run_dir`; at the end, however it comes, ends the runs and says how to see them.

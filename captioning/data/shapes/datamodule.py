@@ -57,7 +57,7 @@ class ShapesDataModule(CaptionDataModule):
         """exp of the mean -log p(caption | picture) per token over the validation split; exact."""
         if self._overfit_images is not None:
             return None  # one caption each: learned by heart, below any floor
-        if any(self._count_tokens(c) + 1 > self._max_tokens for of_one in self.splits["val"].captions for c in of_one):
+        if any(self._count_tokens(c) + 1 > self.max_tokens for of_one in self.splits["val"].captions for c in of_one):
             return None  # the grammar's probabilities are those of whole captions
         return perplexity_floor(self.seed, split_indices("val", self._counts["val"]), self._count_tokens)
 

@@ -1,0 +1,57 @@
+"""A split of a data set as something to caption: its pictures, and the captions to score and measure against."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from captioning.batch import CaptionBatch, ImageId
+from captioning.data.arrays import TokenArrays
+from captioning.data.datamodule import CaptionDataModule
+from captioning.data.packing import Row, pack
+from captioning.data.photographs import PhotographFiles
+from captioning.data.rows import Split
+from captioning.data.tokenizer import CaptionTokenizer
+from captioning.errors import UserError
+from captioning.prediction.sources import PictureFiles
+
+
+class CaptionedSplit:
+    """N pictures by their places, each with what it is called, its image id and its own captions.
+
+    Args:
+        split: of a data module.
+        name: what the split is called.
+        tokenizer: the model's.
+        max_tokens: longer captions are cut before perplexity is measured, as they were in training.
+    """
+
+    def __init__(self, split: Split, name: str, tokenizer: CaptionTokenizer, max_tokens: int):
+        self.image_ids: list[ImageId] = list(split.image_ids)
+        self.captions: list[Sequence[str]] = list(split.captions)
+        self._tokens = TokenArrays.encode(split.captions, tokenizer, max_tokens, name)
+        if isinstance(split.load, PhotographFiles):
+            self.paths = [Path(split.load.path(i)) for i in range(len(split))]
+            self.load: Callable[[int], Image.Image] = PictureFiles(self.paths)
+        else:  # drawn
+            self.paths = [Path(f"{name}-{image_id}") for image_id in self.image_ids]
+            self.load = split.load
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def batch(self, places: Sequence[int]) -> CaptionBatch:
+        """All captions of the pictures at these places, without the pictures: one row each, in this order."""
+        return pack([Row(self.image_ids[place], None, self._tokens.captions_of(place)) for place in places])
+
+
+def read_split(datamodule: CaptionDataModule, name: str, tokenizer: CaptionTokenizer) -> CaptionedSplit:
+    """The split of this name.
+
+    Raises:
+        UserError: if the data set has none, or cannot be read.
+    """
+    splits = datamodule.splits
+    if name not in splits:
+        raise UserError(f"split={name} is not in this data set; it has {', '.join(splits)}")
+    return CaptionedSplit(splits[name], name, tokenizer, datamodule.max_tokens)
