@@ -11,8 +11,10 @@ from omegaconf import DictConfig
 from captioning.commands import built, one_sentence_errors, plain, quiet_libraries, require, whole
 from captioning.errors import UserError
 from captioning.overrides import prepared_arguments
+from captioning.prediction.formats import check_image_ids
 from captioning.prediction.results import CaptionWriter, check_output, settings_path
 from captioning.prediction.sources import find_pictures
+from captioning.prediction.text_files import TextFiles
 from captioning.prediction.views import planned_views
 from captioning.weights import find_weights
 
@@ -37,6 +39,8 @@ def predict(cfg: DictConfig) -> Prediction:
     weights = find_weights(one_path(cfg, "checkpoint", "checkpoint=runs/MY_RUN"))
     source = require(cfg, "input", "input=my_photos")
     paths = find_pictures([str(one) for one in source] if isinstance(source, list) else source)
+    check_image_ids(output, paths)
+    text_files = TextFiles(cfg.text_files, paths, source, overwrite=cfg.overwrite)
     views = planned_views(output, paths, cfg.overwrite, **plain(cfg, "gallery", "heat_maps", "heat_maps_layers"))
     batch_size = whole(cfg, "batch_size", 1)
 
@@ -68,6 +72,7 @@ def predict(cfg: DictConfig) -> Prediction:
     )
     settings = plain(cfg, "checkpoint", "input", "decoding", "precision", "batch_size")
     with (
+        text_files,
         CaptionWriter(output, settings, overwrite=cfg.overwrite) as writer,
         views,
         tqdm(total=len(paths), unit=" pictures", desc="captioning") as progress,
@@ -86,13 +91,12 @@ def predict(cfg: DictConfig) -> Prediction:
                 scored = [(tokenizer.decode(one.token_ids), one.log_probability) for one in caption.alternatives]
                 text = tokenizer.decode(caption.token_ids)
                 writer.write_caption(index, paths[index], text, caption.log_probability, scored)
+                text_files.add(paths[index], text)
             views.add(batch, captions)
             progress.update(len(batch.indices) + len(batch.unreadable))
     log.info("%d captions in %s, how they were made in %s", writer.captioned, output, settings_path(output))
     for made in views.made:
         log.info("%s: %s", *made)
-    if writer.failed:
-        log.warning("%d of %d pictures could not be read; their rows say why", writer.failed, len(paths))
     return Prediction(writer.captioned, writer.failed, output)
 
 
