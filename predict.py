@@ -16,9 +16,11 @@ from captioning.commands import built, one_sentence_errors, plain, quiet_librari
 from captioning.data.layouts import recognise
 from captioning.errors import UserError
 from captioning.overrides import prepared_arguments
+from captioning.prediction.formats import check_image_ids
 from captioning.prediction.results import CaptionWriter, check_output, settings_path
 from captioning.prediction.score_files import SCORES, TABLE, check_files
 from captioning.prediction.sources import FoundPictures, find_pictures
+from captioning.prediction.text_files import TextFiles
 from captioning.prediction.views import planned_views
 from captioning.run_folder import is_run, seed_of_run
 from captioning.weights import find_weights
@@ -52,7 +54,9 @@ def predict(cfg: DictConfig) -> Prediction:
     check_output(output, cfg.overwrite)
     weights = find_weights(one_path(cfg, "checkpoint", "checkpoint=runs/MY_RUN"))
     found = found_pictures(cfg, output)
-    views = planned_views(output, found.paths, cfg.overwrite, **plain(cfg, *VIEWS)) if found else None
+    paths = found.paths if found else []
+    text_files = TextFiles(cfg.text_files, paths, plain(cfg, "input")["input"], overwrite=cfg.overwrite)
+    views = planned_views(output, paths, cfg.overwrite, **plain(cfg, *VIEWS)) if found else None
     batch_size = whole(cfg, "batch_size", 1)
 
     # Imported here, since they take seconds: help, a typo or a wrong path is answered before.
@@ -92,6 +96,7 @@ def predict(cfg: DictConfig) -> Prediction:
     scored = ScoredSplit(split, captioner) if split else None
     references = dict(enumerate(split.captions)) if split else None
     with (
+        text_files,
         CaptionWriter(output, settings, overwrite=cfg.overwrite) as writer,
         views,
         tqdm(total=len(pictures), unit=" pictures", desc="captioning") as progress,
@@ -99,6 +104,7 @@ def predict(cfg: DictConfig) -> Prediction:
         addresses = [addressed_seed(path.name) for path in pictures.paths]
         for described in describe(loader, captioner, decoding, addresses.__getitem__, device, precision):
             texts = write_rows(writer, described, pictures, tokenizer.decode)
+            text_files.add_all([pictures.paths[place] for place in described.batch.indices], texts)
             views.add(described.batch, described.captions, references)
             if scored:
                 scored.add(described, texts)
@@ -112,8 +118,6 @@ def predict(cfg: DictConfig) -> Prediction:
     if scored and result:
         scored.write(result, output, settings)
         log_scores(cfg, output, scored, result)
-    if writer.failed:
-        log.warning("%d of %d pictures could not be read; their rows say why", writer.failed, len(pictures))
     return Prediction(writer.captioned, writer.failed, output, result.scores.corpus if result else {})
 
 
@@ -121,9 +125,13 @@ def found_pictures(cfg: DictConfig, output: Path) -> FoundPictures | None:
     """The pictures that `input` names; None where `data` names a split instead, whose files are looked for here."""
     if cfg.data is None:
         source = require(cfg, "input", "input=my_photos, or data=coco split=val")
-        return FoundPictures(find_pictures([str(one) for one in source] if isinstance(source, list) else source))
+        found = find_pictures([str(one) for one in source] if isinstance(source, list) else source)
+        check_image_ids(output, found)
+        return FoundPictures(found)
     if cfg.input is not None:
         raise UserError(f"input={cfg.input} and data={cfg.data.get('dataset', 'shapes')} are both given; leave one out")
+    if cfg.text_files:
+        raise UserError("text_files=true writes beside the pictures of input=..., not into a data set; leave it out")
     check_files(output, cfg.overwrite)
     if cfg.data.get("root"):
         recognise(cfg.data.dataset, Path(str(cfg.data.root)).expanduser(), cfg.data.layout)

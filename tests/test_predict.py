@@ -1,5 +1,6 @@
 """Whole predictions through `predict.py`, with a model that one tiny run of `train.py` made."""
 
+import csv
 import json
 import os
 import runpy
@@ -15,6 +16,7 @@ from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
+from captioning.evaluation.coco_files import read_results
 from captioning.model import generation
 from captioning.overrides import quoted
 from captioning.prediction import loading
@@ -233,6 +235,9 @@ def no_weights(monkeypatch):
         (["input=/nowhere/at/all"], "input=/nowhere/at/all is neither a folder nor a file"),
         (["inptu=photos"], "did you mean input?"),
         (["output=[a,b]"], "output=['a', 'b'] must be one path, for example output=captions.jsonl"),
+        (["output=captions.txt"], "output=captions.txt ends in .txt; name a .jsonl, a .csv or a .json file"),
+        (["output=captions.json"], "1.jpg would both be image_id 1 of COCO results"),
+        (["text_files=maybe"], "text_files=maybe must be true or false"),
         (["checkpoint=[a]"], "checkpoint=['a'] must be one path"),
     ],
 )
@@ -372,3 +377,27 @@ def test_a_view_that_cannot_be_is_refused_with_nothing_written(predicted, photos
     status, output = predicted(asked)
     assert status == 1 and asked.partition("=")[0] in error_line(output)
     assert listing(tmp_path) == {photos.name}
+
+
+def test_a_csv_file_for_a_spreadsheet_and_a_text_file_beside_each_picture(predicted, photos, tmp_path):
+    status, output = predicted(f"output={tmp_path / 'out.csv'}", "text_files=true", "batch_size=2")
+    assert status == 2, output
+    with (tmp_path / "out.csv").open(encoding="utf-8-sig", newline="") as file:
+        found = list(csv.DictReader(file))
+    assert [row["error"] for row in found] == ["", "", "", "empty file", ""]
+    beside = {path: path.with_suffix(".txt") for path in (Path(row["path"]) for row in found)}
+    assert [beside[Path(row["path"])].exists() for row in found] == [True, True, True, False, True]
+    for row in found[:3]:
+        assert beside[Path(row["path"])].read_text(encoding="utf-8").strip() == row["caption"].removeprefix("'")
+    status, output = predicted("text_files=true", f"output={tmp_path / 'again.jsonl'}")
+    assert status == 1
+    assert "4 of 5 text files exist already" in error_line(output)
+    assert not (tmp_path / "again.jsonl").exists()
+
+
+def test_coco_results_are_what_the_evaluation_reads(predicted, photos, tmp_path):
+    (photos / "1.jpg").rename(photos / "000000000139.jpg")
+    status, output = predicted(f"output={tmp_path / 'out.json'}")
+    assert status == 2, output
+    assert list(read_results(tmp_path / "out.json")) == ["2", "10", 139, "1"]
+    assert "1 of 5 pictures could not be read; the results leave them out" in output

@@ -1,8 +1,13 @@
-"""The file of captions is complete and in order, or not there; what existed is never lost by accident."""
+"""The file of captions is complete and in order, or not there; what existed is never lost by accident.
 
+What holds for the rows of one format holds for those of all: they differ in `formats.py` alone.
+"""
+
+import csv
 import json
 import logging
 import os
+import re
 import resource
 import signal
 import sys
@@ -18,6 +23,11 @@ SETTINGS = {"decoding": {"num_beams": 3}, "checkpoint": "läufe/best.ckpt"}
 
 def rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def read_table(path: Path) -> list[dict]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        return list(csv.DictReader(file, strict=True))
 
 
 def listing(folder: Path) -> set[str]:
@@ -101,6 +111,80 @@ def test_an_existing_file_is_refused_unless_overwrite(tmp_path, existing):
     with CaptionWriter(tmp_path / "c.jsonl", {}, overwrite=True):
         pass
     assert (tmp_path / existing).read_text() != "precious"
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json"])
+def test_other_formats_are_in_order_whole_and_last_too(tmp_path, suffix):
+    output, partial = tmp_path / f"c{suffix}", tmp_path / f"c.partial{suffix}"
+    with CaptionWriter(output, SETTINGS) as writer:
+        writer.write_caption(1, "b.jpg", "a cat", -1.5, image_id=8)
+        assert partial.read_text() == ""
+        writer.write_caption(0, "a.jpg", "a dog", -0.25, image_id=7)
+        text = partial.read_text(encoding="utf-8")
+        assert text.index("a dog") < text.index("a cat") and not output.exists()
+    read = {".csv": read_table, ".json": lambda path: json.loads(path.read_text())}[suffix]
+    assert [(str(row["image_id"]), row["caption"]) for row in read(output)] == [("7", "a dog"), ("8", "a cat")]
+    assert json.loads((tmp_path / "c.settings.json").read_text(encoding="utf-8")) == SETTINGS
+    assert listing(tmp_path) == {output.name, "c.settings.json"}
+    with pytest.raises(UserError, match="exists already; replace it with overwrite=true"):
+        check_output(output, overwrite=False)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json"])
+def test_an_interrupted_run_leaves_what_its_format_can_be_read_as(tmp_path, suffix, caplog):
+    output, partial = tmp_path / f"c{suffix}", tmp_path / f"c.partial{suffix}"
+    output.write_text("precious")
+    with pytest.raises(KeyboardInterrupt), CaptionWriter(output, {}, overwrite=True) as writer:
+        writer.write_caption(0, "a.jpg", "a dog", -1.0)
+        writer.write_error(1, "b.jpg", "empty file")
+        raise KeyboardInterrupt
+    read = {".csv": read_table, ".json": lambda path: json.loads(path.read_text())}[suffix]
+    assert read(partial)[0]["caption"] == "a dog"
+    assert f"the {len(read(partial))} rows so far are in {partial}" in caplog.text
+    assert output.read_text() == "precious"
+
+
+def test_a_failure_at_the_very_end_ends_a_list_once(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match="No space left"), CaptionWriter(tmp_path / "c.json", {}) as writer:
+        writer.write_caption(0, "a.jpg", "a dog", -1.0)
+        monkeypatch.setattr(os, "fsync", full)
+    assert len(json.loads((tmp_path / "c.partial.json").read_text())) == 1
+
+
+def test_a_suffix_that_names_no_format_is_refused_at_once(tmp_path):
+    with pytest.raises(UserError, match=r"c\.txt ends in \.txt; name a \.jsonl, a \.csv or a \.json file"):
+        check_output(tmp_path / "new" / "c.txt", overwrite=False)
+    assert not listing(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "told"), [(".jsonl", "why"), (".csv", "why"), (".json", r"out, .*all: b\.jpg \(emp")]
+)
+def test_pictures_that_could_not_be_read_are_counted(tmp_path, caplog, suffix, told):
+    with CaptionWriter(tmp_path / f"c{suffix}", {}) as writer:
+        writer.write_caption(0, "a.jpg", "a dog", -1.0)
+        writer.write_error(1, "b.jpg", "empty file")
+    assert re.search(f"1 of 2 pictures could not be read; .*{told}", caplog.text)
+
+
+@pytest.mark.parametrize(("suffix", "times"), [(".jsonl", 0), (".csv", 1), (".json", 1)])
+def test_alternatives_that_find_no_room_are_told_of_once(tmp_path, caplog, suffix, times):
+    with CaptionWriter(tmp_path / f"c{suffix}", {}) as writer:
+        for index in range(3):
+            writer.write_caption(index, f"{index}.jpg", "a dog", -1.0, [("a dog", -1.0), ("a cat", -2.0)])
+    assert caplog.text.count("the others want a .jsonl file") == times
+    assert ("a cat" in (tmp_path / f"c{suffix}").read_text()) == (not times)
+
+
+def test_a_second_picture_with_an_id_keeps_the_rows_before_it(tmp_path):
+    said = r"a/1\.jpg and b/1\.jpg would both be image_id 1"
+    with pytest.raises(UserError, match=said), CaptionWriter(tmp_path / "c.json", {}) as writer:
+        writer.write_caption(0, "a/1.jpg", "a dog", -1.0)
+        writer.write_caption(1, "b/1.jpg", "a cat", -1.0)
+    assert json.loads((tmp_path / "c.partial.json").read_text()) == [{"image_id": "1", "caption": "a dog"}]
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError])

@@ -1,10 +1,7 @@
-"""Captions -> a JSONL file that is either complete and in order, or not there."""
+"""Captions -> a file that is either complete and in order, or not there."""
 
-import json
 import logging
-import math
 import os
-import re
 import stat
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -13,19 +10,18 @@ from types import TracebackType
 from typing import Self, TextIO
 
 from captioning.errors import UserError
+from captioning.prediction.formats import Row, format_of, to_json
 
 logger = logging.getLogger(__name__)
-
-# Characters that JSON allows as they are, but that many programs take for the end of a line, or that are no UTF-8:
-# lone surrogates stand for the bytes of file names that are not UTF-8 (PEP 383).
-TO_ESCAPE = re.compile("[\x7f\x85\u2028\u2029\ud800-\udfff]")
 
 
 def check_output(output: str | Path, overwrite: bool) -> None:
     """Raise UserError unless `output` and its settings file can be written, before any time is spent on captions.
 
-    A missing parent folder is made. Files that exist are refused unless `overwrite`.
+    A missing parent folder is made. Files that exist are refused unless `overwrite`, and so is a suffix that names no
+    format.
     """
+    format_of(output)
     check_file("output", output, overwrite, "captions.jsonl", beside=settings_path)
 
 
@@ -92,25 +88,14 @@ def _open_new(target: Path) -> TextIO:
             number += 1
 
 
-def to_json(value: object, indent: int | None = None) -> str:
-    """JSON with readable letters of every script, on one line unless `indent`; paths as text.
-
-    >>> print(to_json({"path": "été\\n\\udcff.jpg"}))
-    {"path": "été\\n\\udcff.jpg"}
-    """
-    text = json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False, default=str)
-    return TO_ESCAPE.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
-
-
 class CaptionWriter:
-    """Writes one JSON object a line, in the order of the pictures, and the settings once into a file beside it.
+    """Writes a row for each picture, in the order of the pictures, and the settings once into a file beside it.
 
-    A row is `{"path": ..., "caption": ..., "log_probability": ...}`, natural log, mean per token, with
-    `"alternatives": [{"caption": ..., "log_probability": ...}, ...]` where there are some; or
-    `{"path": ..., "error": ...}`. Rows may be given out of order: each waits for those before it. They are written
-    under a temporary name and get their own at the end of the `with` block. If that ends by an exception, what
-    existed under the name stays, and a log message says where the rows so far are. Raises UserError for everything
-    that `check_output` refuses, and for a disk that fills up.
+    The suffix of `output` chooses the format: `formats.JsonLines`, `formats.Csv` or `formats.CocoResults`. Rows may
+    be given out of order: each waits for those before it. They are written under a temporary name and get their own
+    at the end of the `with` block. If that ends by an exception, what existed under the name stays, and a log message
+    says where the rows so far are. Raises UserError for everything that `check_output` refuses, for a disk that fills
+    up, and in COCO results for a second picture with the same `image_id`.
 
     Args:
         output: the file to write.
@@ -122,8 +107,11 @@ class CaptionWriter:
         self._given = output
         self._settings = to_json(settings, indent=2)
         self._overwrite = overwrite
-        self._waiting: dict[int, dict[str, object]] = {}
+        self._format = format_of(output)
+        self._waiting: dict[int, Row] = {}
         self._next = 0
+        self._written = 0  # rows in the file, which may leave some out
+        self._ended = False
         self.captioned = 0
         self.failed = 0
 
@@ -140,32 +128,38 @@ class CaptionWriter:
         caption: str,
         log_probability: float,
         alternatives: Sequence[tuple[str, float]] = (),
+        *,
+        image_id: int | str | None = None,
     ) -> None:
-        """The caption of picture `index`, counted from 0; an infinite log-probability becomes null.
+        """The caption of picture `index`, counted from 0; an infinite log-probability becomes null, or an empty cell.
 
-        `alternatives` are captions and their log-probabilities, best first; a row without any has no such key.
+        `alternatives` are captions and their log-probabilities, best first; only JSONL has room for them. `image_id`
+        is that of an annotated data set: all pictures have one, or none.
         """
-        row: dict[str, object] = {"path": str(path), **_scored(caption, log_probability)}
-        if alternatives:
-            row["alternatives"] = [_scored(*one) for one in alternatives]
+        if alternatives and not self._format.holds_alternatives and not self.captioned:
+            logger.warning("%s holds the best caption of each picture; the others want a .jsonl file", self._given)
         self.captioned += 1
-        self._write(index, row)
+        self._write(index, Row(str(path), caption, log_probability, alternatives, image_id=image_id))
 
-    def write_error(self, index: int, path: str | Path, reason: str) -> None:
+    def write_error(self, index: int, path: str | Path, reason: str, *, image_id: int | str | None = None) -> None:
         """Why picture `index` has no caption."""
         self.failed += 1
-        self._write(index, {"path": str(path), "error": reason})
+        self._write(index, Row(str(path), error=reason, image_id=image_id))
 
-    def _write(self, index: int, row: dict[str, object]) -> None:
+    def _write(self, index: int, row: Row) -> None:
         assert index >= self._next and index not in self._waiting, f"picture {index} was written twice"
         self._waiting[index] = row
         while self._next in self._waiting:
-            try:
-                self._rows.write(to_json(self._waiting[self._next]) + "\n")
-            except OSError as error:
-                raise self._failure(error) from error
+            self._append(self._format.row(self._waiting[self._next]))
             del self._waiting[self._next]
             self._next += 1
+
+    def _append(self, text: str) -> None:
+        try:
+            self._rows.write(text)
+        except OSError as error:
+            raise self._failure(error) from error
+        self._written += bool(text)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -183,6 +177,7 @@ class CaptionWriter:
         assert not self._waiting, f"picture {self._next} was never written, later ones were"
         check_output(self._given, self._overwrite)  # something may have got the name in the meantime
         try:
+            self._end()
             with _open_new(settings_path(self._output)) as settings:
                 settings.write(self._settings + "\n")
                 _sync(settings)
@@ -192,26 +187,30 @@ class CaptionWriter:
             Path(self._rows.name).replace(self._output)
         except OSError as error:
             raise self._failure(error) from error
+        if self.failed:
+            where = self._format.failures
+            logger.warning("%d of %d pictures could not be read; %s", self.failed, self._next, where)
+
+    def _end(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._rows.write(self._format.end())
 
     def _keep_partial(self) -> None:
         with suppress(OSError):  # a full disk, again: the row that did not fit is lost
+            self._end()  # a list of JSON cut short is still one
+        with suppress(OSError):
             self._rows.close()
-        if self._next == 0:
+        if self._written == 0:
             Path(self._rows.name).unlink(missing_ok=True)
             logger.warning("stopped before the first caption; nothing was written to %s", self._output)
         else:
-            logger.warning(
-                "stopped: the %d rows so far are in %s; %s was not touched", self._next, self._rows.name, self._output
-            )
+            found = (self._written, self._rows.name, self._output)
+            logger.warning("stopped: the %d rows so far are in %s; %s was not touched", *found)
 
     def _failure(self, error: OSError) -> UserError:
         reason = f"output={self._given} can't be written: {error.strerror}"
         return UserError(f"{reason}; make room or choose another place with output=...")
-
-
-def _scored(caption: str, log_probability: float) -> dict[str, object]:
-    finite = round(log_probability, 6) if math.isfinite(log_probability) else None
-    return {"caption": caption, "log_probability": finite}
 
 
 def _sync(file: TextIO) -> None:

@@ -1,0 +1,135 @@
+"""A caption beside each picture: `a.txt` for `a.jpg`, as trainers of LoRAs and of text-to-image models read them."""
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from captioning.errors import UserError
+from captioning.files import write_atomically
+
+logger = logging.getLogger(__name__)
+
+SHOWN = 3  # names in a sentence about many
+
+
+def text_path(picture: Path) -> Path:
+    """Where the caption of a picture lies: beside the name that the input has, also where that is a link."""
+    return picture.with_suffix(".txt")
+
+
+class TextFiles:
+    """Writes the captions beside their pictures at the end of the `with` block: none if that ends by an exception.
+
+    A file holds its caption on one line, since trainers read the first line only, and appears under its name whole. A
+    picture without a caption gets none. An existing file is replaced only with `overwrite`; if it is a link, the link
+    is replaced and not the file behind it, which may belong to another folder of links.
+
+    Args:
+        wanted: the key `text_files` of `conf/predict.yaml`; where it is false, everything here does nothing.
+        paths: of all pictures that may get a caption.
+        sources: the key `input`, which may name lists of pictures; they are never replaced.
+        overwrite: replace files that exist.
+
+    Raises:
+        UserError: before any work, if `wanted` is neither true nor false, a file exists, two pictures would share
+            one, or a folder can't be written; at the end, if a file can't be written.
+    """
+
+    def __init__(self, wanted: object, paths: Sequence[Path], sources: object = (), *, overwrite: bool = False) -> None:
+        if not isinstance(wanted, bool):
+            raise UserError(f"text_files={wanted} must be true or false; true writes a.txt beside a.jpg")
+        self._wanted, self._overwrite = wanted, overwrite
+        self._captions: dict[Path, str] = {}
+        if wanted:
+            _check_inputs(paths, sources)
+            _check_distinct(paths)
+            _check_free([text_path(path) for path in paths], overwrite)
+            _check_folders({path.parent for path in paths})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def add_all(self, pictures: Sequence[Path], captions: Sequence[str]) -> None:
+        """The captions of some of the pictures."""
+        if self._wanted:
+            self._captions |= {text_path(picture): caption for picture, caption in zip(pictures, captions, strict=True)}
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._finish()
+
+    def _finish(self) -> None:
+        failures = []
+        for target, caption in self._captions.items():
+            try:
+                if not self._overwrite and os.path.lexists(target):
+                    raise FileExistsError(None, "it appeared meanwhile")
+                write_atomically(target, " ".join(caption.splitlines()) + "\n")
+            except OSError as error:
+                failures.append(f"{target} ({error.strerror})")
+        if failures:
+            told = f"{len(failures)} of {len(self._captions)} can't be written: {_some(failures)}"
+            raise UserError(f"text_files=true: {told}; all captions are in the output")
+        if self._wanted:
+            logger.info("%d text files beside their pictures", len(self._captions))
+
+
+def _check_distinct(paths: Iterable[Path]) -> None:
+    """No two pictures of a folder, by whatever names it goes, with the same name but for the suffix."""
+    folders: dict[Path, str] = {}
+    known: dict[tuple[str, str], Path] = {}
+    shared = []
+    for path in paths:
+        if path.parent not in folders:
+            folders[path.parent] = os.path.realpath(path.parent)
+        other = known.setdefault((folders[path.parent], text_path(path).name), path)
+        if other is not path:
+            shared.append(f"{other} and {path}")
+    if shared:
+        told = f"{len(shared)} captions would replace the text file of another: {_some(shared)}"
+        raise UserError(f"text_files=true: {told}; rename one of each pair, or caption them apart")
+
+
+def _check_inputs(paths: Iterable[Path], sources: object) -> None:
+    """Every picture has a name, and none of them, and no list that the input names, is what would be written."""
+    named = sources if isinstance(sources, list | tuple) else [sources]
+    lists = {os.path.realpath(os.path.expanduser(str(one))) for one in named}  # noqa: PTH111  # as the input is read
+    lists = {one for one in lists if one.lower().endswith(".txt")}
+    for path in paths:
+        if not path.name:
+            raise UserError(f"text_files=true: the input names {path}, which is no picture; take it out")
+        target = text_path(path)
+        if target == path or (lists and os.path.realpath(target) in lists):
+            raise UserError(f"text_files=true: the caption of {path} would replace {target}, an input; rename one")
+
+
+def _check_free(targets: Sequence[Path], overwrite: bool) -> None:
+    existing = [str(target) for target in targets if os.path.lexists(target)]
+    in_the_way = [target for target in existing if not Path(target).is_file() and not Path(target).is_symlink()]
+    if in_the_way:
+        raise UserError(f"text_files=true: {_some(in_the_way)} would be replaced and is no file; move it")
+    if existing and not overwrite:
+        told = f"{len(existing)} of {len(targets)} text files exist already: {_some(existing)}"
+        raise UserError(f"text_files=true: {told}; replace them with overwrite=true, or move them")
+
+
+def _check_folders(folders: Iterable[Path]) -> None:
+    for folder in sorted(folders):
+        try:
+            if folder.is_dir():  # else its pictures can't be read either, and get no caption
+                tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise UserError(
+                f"text_files=true: {folder} can't be written: {error.strerror}; change its permissions, or leave the "
+                "captions in the output alone with text_files=false"
+            ) from error
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + ", ..." * (len(names) > SHOWN)
