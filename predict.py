@@ -123,7 +123,7 @@ def predict(cfg: DictConfig) -> Prediction:
 
 def found_pictures(cfg: DictConfig, output: Path) -> FoundPictures | None:
     """The pictures that `input` names; None where `data` names a split instead, whose files are looked for here."""
-    if cfg.data is None:
+    if "data" not in cfg:
         source = require(cfg, "input", "input=my_photos, or data=coco split=val")
         found = find_pictures([str(one) for one in source] if isinstance(source, list) else source)
         check_image_ids(output, found)
@@ -164,11 +164,11 @@ def write_rows(
     batch, ids = described.batch, pictures.image_ids
     texts = [decode(caption.token_ids) for caption in described.captions]
     for place, reason in batch.unreadable:
-        writer.write_error(place, pictures.paths[place], reason, image_id=ids and ids[place])
+        writer.write_error(place, pictures.paths[place], reason, image_id=ids[place] if ids else None)
     for place, caption, text in zip(batch.indices, described.captions, texts, strict=True):
         others = [(decode(one.token_ids), one.log_probability) for one in caption.alternatives]
         writer.write_caption(
-            place, pictures.paths[place], text, caption.log_probability, others, image_id=ids and ids[place]
+            place, pictures.paths[place], text, caption.log_probability, others, image_id=ids[place] if ids else None
         )
     return texts
 

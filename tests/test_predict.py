@@ -17,9 +17,8 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from captioning.evaluation.coco_files import read_results
-from captioning.model import generation
 from captioning.overrides import quoted
-from captioning.prediction import loading
+from captioning.prediction import describing, loading
 
 sys.path.insert(0, str(ROOT))
 from train import train
@@ -300,7 +299,7 @@ def test_more_tokens_than_the_model_has_positions_for_are_refused(predicted, pho
 
 
 def stopped_at_the_second_batch(monkeypatch, stop) -> None:
-    original, calls = generation.generate, []
+    original, calls = describing.generate_from, []
 
     def generate(*arguments):
         calls.append(arguments)
@@ -308,7 +307,7 @@ def stopped_at_the_second_batch(monkeypatch, stop) -> None:
             stop()
         return original(*arguments)
 
-    monkeypatch.setattr(generation, "generate", generate)
+    monkeypatch.setattr(describing, "generate_from", generate)
 
 
 def test_overwriting_replaces_the_old_rows(predicted, tmp_path):
