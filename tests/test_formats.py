@@ -99,6 +99,7 @@ def test_no_pictures_give_a_header_or_an_empty_list():
         ("\xa0\u200b=1", "'\xa0\u200b=1"),
         ("\"'=1", "'\"'=1"),
         ("'=1", "''=1"),
+        ("'\tx", "''\tx"),  # or else it would read back as a tab
         ("\ufeff=1", "'\ufeff=1"),
         ("\t=1", "'\t'=1"),
         ("a;=1", "a;'=1"),
