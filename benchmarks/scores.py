@@ -20,13 +20,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from measuring import setting, table
+from measuring import Ratio, at_most, publish, ratio_table, setting, table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from captioning.evaluation.scoring import score
 from captioning.evaluation.tokenizer import _piece_tokens
 
-BOUND_SECONDS = 5  # for 5,000 pictures
+BOUND_SECONDS = 5  # for 5,000 pictures; fewer are not held against it
 NAMES = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr")
 ADJECTIVES = ["small", "large", "red", "white", "black", "young", "old", "wooden", "parked", "smiling"]
 NOUNS = (
@@ -108,20 +108,21 @@ def main() -> None:
     our_seconds, our_scores = seconds(lambda: ours(candidates, references))
     if cores:
         os.sched_setaffinity(0, cores)
-    bound = BOUND_SECONDS * pictures / 5000
-    verdict = f"<= {bound:g}: {'met' if our_seconds <= bound else 'MISSED'}"
-    rows = [["ours, one core", f"{our_seconds:.2f}", "1", verdict, *(f"{our_scores[name]:.6f}" for name in NAMES)]]
+    shown, what, ratios = f"{our_seconds:.2f} s, one core", f"scores of {pictures} pictures", []
+    if pictures >= 5000:
+        ratios.append(at_most(what, shown, f"{BOUND_SECONDS} s", our_seconds / BOUND_SECONDS, 1))
+    rows = [["ours", *(f"{our_scores[name]:.6f}" for name in NAMES)]]
     if importlib.util.find_spec("pycocoevalcap") and shutil.which("java"):
         their_seconds, their_scores = seconds(lambda: official(candidates, references))
-        ratio = f"{their_seconds / our_seconds:.1f}"
-        rows.append(
-            ["pycocoevalcap", f"{their_seconds:.2f}", ratio, "", *(f"{their_scores[name]:.6f}" for name in NAMES)]
-        )
-    print(table(["", "seconds", "to ours", "bar", *NAMES], rows))
-    if len(rows) == 1:
-        print("\npycocoevalcap or java is not there, so there is nothing to compare with")
+        ratios.append(Ratio(what, shown, f"official tool {their_seconds:.2f} s", their_seconds / our_seconds))
+        rows.append(["pycocoevalcap", *(f"{their_scores[name]:.6f}" for name in NAMES)])
+        apart = max(abs(our_scores[name] - their_scores[name]) for name in NAMES)
+        print(f"largest difference of a figure: {apart:.1e}")
     else:
-        print(f"\nlargest difference of a figure: {max(abs(our_scores[n] - their_scores[n]) for n in NAMES):.1e}")
+        print("pycocoevalcap or java is not there, so there is nothing to compare with")
+    print(table(["", *NAMES], rows), "\n")
+    print(ratio_table(ratios))
+    sys.exit(publish(ratios))
 
 
 if __name__ == "__main__":
