@@ -59,11 +59,7 @@ def unfinished_epoch(checkpoint: dict[str, Any]) -> int | None:
     """The batches done of the epoch that the checkpoint stands in; None at an epoch's end."""
     loop = checkpoint["loops"]["fit_loop"]
     epochs, batches = loop["epoch_progress"]["current"], loop["epoch_loop.batch_progress"]["current"]
-    return (
-        int(loop["epoch_loop.batch_progress"]["current"]["completed"])
-        if epochs["processed"] < epochs["ready"]
-        else None
-    )
+    return int(batches["completed"]) if epochs["processed"] < epochs["ready"] else None
 
 
 def _changed(keys: tuple[str, ...], saved: dict[str, Any], now: dict[str, Any]) -> str:

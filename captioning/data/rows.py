@@ -120,7 +120,7 @@ class RowLoader(DataLoader[Row]):
         """Let the next iteration, and no later one, start behind so many batches."""
         self._pass_over = state_dict["batches"]
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch's own iterator, from the first batch on
         self._given, self._pass_over = self._pass_over, 0
         if isinstance(self.batch_sampler, EpochBatches):
             self.batch_sampler.start = self._given

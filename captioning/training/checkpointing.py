@@ -64,9 +64,7 @@ class Saving:
             kept = "the checkpoint before it is kept" if path.is_file() else "there is none before it"
             said = f"{path} could not be written: {problem}; {kept}"
             if self._stops or must:
-                raise UserError(
-                    f"{said}. Make room and resume, or train on regardless with checkpoints.on_error=continue"
-                )
+                raise UserError(f"{said}; mend that and resume, or go on regardless with checkpoints.on_error=continue")
             log.warning("%s, and training goes on", said)
         return not problem
 

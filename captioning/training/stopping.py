@@ -41,7 +41,7 @@ class StopSignals:
         if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
             self._requeue = signal.Signals(environment.requeue_signal or signal.SIGUSR1)
         if threading.current_thread() is threading.main_thread():
-            for number in {signal.SIGINT, signal.SIGTERM, self._requeue} - {None}:
+            for number in filter(None, (signal.SIGINT, signal.SIGTERM, self._requeue)):
                 signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
