@@ -105,9 +105,9 @@ def train(cfg: DictConfig) -> Run:
     check_strategy(trainer)
     settings = settings_of(cfg, datamodule, trainer.world_size)
     if last:
+        refuse_other_settings(last, settings)
         refuse_other_architecture(last, **module.checkpoint_extras)
         refuse_fewer_epochs(last, cfg.trainer.max_epochs)
-        refuse_other_settings(last, settings)
     if checkpoints:
         checkpoints[1].settings = settings
     if cfg.resume and HydraConfig.initialized():

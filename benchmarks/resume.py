@@ -189,7 +189,8 @@ class Bench:
         moment = list(MOMENTS)[max(0, number % 7 - 3)]  # of seven, four at any time
         run, seconds = self._folder / f"killed{number}", self._seconds[accumulate]
         settings = (f"data.num_workers={workers}", f"trainer.accumulate_grad_batches={accumulate}", f"run_dir={run}")
-        killed = run_and_kill(run, moment, random_.uniform(0, 0.9 * seconds), *RUN, *settings)
+        latest = (0.9 if moment == "at any time" else 0.6) * seconds  # the moment has to come yet
+        killed = run_and_kill(run, moment, random_.uniform(0, latest), *RUN, *settings)
         if number % 7 == 0:
             run_and_kill(run, moment, random_.uniform(0, 0.5 * seconds), f"resume={run}")
         finish(start(f"resume={run}"))

@@ -30,7 +30,7 @@ def settings_of(cfg: DictConfig, datamodule: CaptionDataModule, processes: int) 
     """What `refuse_other_settings` compares, as plain values; goes into every `last.ckpt`."""
     pictures = repr(list(datamodule.splits["train"].image_ids)).encode()
     special = {
-        "data": cfg.data.get("dataset") or str(cfg.data._target_).rpartition(".")[2],
+        "data": cfg.data.get("dataset") or str(cfg.data._target_).split(".")[2],
         "stage.self_critical": cfg.stage.self_critical is not None,
         "training pictures": hashlib.blake2b(pictures, digest_size=8).hexdigest(),
         "processes": processes,

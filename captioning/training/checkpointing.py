@@ -156,13 +156,12 @@ class LastCheckpoint(Checkpoint):
 
     def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         alone = trainer.world_size == 1  # ranks may have unequally many batches, and would wait for each other
-        if alone and self._signals.received and not trainer.sanity_checking:
+        if alone and self._between_steps(trainer) and self._signals.received:
             self._save(trainer, validation_due=True, must=True)
             self._signals.end(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        in_mid_epoch = not trainer.sanity_checking and not trainer.is_last_batch
-        if in_mid_epoch and self._asked_to_stop(trainer):
+        if self._between_steps(trainer) and not trainer.is_last_batch and self._asked_to_stop(trainer):
             self._save(trainer, must=True)
             self._signals.end(trainer)
 
@@ -179,6 +178,10 @@ class LastCheckpoint(Checkpoint):
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["settings"] = self.settings
         settle_loops(checkpoint["loops"]["fit_loop"], self._validation_due)
+
+    def _between_steps(self, trainer: L.Trainer) -> bool:
+        """In a validation: whether no gradients wait for more batches."""
+        return not trainer.sanity_checking and not trainer.fit_loop.epoch_loop._should_accumulate()
 
     def _asked_to_stop(self, trainer: L.Trainer) -> bool:
         return _on_any_rank(trainer, self._signals.received is not None)
