@@ -18,7 +18,7 @@ from captioning.commands import built, one_sentence_errors, plain, quiet_librari
 from captioning.data.layouts import recognise
 from captioning.files import readable
 from captioning.overrides import prepared_arguments
-from captioning.run_folder import LAST, keep_composition
+from captioning.run_folder import keep_composition, last_checkpoint
 from captioning.weights import find_weights
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def train(cfg: DictConfig) -> Run:
     if cfg.data.get("root"):  # photographs; shapes are drawn
         recognise(cfg.data.dataset, Path(str(cfg.data.root)).expanduser(), cfg.data.layout)
     run_dir = Path(cfg.run_dir)
-    last = run_dir / LAST if cfg.resume and (run_dir / LAST).is_file() else None  # it may have stopped before its first
+    last = last_checkpoint(run_dir) if cfg.resume else None
     fine_tunes = cfg.model.init_from is not None
     # A resumed run has in its own checkpoint what it took from there.
     weights = find_weights(last or str(cfg.model.init_from), "model.init_from") if fine_tunes else None

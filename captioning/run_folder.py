@@ -1,5 +1,6 @@
 """Run folders as the commands meet them: new, already taken, or to be continued."""
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from captioning.errors import UserError
 from captioning.files import write_atomically
+
+log = logging.getLogger(__name__)
 
 LAST = Path("checkpoints", "last.ckpt")
 
@@ -54,6 +57,14 @@ def overrides_of_run(run_dir: Path) -> list[str]:
             "give the folder that train.py printed when it started"
         )
     return [str(o) for o in OmegaConf.load(saved) if not str(o).startswith(("resume=", "run_dir="))]
+
+
+def last_checkpoint(run_dir: Path) -> Path | None:
+    """What a resumed run goes on from; None where it was stopped before its first checkpoint, and begins anew."""
+    if (run_dir / LAST).is_file():
+        return run_dir / LAST
+    log.info("%s was stopped before its first checkpoint, and begins anew", run_dir)
+    return None
 
 
 def keep_composition(run_dir: Path, config: DictConfig, overrides: Sequence[str]) -> None:

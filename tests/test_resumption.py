@@ -21,7 +21,6 @@ def whole(tmp_path_factory):
 
 
 MOMENTS = {
-    "before the first checkpoint": ((2, die, CaptioningModule, "training_step"), 0),
     "in mid-step with workers": ((12, die, CaptioningModule, "training_step"), 2),
     "in a validation": ((10, die, CaptioningModule, "validation_step"), 0),
     "in the middle of a write": ((9, die_half_written, checkpointing.torch, "save"), 0),

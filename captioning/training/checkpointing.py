@@ -138,6 +138,8 @@ class LastCheckpoint(Checkpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._signals.listen(trainer)
         self._step, self._saved_at = trainer.global_step, time.monotonic()
+        if self._step:
+            log.info("going on behind step %d, in epoch %d", self._step, trainer.current_epoch)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if trainer.global_step == self._step:
