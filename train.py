@@ -103,7 +103,7 @@ def train(cfg: DictConfig) -> Run:
         use_distributed_sampler=False,  # EpochBatches deals the rows out to the ranks
     )
     check_strategy(trainer)
-    settings = settings_of(cfg, datamodule, trainer.world_size)
+    settings = settings_of(cfg, datamodule.splits["train"].image_ids, trainer.world_size)
     if last:
         refuse_other_settings(last, settings)
         refuse_other_architecture(last, **module.checkpoint_extras)

@@ -1,19 +1,15 @@
 """What a run that resumes may change, and what it must leave: refused in a sentence, never half applied."""
 
-from __future__ import annotations
-
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from captioning.checkpoint import read_checkpoint
 from captioning.errors import UserError
 from captioning.files import readable
-
-if TYPE_CHECKING:
-    from captioning.data.datamodule import CaptionDataModule
 
 SAVED_AS = "settings"  # in a checkpoint
 # These make a run what it is. A seed also divides photographs into splits where no list does.
@@ -26,9 +22,9 @@ OF_AN_EPOCH = (
 )
 
 
-def settings_of(cfg: DictConfig, datamodule: CaptionDataModule, processes: int) -> dict[str, Any]:
+def settings_of(cfg: DictConfig, training_pictures: Sequence[int | str], processes: int) -> dict[str, Any]:
     """What `refuse_other_settings` compares, as plain values; goes into every `last.ckpt`."""
-    pictures = repr(list(datamodule.splits["train"].image_ids)).encode()
+    pictures = repr(list(training_pictures)).encode()  # their image ids, in order
     special = {
         "data": cfg.data.get("dataset") or str(cfg.data._target_).split(".")[2],
         "stage.self_critical": cfg.stage.self_critical is not None,
