@@ -2,26 +2,29 @@
 
 python benchmarks/resume.py [--kills 28] [--seed 0] [--processes 2]
 
-Trains a tiny captioner through all three stages, once to its end and then once for each kill: `python train.py` is
-killed with SIGKILL, at moments drawn from the seed, continued with `resume=`, and compared with the first: every
-weight and optimizer state of last.ckpt, the weights of best.ckpt, metrics.csv but for the speed, and results.md, all
-to the bit. The kills take turns with 0 and 2 loader workers and with 1 and 3 accumulated batches; every seventh run
-is killed twice. Ends with status 1 if one came back different.
+Trains a tiny captioner through all three stages, once to its end and then once for each kill: a process that runs
+train.py is killed with SIGKILL, at moments drawn from the seed, continued with `resume=`, and compared with the first:
+every weight and optimizer state of last.ckpt, the weights of best.ckpt, metrics.csv but for the speed, and results.md,
+all to the bit. The kills take turns with 0 and 2 loader workers and with 1 and 3 accumulated batches; every seventh run
+is killed twice. Processes are forked from one that has imported the libraries, which else would take most of the time.
+Ends with status 1 if one came back different.
 """
 
 import argparse
 import csv
 import os
 import random
+import runpy
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from measuring import setting, table
@@ -31,6 +34,7 @@ EPOCHS, BATCHES = 4, 30  # of each epoch; divisible by 2 and 3
 RUN = (
     *("data=shapes", "model=tiny", "stage=full", "trainer=cpu", "logger=csv", "+trainer.deterministic=true"),
     *(f"data.train_pictures={8 * BATCHES}", "data.val_pictures=48", "data.test_pictures=8", "data.batch_size=8"),
+    "data.captions_per_image=6",  # one row for each picture
     *("model.image_size=24", "model.encoder_width=32", "model.encoder_layers=1", "model.encoder_heads=2"),
     *("model.decoder_width=32", "model.decoder_layers=1", "model.decoder_heads=2", "model.dropout=0.1"),
     *("stage.warmup_steps=10", f"trainer.max_epochs={EPOCHS}", "trainer.log_every_n_steps=3", "scores.pictures=8"),
@@ -51,30 +55,47 @@ class Kill(NamedTuple):
     different: list[str]
 
 
-def start(*arguments: str) -> subprocess.Popen:
-    """`python train.py` in the project's root, in its own process group."""
-    return subprocess.Popen(
-        [sys.executable, "train.py", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+class Command:
+    """train.py with these arguments, in a process of its own."""
 
+    def __init__(self, *arguments: str):
+        self._arguments, self.status = arguments, None
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115  # as long as the process
+        self._pid = os.fork() or self._run()
 
-def finish(process: subprocess.Popen) -> None:
-    """Wait; a run that fails ends the benchmark with what it said."""
-    _, said = process.communicate()
-    if process.returncode:
-        sys.exit(f"{' '.join(map(str, process.args))} ended with status {process.returncode}:\n{said[-3000:]}")
+    def _run(self) -> NoReturn:
+        for stream in (1, 2):
+            os.dup2(self._said.fileno(), stream)
+        os.chdir(ROOT)
+        sys.argv[:] = ["train.py", *self._arguments]
+        try:
+            runpy.run_path("train.py", run_name="__main__")
+        except SystemExit as end:
+            print(end.code)
+            sys.stdout.flush()
+            os._exit(end.code if isinstance(end.code, int) else 1)
+        finally:
+            os._exit(0 if sys.exc_info()[0] is None else 1)
 
+    def ended(self) -> bool:
+        """Whether it has come to an end."""
+        if self.status is None:
+            pid, status = os.waitpid(self._pid, os.WNOHANG)
+            self.status = status if pid else None
+        return self.status is not None
 
-def kill(process: subprocess.Popen) -> None:
-    """The training process; its loader workers, which are in groups of their own, then end themselves."""
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    def finish(self) -> None:
+        """Wait for its end; if that was none in peace, end the benchmark with what it said."""
+        if self.status is None:
+            self.status = os.waitpid(self._pid, 0)[1]
+        if self.status:
+            self._said.seek(0)
+            raise RuntimeError(f"{self._arguments} ended with {self.status}:\n{self._said.read().decode()[-3000:]}")
+
+    def kill(self) -> None:
+        """With SIGKILL; loader workers notice it and end themselves."""
+        os.kill(self._pid, signal.SIGKILL)
+        os.waitpid(self._pid, 0)
 
 
 def differences(run: Path, other: Path) -> list[str]:
@@ -152,64 +173,54 @@ def run_and_kill(run: Path, moment: str, at: float, *arguments: str) -> tuple[st
     Returns:
         What was hit, the steps seen, and the step saved.
     """
-    process = start(*arguments)
-    while not steps_seen(run) and process.poll() is None:
+    command = Command(*arguments)
+    while not steps_seen(run) and not command.ended():
         time.sleep(0.01)
     time.sleep(0 if moment == "at a stage switch" else at)
-    while not MOMENTS[moment](run) and process.poll() is None:
+    while not MOMENTS[moment](run) and not command.ended():
         time.sleep(0.0005)
-    if process.poll() is not None:
-        finish(process)
+    if command.ended():
+        command.finish()
         return "not, it had ended", steps_seen(run), saved_step(run)
-    kill(process)
+    command.kill()
     return moment, steps_seen(run), saved_step(run)
 
 
-class Bench:
-    """The folder of all runs, and the uninterrupted one of each number of accumulated batches."""
+def uninterrupted(folder: Path, accumulate: int) -> float:
+    """Train to the end; the seconds from the first row on."""
+    run = folder / f"whole{accumulate}"
+    command = Command(*RUN, f"trainer.accumulate_grad_batches={accumulate}", f"run_dir={run}")
+    while not steps_seen(run) and not command.ended():
+        time.sleep(0.01)
+    begun = time.perf_counter()
+    command.finish()
+    return time.perf_counter() - begun
 
-    def __init__(self, folder: Path):
-        self._folder = folder
-        self._seconds: dict[int, float] = {}
 
-    def uninterrupted(self, accumulate: int) -> None:
-        """Train to the end, and note how long that takes from the first row on."""
-        run = self._whole(accumulate)
-        process = start(*RUN, f"trainer.accumulate_grad_batches={accumulate}", f"run_dir={run}")
-        while not steps_seen(run) and process.poll() is None:
-            time.sleep(0.02)
-        begun = time.perf_counter()
-        finish(process)
-        self._seconds[accumulate] = time.perf_counter() - begun
-
-    def kill(self, number: int, seed: int) -> Kill:
-        """One run, killed, continued and compared."""
-        random_ = random.Random(f"{seed} {number}")
-        workers, accumulate = (0, 2)[number % 2], (1, 3)[number // 2 % 2]
-        moment = list(MOMENTS)[max(0, number % 7 - 3)]  # of seven, four at any time
-        run, seconds = self._folder / f"killed{number}", self._seconds[accumulate]
-        settings = (f"data.num_workers={workers}", f"trainer.accumulate_grad_batches={accumulate}", f"run_dir={run}")
-        latest = (0.9 if moment == "at any time" else 0.6) * seconds  # the moment has to come yet
-        killed = run_and_kill(run, moment, random_.uniform(0, latest), *RUN, *settings)
-        if number % 7 == 0:
-            run_and_kill(run, moment, random_.uniform(0, 0.5 * seconds), f"resume={run}")
-        finish(start(f"resume={run}"))
-        name, step, saved = killed
-        done = Kill(name, workers, accumulate, step, saved, differences(run, self._whole(accumulate)))
-        print(f"{number}: {done}", flush=True)
-        return done
-
-    def _whole(self, accumulate: int) -> Path:
-        return self._folder / f"whole{accumulate}"
+def killed_and_compared(folder: Path, seconds: dict[int, float], seed: int, number: int) -> Kill:
+    """One run, killed, continued and compared with the uninterrupted one, which took so many seconds."""
+    random_ = random.Random(f"{seed} {number}")
+    workers, accumulate = (0, 2)[number % 2], (1, 3)[number // 2 % 2]
+    moment = list(MOMENTS)[max(0, number % 7 - 3)]  # of seven, four at any time
+    run = folder / f"killed{number}"
+    settings = (f"data.num_workers={workers}", f"trainer.accumulate_grad_batches={accumulate}", f"run_dir={run}")
+    latest = (0.9 if moment == "at any time" else 0.5) * seconds[accumulate]  # the moment has to come yet
+    hit, step, saved = run_and_kill(run, moment, random_.uniform(0, latest), *RUN, *settings)
+    if number % 7 == 0:
+        run_and_kill(run, moment, random_.uniform(0, latest / 2), f"resume={run}")
+    Command(f"resume={run}").finish()
+    done = Kill(hit, workers, accumulate, step, saved, differences(run, folder / f"whole{accumulate}"))
+    print(f"{number}: {done}", flush=True)
+    return done
 
 
 def main(kills: int, seed: int, processes: int, folder: Path) -> int:
     """Print the table of kills; 1 if a run came back different."""
     print(f"{setting()}\n", flush=True)
-    bench = Bench(folder)
-    with ThreadPoolExecutor(processes) as pool:
-        list(pool.map(bench.uninterrupted, (1, 3)))
-        return report(list(pool.map(lambda number: bench.kill(number, seed), range(kills))))
+    torch.set_num_threads(1)
+    with ProcessPoolExecutor(processes, get_context("fork")) as pool:
+        seconds = dict(zip((1, 3), pool.map(partial(uninterrupted, folder), (1, 3)), strict=True))
+        return report(list(pool.map(partial(killed_and_compared, folder, seconds, seed), range(kills))))
 
 
 def report(done: Sequence[Kill]) -> int:

@@ -38,6 +38,8 @@ def prepared_arguments(arguments: list[str], config_dir: Path, config_name: str)
     if run_dir and not multirun and is_requeued(Path(run_dir)):
         arguments = [quoted(f"resume={run_dir}")]  # the run has its overrides
     resume = _value_of("resume", arguments)
+    if resume is not None and run_dir == resume and "LOCAL_RANK" in os.environ:
+        return arguments  # a rank that Lightning has started, with arguments as they were prepared before
     if resume is not None:
         if any(argument.startswith("run_dir=") for argument in arguments):
             raise UserError(f"resume={resume} continues in its own folder; leave run_dir out")

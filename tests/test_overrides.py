@@ -186,3 +186,11 @@ def test_a_job_that_slurm_has_requeued_goes_on_with_the_same_command(tmp_path, m
     monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
     with pytest.raises(UserError, match="begin it anew with resume="):
         prepared_arguments(command, CONF, "train")
+
+
+def test_the_other_ranks_of_a_resumed_run_get_the_arguments_of_the_first(tmp_path, monkeypatch):
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "overrides.yaml").write_text("- data=shapes\n- model=tiny\n")
+    prepared = prepared_arguments([f"resume={tmp_path}"], CONF, "train")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert prepared_arguments(prepared, CONF, "train") == prepared
