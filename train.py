@@ -18,7 +18,7 @@ from captioning.commands import built, one_sentence_errors, plain, quiet_librari
 from captioning.data.layouts import recognise
 from captioning.files import readable
 from captioning.overrides import prepared_arguments
-from captioning.run_folder import LAST, keep_composition
+from captioning.run_folder import keep_composition, last_checkpoint
 from captioning.weights import find_weights
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def train(cfg: DictConfig) -> Run:
     if cfg.data.get("root"):  # photographs; shapes are drawn
         recognise(cfg.data.dataset, Path(str(cfg.data.root)).expanduser(), cfg.data.layout)
     run_dir = Path(cfg.run_dir)
-    last = run_dir / LAST if cfg.resume else None
+    last = last_checkpoint(run_dir) if cfg.resume else None
     fine_tunes = cfg.model.init_from is not None
     # A resumed run has in its own checkpoint what it took from there.
     weights = find_weights(last or str(cfg.model.init_from), "model.init_from") if fine_tunes else None
@@ -75,8 +75,9 @@ def train(cfg: DictConfig) -> Run:
 
     from captioning.checkpoint import refuse_fewer_epochs, refuse_other_architecture
     from captioning.model.generation import require_room
+    from captioning.resumption import refuse_other_settings, settings_of
     from captioning.training.checkpointing import AtomicCheckpointIO
-    from captioning.training.loggers import MetricsCsv, log_config, wandb_runs
+    from captioning.training.loggers import log_config, run_loggers, wandb_runs
     from captioning.training.stages import StageSchedule, check_strategy
 
     quiet_libraries()
@@ -88,22 +89,27 @@ def train(cfg: DictConfig) -> Run:
     captioner, datamodule = model_and_data(cfg, schedule, weights)
     require_room(captioner, decoding)
     module = module_of(cfg, captioner, datamodule)
-    if last:
-        refuse_other_architecture(last, **module.checkpoint_extras)
-        refuse_fewer_epochs(last, cfg.trainer.max_epochs)
 
-    loggers = [MetricsCsv(run_dir), *(built(logger, "logger") for logger in cfg.logger.values())]
+    others = [built(logger, "logger") for logger in cfg.logger.values()]
+    loggers = run_loggers(run_dir, others, continues=last is not None)
     checkpoints = checkpoints_of(cfg)
     trainer: L.Trainer = built(
         cfg.trainer,
         "trainer",
         logger=loggers,
-        callbacks=[*callbacks_of(cfg, schedule, datamodule, decoding), *checkpoints],
+        callbacks=[*callbacks_of(cfg, schedule, datamodule, decoding), *(checkpoints or ())],
         plugins=[AtomicCheckpointIO()],
         default_root_dir=str(run_dir),
         use_distributed_sampler=False,  # EpochBatches deals the rows out to the ranks
     )
     check_strategy(trainer)
+    settings = settings_of(cfg, datamodule.splits["train"].image_ids, trainer.world_size)
+    if last:
+        refuse_other_settings(last, settings)
+        refuse_other_architecture(last, **module.checkpoint_extras)
+        refuse_fewer_epochs(last, cfg.trainer.max_epochs)
+    if checkpoints:
+        checkpoints[1].settings = settings
     if cfg.resume and HydraConfig.initialized():
         keep_composition(run_dir, cfg, HydraConfig.get().overrides.task)
     log.info("run folder: %s", readable(run_dir))

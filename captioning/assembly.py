@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from captioning.data.tokenizer import CaptionTokenizer
     from captioning.model.captioner import ImageCaptioner
     from captioning.model.generation import Decoding
-    from captioning.training.checkpointing import RunCheckpoint
+    from captioning.training.checkpointing import BestCheckpoint, LastCheckpoint
     from captioning.training.module import CaptioningModule
     from captioning.training.stages import StageSchedule
 
@@ -66,18 +66,21 @@ def callbacks_of(
     cfg: DictConfig, schedule: StageSchedule, datamodule: CaptionDataModule, decoding: Decoding
 ) -> list[L.Callback]:
     """In the order in which they want to be called: what is measured comes before what shows or keeps it."""
-    from lightning.pytorch.callbacks import EarlyStopping
-
+    from captioning.data.randomness import addressed_seed
     from captioning.prediction.heat_maps import draw_heat_maps
-    from captioning.training.callbacks import KnownFloor, MetricRows, ProgressBar, ResultsTable
+    from captioning.training.callbacks import KnownFloor, ProgressBar, ResultsTable
     from captioning.training.curves import Curves
+    from captioning.training.dropout import AddressedDropout
     from captioning.training.frozen_encoder import EncodeOnce
+    from captioning.training.metric_rows import MetricRows
     from captioning.training.samples import SampleTable
     from captioning.training.scores import CaptionScores
     from captioning.training.stages import ApplyStages
+    from captioning.training.stopping import StopEarly
 
     tokenizer, run_dir = datamodule.tokenizer, Path(cfg.run_dir)
-    callbacks: list[L.Callback] = [ApplyStages(schedule), MetricRows(), ResultsTable(run_dir), Curves(run_dir)]
+    dropout = AddressedDropout(partial(addressed_seed, cfg.seed, "dropout"))
+    callbacks: list[L.Callback] = [ApplyStages(schedule), dropout, MetricRows(), ResultsTable(run_dir), Curves(run_dir)]
     if cfg.trainer.get("enable_progress_bar", True):
         callbacks.append(ProgressBar())
     if cfg.encoder_cache is not None:
@@ -98,21 +101,25 @@ def callbacks_of(
         draw = partial(draw_heat_maps, tokenizer=tokenizer)
         callbacks.append(SampleTable(*datamodule.samples(cfg.sample_pictures), decoding, tokenizer.decode, draw))
     if cfg.early_stopping_epochs is not None:
-        callbacks.append(EarlyStopping("val/perplexity", patience=whole(cfg, "early_stopping_epochs", 1)))
+        callbacks.append(StopEarly("val/perplexity", patience=whole(cfg, "early_stopping_epochs", 1)))
     return callbacks
 
 
-def checkpoints_of(cfg: DictConfig) -> list[RunCheckpoint]:
-    """The best and the last, unless `trainer.enable_checkpointing=false`."""
-    from captioning.training.checkpointing import checkpoint_callbacks
+def checkpoints_of(cfg: DictConfig) -> tuple[BestCheckpoint, LastCheckpoint] | None:
+    """The best by `stage.best_by` and the last, unless `trainer.enable_checkpointing=false`."""
+    from captioning.training.checkpointing import BestCheckpoint, LastCheckpoint, Saving
     from captioning.training.scores import check_best_by
 
-    best_by = cfg.stage.best_by
+    best_by, keys = cfg.stage.best_by, cfg.checkpoints
     check_best_by(best_by, bool(cfg.scores.pictures))
+    every_n_steps = None if keys.every_n_steps is None else whole(cfg, "checkpoints.every_n_steps", 1)
+    saving, folder = Saving(keys.on_error), Path(cfg.run_dir) / "checkpoints"
+    last = LastCheckpoint(folder / "last.ckpt", saving, every_n_steps, keys.every_minutes)
     if not cfg.trainer.get("enable_checkpointing", True):
-        return []
-    every_n_epochs = 1 if best_by == "val/perplexity" else cfg.scores.every_n_epochs
-    return checkpoint_callbacks(Path(cfg.run_dir), best_by, every_n_epochs)
+        return None
+    mode, every_n_epochs = ("min", 1) if best_by == "val/perplexity" else ("max", cfg.scores.every_n_epochs)
+    best = BestCheckpoint(saving, dirpath=folder, monitor=best_by, mode=mode, every_n_epochs=every_n_epochs)
+    return best, last
 
 
 def _new_captioner(cfg: DictConfig, tokenizer: CaptionTokenizer) -> ImageCaptioner:

@@ -14,13 +14,15 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from captioning.errors import UserError, require_whole
+from captioning.errors import Stopped, UserError, require_whole
 from captioning.files import readable
 
 
 @contextmanager
 def one_sentence_errors() -> Iterator[None]:
     """End on a user's mistake with its one sentence and status 1; anything else is a bug and keeps its trace.
+
+    A run that a signal stopped ends with the signal's status.
 
     HYDRA_FULL_ERROR=1 shows the trace of both, as it does for Hydra's own errors.
     """
@@ -30,19 +32,23 @@ def one_sentence_errors() -> Iterator[None]:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         sys.exit(f"error: {_without_worker_trace(error)}")
+    except Stopped as stopped:
+        print(f"stopped by {stopped.words}", file=sys.stderr)
+        sys.exit(stopped.code)
     except KeyboardInterrupt as interruption:
         sys.exit(f"interrupted; {interruption}" if interruption.args else "interrupted")
 
 
 @contextmanager
 def resumable(run_dir: Path) -> Iterator[None]:
-    """Turns the end of an interrupted fit, which Lightning makes a silent exit, into words on how to go on."""
+    """Adds to the end of an interrupted fit, which Lightning makes a silent exit, words on how to go on."""
+    continued = f"continue with python train.py resume={readable(run_dir)}"
     try:
         yield
+    except Stopped as end:
+        raise Stopped(int(end.code or 0), f"{end.words}; {continued}") from None
     except (KeyboardInterrupt, SystemExit) as end:
-        saved = (run_dir / "checkpoints" / "last.ckpt").is_file()
-        continued = f"continue with python train.py resume={readable(run_dir)}"
-        raise KeyboardInterrupt(continued if saved else "no epoch was finished, so there is nothing to resume") from end
+        raise KeyboardInterrupt(continued) from end
 
 
 def built(config: Any, key: str, **arguments: Any) -> Any:

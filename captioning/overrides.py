@@ -13,7 +13,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 
 from captioning.errors import UserError
-from captioning.run_folder import make_folder, overrides_of_run, refuse_existing_run
+from captioning.run_folder import is_requeued, make_folder, overrides_of_run, refuse_existing_run
 from captioning.weights import refuse_overruled
 
 PATH_KEYS = (
@@ -34,7 +34,12 @@ def prepared_arguments(arguments: list[str], config_dir: Path, config_name: str)
     """
     multirun = bool({"-m", "--multirun"} & set(arguments))
     arguments = [argument if multirun and _is_sweep(argument) else quoted(argument) for argument in arguments]
+    run_dir = _value_of("run_dir", arguments)
+    if run_dir and not multirun and is_requeued(Path(run_dir)):
+        arguments = [quoted(f"resume={run_dir}")]  # the run has its overrides
     resume = _value_of("resume", arguments)
+    if resume is not None and run_dir == resume and "LOCAL_RANK" in os.environ:
+        return arguments  # a rank that Lightning has started, with arguments as they were prepared before
     if resume is not None:
         if any(argument.startswith("run_dir=") for argument in arguments):
             raise UserError(f"resume={resume} continues in its own folder; leave run_dir out")
@@ -43,7 +48,7 @@ def prepared_arguments(arguments: list[str], config_dir: Path, config_name: str)
         # Hydra would write the new overrides down before anything has shown that the run can go on with them.
         own = [quoted(f"run_dir={resume}"), "hydra.output_subdir=null"]
         arguments = [*overrides_of_run(Path(resume)), *arguments, *own]
-    elif (run_dir := _value_of("run_dir", arguments)) is not None:
+    elif run_dir is not None:
         if not run_dir:
             raise UserError("run_dir is empty; name a folder, or leave it out")
         if multirun:

@@ -1,5 +1,6 @@
 """Run folders as the commands meet them: new, already taken, or to be continued."""
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,14 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from captioning.errors import UserError
 from captioning.files import write_atomically
 
+log = logging.getLogger(__name__)
+
 LAST = Path("checkpoints", "last.ckpt")
+
+
+def is_requeued(run_dir: Path) -> bool:
+    """Whether SLURM has started this job before, and it left a run in `run_dir`: the same command then goes on."""
+    return os.environ.get("SLURM_RESTART_COUNT", "0") != "0" and (run_dir / ".hydra" / "overrides.yaml").is_file()
 
 
 def refuse_existing_run(run_dir: Path) -> None:
@@ -19,7 +27,10 @@ def refuse_existing_run(run_dir: Path) -> None:
             f"run_dir={run_dir} already holds a run; continue it with resume={run_dir}, or choose another run_dir"
         )
     if (run_dir / "metrics.csv").is_file():
-        raise UserError(f"run_dir={run_dir} already holds a run without a checkpoint; choose another run_dir")
+        raise UserError(
+            f"run_dir={run_dir} already holds a run without a checkpoint; begin it anew with resume={run_dir}, or "
+            "choose another run_dir"
+        )
 
 
 def make_folder(run_dir: Path) -> None:
@@ -35,11 +46,14 @@ def make_folder(run_dir: Path) -> None:
 
 
 def overrides_of_run(run_dir: Path) -> list[str]:
-    """The overrides that the run was started or last resumed with, save where it lies."""
+    """The overrides that the run was started or last resumed with, save where it lies.
+
+    A run that was stopped before its first checkpoint has them already, and begins anew.
+    """
     saved = run_dir / ".hydra" / "overrides.yaml"
-    if not saved.is_file() or not (run_dir / LAST).is_file():
+    if not saved.is_file():
         raise UserError(
-            f"resume={run_dir} is not a run folder with .hydra/overrides.yaml and {LAST}; "
+            f"resume={run_dir} is not a run folder with .hydra/overrides.yaml; "
             "give the folder that train.py printed when it started"
         )
     return [str(o) for o in OmegaConf.load(saved) if not str(o).startswith(("resume=", "run_dir="))]
@@ -54,6 +68,14 @@ def seed_of_run(folder: Path) -> int | None:
     """The seed that a run was started with; None where that is not told."""
     saved = folder / ".hydra" / "config.yaml"
     return OmegaConf.select(OmegaConf.load(saved), "seed") if saved.is_file() else None
+
+
+def last_checkpoint(run_dir: Path) -> Path | None:
+    """What a resumed run goes on from; None where it was stopped before its first checkpoint, and begins anew."""
+    if (run_dir / LAST).is_file():
+        return run_dir / LAST
+    log.info("%s was stopped before its first checkpoint, and begins anew", run_dir)
+    return None
 
 
 def keep_composition(run_dir: Path, config: DictConfig, overrides: Sequence[str]) -> None:

@@ -128,6 +128,7 @@ def test_every_module_is_in_a_part_or_is_small_and_alone():
         "hub",
         "model_card",
         "overrides",
+        "resumption",
         "run_folder",
         "weights",
     }

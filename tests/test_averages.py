@@ -33,3 +33,15 @@ def test_nothing_added_is_not_a_number():
 
 def test_an_untrained_models_perplexity_overflows_to_infinity():
     assert perplexity(1000.0) == math.inf
+
+
+def test_a_sum_is_the_same_to_the_bit_however_often_it_was_asked_for_and_stored():
+    values = torch.rand(5000, generator=torch.Generator().manual_seed(0)) * 1000
+    whole, stored = TokenAverage(), TokenAverage()
+    for i, value in enumerate(values):
+        whole.add(value, torch.tensor(3))
+        stored.add(value, torch.tensor(3))
+        if i % 7 == 0:
+            totals, stored = stored.totals(), TokenAverage()
+            stored.reset(*totals)
+    assert whole.totals() == stored.totals()

@@ -213,3 +213,19 @@ def test_shapes_have_a_test_split_and_a_floor():
 def test_what_is_learned_by_heart_has_no_floor():
     assert shapes(overfit_images=2).perplexity_floor is None
     assert module().perplexity_floor is None
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_loader_goes_on_in_mid_epoch_without_loading_what_was_done(num_workers):
+    def batches(loader, epoch):
+        loader.batch_sampler.set_epoch(epoch)
+        return [batch.image_ids for batch in loader]
+
+    loader = module(num_workers=num_workers).train_dataloader()
+    whole, after = batches(loader, 1), batches(loader, 2)
+    assert loader.state_dict() == {"batches": len(whole)}
+    resumed = module(num_workers=num_workers).train_dataloader()
+    resumed.load_state_dict({"batches": 2})
+    assert len(resumed) == len(whole)
+    assert batches(resumed, 1) == whole[2:]
+    assert batches(resumed, 2) == after, "only the one epoch begins in its middle"

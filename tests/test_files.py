@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from captioning.files import atomic_file, atomic_folder, readable, write_atomically
+from captioning.files import atomic_file, atomic_folder, readable, remove_unfinished, write_atomically
 
 OLD, NEW = "what was there\n", "ein neuer Text, größer\n" * 1000
 
@@ -137,3 +137,19 @@ def test_a_folder_that_cannot_take_its_name_puts_the_old_one_back(tmp_path, monk
     with pytest.raises(OSError, match="says no"), atomic_folder(target):
         pass
     assert (listing(tmp_path), listing(target)) == (["model"], ["old.txt"])
+
+
+def test_what_killed_processes_left_unfinished_is_removed_and_nothing_else(path):
+    for name in (".results.md.17.tmp", ".results.md.18.tmp", ".curves.png.17.tmp", "results.md.tmp"):
+        (path.parent / name).touch()
+    remove_unfinished(path)
+    assert listing(path.parent) == [".curves.png.17.tmp", "results.md", "results.md.tmp"]
+
+
+def test_the_new_name_is_synced_with_its_folder(path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(
+        os, "fsync", lambda descriptor: synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+    )
+    write_atomically(path, NEW)
+    assert synced[0].endswith(".tmp") and synced[1:] == [path.parent.name]

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from captioning.data.packing import pack
 from captioning.errors import UserError
 from captioning.model.captioner import GROUPS
-from captioning.training.callbacks import MetricRows
+from captioning.training.metric_rows import MetricRows
 from captioning.training.module import CaptioningModule
 from captioning.training.stages import ApplyStages, StageSchedule
 

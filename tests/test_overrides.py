@@ -164,3 +164,33 @@ def test_a_multiruns_sweep_over_paths_stays_one(tmp_path, monkeypatch):
 def test_the_home_folder_is_meant_by_a_tilde(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert quoted("data.root=~/coco") == f"data.root={tmp_path}/coco"
+
+
+def test_a_run_that_was_stopped_before_its_first_checkpoint_is_resumed_from_its_overrides(tmp_path, caplog):
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "overrides.yaml").write_text("- data=shapes\n- model=tiny\n")
+    assert "data=shapes" in prepared_arguments([f"resume={tmp_path}"], CONF, "train")
+
+
+def test_a_job_that_slurm_has_requeued_goes_on_with_the_same_command(tmp_path, monkeypatch):
+    command = ["data=shapes", "model=tiny", f"run_dir={tmp_path / 'run'}"]
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert prepared_arguments(command, CONF, "train") == command, "there was nothing yet"
+    (tmp_path / "run" / ".hydra").mkdir()
+    (tmp_path / "run" / ".hydra" / "overrides.yaml").write_text("- data=shapes\n- model=tiny\n- seed=3\n")
+    (tmp_path / "run" / "metrics.csv").touch()
+    assert prepared_arguments(command, CONF, "train")[:4] == [
+        *("data=shapes", "model=tiny", "seed=3"),
+        f"resume={tmp_path / 'run'}",
+    ]
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
+    with pytest.raises(UserError, match="begin it anew with resume="):
+        prepared_arguments(command, CONF, "train")
+
+
+def test_the_other_ranks_of_a_resumed_run_get_the_arguments_of_the_first(tmp_path, monkeypatch):
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "overrides.yaml").write_text("- data=shapes\n- model=tiny\n")
+    prepared = prepared_arguments([f"resume={tmp_path}"], CONF, "train")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert prepared_arguments(prepared, CONF, "train") == prepared

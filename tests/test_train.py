@@ -179,12 +179,12 @@ def test_the_pictures_of_the_table_wait_in_the_run_folder_for_their_upload(run):
 
 
 def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(run, tmp_path, monkeypatch):
-    def stop(self, trainer, pl_module):
-        if trainer.current_epoch == 2:
+    def stop(self, trainer, *_):
+        if trainer.global_step == 17:  # in epoch 2, behind a logged step
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(ResultsTable, "on_train_epoch_start", stop, raising=False)
+        patch.setattr(ResultsTable, "on_train_batch_end", stop, raising=False)
         with pytest.raises(KeyboardInterrupt, match=f"resume=.*{tmp_path.name}"):
             train(composed(tmp_path))
     resumed = train(composed(tmp_path, f"resume={tmp_path}"))
@@ -193,9 +193,32 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(run, tmp_path, monkey
         assert torch.equal(value, weights(resumed)[name]), name
     logged = list(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
     assert len(logged) == 2 and len({path.name for path in logged}) == 1, "both parts are of one W&B run"
-    epochs = [row["epoch"] for row in rows_of(tmp_path) if row["val/loss"]]
-    assert epochs == ["0", "1", "2"]
+    assert [row["val/loss"] for row in rows_of(tmp_path)] == [row["val/loss"] for row in rows_of(run.run_dir)]
     assert rows_of(tmp_path)[0].keys() == rows_of(run.run_dir)[0].keys()
+    assert wandb_rows(tmp_path) == wandb_rows(run.run_dir), "W&B has each row once"
+
+
+def wandb_rows(run_dir):
+    """Step, epoch and training loss of each row that W&B was given, in order."""
+    items = [record["history"]["item"] for record in wandb_records(run_dir) if record["type"] == "history"]
+    return [(item["trainer/global_step"], item.get("epoch"), item.get("train/loss")) for item in items]
+
+
+def test_a_finished_run_is_extended_with_other_rates_and_other_batches(run, tmp_path):
+    shutil.copytree(run.run_dir, tmp_path / "run")
+    new = (
+        *("trainer.max_epochs=4", "logger=csv", "data.batch_size=16", "optimizer.weight_decay=0.5"),
+        *("stage.decay=none", "stage.warmup_steps=0", "stage.learning_rates.decoder=0.125"),
+    )
+    extended = train(composed(tmp_path / "run", f"resume={tmp_path / 'run'}", *new))
+    rows = rows_of(tmp_path / "run")
+    assert [row["epoch"] for row in rows if row["val/loss"]] == ["0", "1", "2", "3"]
+    assert sum(bool(row["test/loss"]) for row in rows) == 1, "the test of the shorter run is not one of this"
+    of_epoch = [row for row in rows if row["epoch"] == "3" and row["train/loss"]]
+    assert [int(row["step"]) for row in of_epoch] == [20, 21], "18 steps of 8 pictures, then 3 of 16"
+    assert {float(row["lr/decoder"]) for row in of_epoch} == {0.125}
+    decays = {group["weight_decay"] for group in extended.trainer.optimizers[0].param_groups}
+    assert decays == {0.5, 0.0}, "not those that came with the optimizer's state"
 
 
 def test_the_same_seed_gives_the_same_run(run, tmp_path):

@@ -36,13 +36,14 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
 
     Each global batch of `batch_size * world_size` rows is dealt out to the ranks in turn, so that n ranks see
     together what one process with n times the batch would see. In training, the ranks' batches are equally many: a
-    last global batch too small to give every rank a row is left out.
+    last global batch too small to give every rank a row is left out. `start` batches of an epoch are passed over.
     """
 
     def __init__(self, rows: int, batch_size: int, *, shuffle: bool, seed: int, rank: int = 0, world_size: int = 1):
         self._rows, self._batch_size, self._shuffle, self._seed = rows, batch_size, shuffle, seed
         self._rank, self._world_size = rank, world_size
         self._epoch = 0
+        self.start = 0
         self.sampler = self  # Lightning looks for `batch_sampler.sampler.set_epoch`
 
     def set_epoch(self, epoch: int) -> None:
@@ -54,7 +55,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         if self._shuffle:
             generator = torch.Generator().manual_seed(addressed_seed(self._seed, "order", self._epoch))
             order = torch.randperm(self._rows, generator=generator)
-        for number in range(len(self)):
+        for number in range(self.start, len(self)):
             start = number * self._batch_size * self._world_size
             together = order[start : start + self._batch_size * self._world_size]
             yield [(self._epoch, int(row)) for row in together[self._rank :: self._world_size]]

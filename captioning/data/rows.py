@@ -1,8 +1,10 @@
 """A split as rows to train on, and rows as batches."""
 
-from collections.abc import Callable, Iterable, Sequence
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from captioning.data.arrays import TokenArrays
+from captioning.data.order import EpochBatches
 from captioning.data.packing import Row, pack
 from captioning.data.randomness import addressed_seed
 from captioning.data.transforms import EvaluationTransform, TrainingTransform, captions_mention_sides
@@ -101,6 +104,35 @@ class CaptionRows(Dataset[Row]):
         return self._augmentation(self._load_augmented(picture), generator, may_flip=not self._mentions_sides[picture])
 
 
+class RowLoader(DataLoader[Row]):
+    """A loader that can go on in the middle of an epoch.
+
+    Lightning stores its state in a checkpoint and gives it back to a run that resumes in mid-epoch: how many batches
+    were given. They are passed over without being loaded, since the order is a function of the epoch.
+    """
+
+    _given, _pass_over = 0, 0  # batches of the present epoch, of the next iteration
+
+    def state_dict(self) -> dict[str, int]:
+        return {"batches": self._given}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Let the next iteration, and no later one, start behind so many batches."""
+        self._pass_over = state_dict["batches"]
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch's own iterator, from the first batch on
+        self._given, self._pass_over = self._pass_over, 0
+        if isinstance(self.batch_sampler, EpochBatches):
+            self.batch_sampler.start = self._given
+        return self._batches()
+
+    def _batches(self) -> Iterator[Any]:
+        # Workers begin to load at the first batch that is asked for: then it is known which epoch it is.
+        for batch in super().__iter__():
+            self._given += 1
+            yield batch
+
+
 def row_loader(
     rows: CaptionRows,
     batches: Iterable[list[tuple[int, int]]],
@@ -108,13 +140,20 @@ def row_loader(
     *,
     persistent: bool,
     pin_memory: bool = False,
-) -> DataLoader:
+) -> RowLoader:
     """Packed batches of rows; workers that are persistent live on to the next epoch."""
-    return DataLoader(
+    return RowLoader(
         rows,
         batch_sampler=batches,
         collate_fn=pack,
+        worker_init_fn=_apart_from_signals,
         num_workers=num_workers,
         persistent_workers=persistent and num_workers > 0,
         pin_memory=pin_memory,
     )
+
+
+def _apart_from_signals(worker: int) -> None:
+    """Ctrl-C or a scheduler's signal to the whole group is for the training process, which ends its workers itself."""
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

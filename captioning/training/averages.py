@@ -32,15 +32,16 @@ class TokenAverage:
         nats, tokens = self.totals()
         return nats / tokens if tokens else math.nan
 
-    def reset(self) -> None:
-        """Begin again at nothing."""
+    def reset(self, nats: float = 0.0, tokens: int = 0) -> None:
+        """Begin again at nothing, or at these sums."""
         self._pending.clear()
-        self._nats, self._tokens = 0.0, 0
+        self._nats, self._tokens = nats, tokens
 
     def _collect(self) -> None:
         if self._pending:
-            nats, tokens = torch.stack(self._pending).cpu().double().sum(0).tolist()
-            self._nats, self._tokens = self._nats + nats, self._tokens + int(tokens)
+            # One after the other, so that the sum is the same to the bit however often it was asked for in between.
+            for nats, tokens in torch.stack(self._pending).cpu().tolist():
+                self._nats, self._tokens = self._nats + nats, self._tokens + int(tokens)
             self._pending.clear()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,8 @@ from captioning.model.captioner import GROUPS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+log = logging.getLogger(__name__)
 
 Row = Mapping[str, str]
 Curve = tuple[list[float], list[float]]  # optimizer steps, values
@@ -35,12 +38,18 @@ class Curves(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero and time.monotonic() - self._drawn_at > PAUSE_SECONDS:
-            write_curves(self._run_dir)
+            self._draw()
             self._drawn_at = time.monotonic()
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
+            self._draw()
+
+    def _draw(self) -> None:
+        try:
             write_curves(self._run_dir)
+        except OSError as error:  # all of it is in metrics.csv: no reason to end a run
+            log.warning("curves.png could not be written: %s", error.strerror or error)
 
 
 def write_curves(run_dir: Path) -> None:

@@ -8,7 +8,7 @@ import re
 import shutil
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,12 @@ PROJECT_NAME = re.compile(r"[\w.-]{1,128}")
 class MetricsCsv(Logger):
     """Writes every logged row to `RUN_DIR/metrics.csv`, columns `step` and the metrics' names.
 
-    Unlike Lightning's `CSVLogger` it keeps the rows of a run that resumes in the same folder. Each row is on disk
+    Unlike Lightning's `CSVLogger` it keeps the rows of a run that resumes in the same folder. Each row is in the file
     when `log_metrics` returns; a new column rewrites the file, atomically.
+
+    Attributes:
+        rows: how many there are.
+        repeats: whether the last one was logged before, by the part of the run that a resumed one takes again.
     """
 
     def __init__(self, run_dir: Path):
@@ -39,6 +43,8 @@ class MetricsCsv(Logger):
         if self._path.is_file():
             with self._path.open(newline="", encoding="utf-8") as file:
                 self._columns = next(csv.reader(file), [])
+        self.rows, self.repeats = len(self._rows()), False
+        self._dropped: list[tuple[int, frozenset[str]]] = []
 
     @property
     def name(self) -> str:
@@ -60,14 +66,22 @@ class MetricsCsv(Logger):
             self._rewrite(self._columns + new)
         with self._path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self._columns).writerow(row)
+        self.rows += 1
+        self.repeats = self._dropped[:1] == [_kind(row)]
+        self._dropped = self._dropped[1:] if self.repeats else []
 
     @rank_zero_only
-    def forget_after(self, step: int) -> None:
-        """Drop the rows of steps that a resumed run takes again, and of a test, which it makes again at its end."""
+    def keep(self, count: int) -> None:
+        """Keep the first rows and drop the others, which a resumed run logs again, or others in their place."""
         rows = self._rows()
-        kept = [row for row in rows if int(row["step"]) <= step and not row.get("test/loss")]
-        if len(kept) < len(rows):
-            self._write(self._columns, kept)
+        self._dropped = [_kind(row) for row in rows[count:]]
+        if self._dropped:
+            self._write(self._columns, rows[:count])
+        self.rows = len(rows[:count])
+
+    def will_repeat(self, step: int | None) -> bool:
+        """Whether a row of this step, to be logged next, was logged before."""
+        return any(dropped == step for dropped, _ in self._dropped[:1])
 
     def _rewrite(self, columns: list[str]) -> None:
         self._write(columns, self._rows())
@@ -77,7 +91,8 @@ class MetricsCsv(Logger):
         if not self._path.is_file():
             return []
         with self._path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+            rows = list(csv.DictReader(file))
+        return [row for row in rows if (row["step"] or "").isdecimal()]  # a power cut may leave a part of a row
 
     def _write(self, columns: list[str], rows: list[dict[str, str]]) -> None:
         text = io.StringIO(newline="")
@@ -85,6 +100,37 @@ class MetricsCsv(Logger):
         writer.writeheader()
         writer.writerows(rows)
         write_atomically(self._path, text.getvalue())
+
+
+def _kind(row: dict[str, Any]) -> tuple[int, frozenset[str]]:
+    """What tells a row from its neighbours: its step, and which metrics it has."""
+    return int(row["step"]), frozenset(name for name, value in row.items() if value not in ("", None))
+
+
+class WandbRows(WandbLogger):
+    """W&B's logger for a run that resumes: W&B can't take rows back, so those that it has are not sent again."""
+
+    after: MetricsCsv | None = None  # which gets each row before
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """One row; or a table or pictures, which come before the row of their step."""
+        if self.after is not None:
+            is_row = all(isinstance(value, int | float) for value in metrics.values())
+            if self.after.repeats if is_row else self.after.will_repeat(step):
+                return
+        super().log_metrics(metrics, step)
+
+
+def run_loggers(run_dir: Path, others: list[Logger], *, continues: bool) -> list[Logger]:
+    """`metrics.csv` and the others; a run that doesn't continue from a checkpoint begins with no row."""
+    rows = MetricsCsv(run_dir)
+    if not continues:
+        rows.keep(0)
+    for logger in others:
+        if isinstance(logger, WandbRows):
+            logger.after = rows
+    return [rows, *others]
 
 
 def wandb_logger(run_dir: str, project: str, name: str | None, group: str | None) -> WandbLogger:
@@ -99,7 +145,7 @@ def wandb_logger(run_dir: str, project: str, name: str | None, group: str | None
     if not id_file.is_file():
         write_atomically(id_file, uuid.uuid4().hex[:8] + "\n")
     mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False, verify=False) else "offline")
-    logger = WandbLogger(
+    logger = WandbRows(
         project=project,
         name=name or folder.name,
         group=group,

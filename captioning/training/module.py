@@ -12,7 +12,7 @@ from captioning.batch import CaptionBatch
 from captioning.errors import UserError
 from captioning.model.captioner import ImageCaptioner
 from captioning.training.averages import TokenAverage, perplexity
-from captioning.training.optimizer import build_optimizer, check_settings, scale_and_clip
+from captioning.training.optimizer import build_optimizer, check_settings, options_of, scale_and_clip
 
 # The loss that goes into backward() is in units of this many tokens, which keeps fp16 gradients in range; it cancels
 # when the true number of tokens is known, exactly, being a power of two.
@@ -44,6 +44,7 @@ class CaptioningModule(L.LightningModule):
         check_settings(weight_decay, betas)
         self.captioner = captioner
         self._weight_decay, self._betas = weight_decay, (betas[0], betas[1])
+        self._optimizer_options: list[dict[str, Any]] = []  # of each param group
         self.checkpoint_extras = checkpoint_extras
         self._step_tokens: Tensor | None = None  # () labels since the last optimizer step
         self.evaluation = TokenAverage()
@@ -58,6 +59,11 @@ class CaptioningModule(L.LightningModule):
                 f"trainer.gradient_clip_algorithm={algorithm.value} is not to be had; gradients are clipped "
                 "by their norm, so leave it out"
             )
+
+    def on_train_start(self) -> None:
+        """A resumed run's optimizer has its state from the checkpoint; its settings are those of this run."""
+        for group, options in zip(self.trainer.optimizers[0].param_groups, self._optimizer_options, strict=True):
+            group.update(options)
 
     def training_step(self, batch: CaptionBatch, batch_index: int) -> Tensor:
         """The batch's summed loss, in units of `NOMINAL_TOKENS` tokens."""
@@ -123,7 +129,9 @@ class CaptioningModule(L.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; fused, save under an fp16 scaler, whose unscaling must come before our clipping."""
         fused = self.trainer.precision != "16-mixed"
-        return build_optimizer(self.captioner, weight_decay=self._weight_decay, betas=self._betas, fused=fused)
+        optimizer = build_optimizer(self.captioner, weight_decay=self._weight_decay, betas=self._betas, fused=fused)
+        self._optimizer_options = options_of(optimizer)
+        return optimizer
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what prediction needs to the checkpoint, so that one file is enough for it."""

@@ -1,5 +1,7 @@
 """AdamW with one parameter group for each (stage group, decayed or not), all of them there from the first step."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +26,11 @@ def build_optimizer(
         groups.append({"name": name, "params": decayed, "weight_decay": weight_decay})
         groups.append({"name": name, "params": kept, "weight_decay": 0.0})
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=betas, fused=fused)
+
+
+def options_of(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Of each param group what the configuration decides; rates are set before every step."""
+    return [{name: group[name] for name in ("weight_decay", "betas", "fused")} for group in optimizer.param_groups]
 
 
 def check_settings(weight_decay: object, betas: object) -> None:

@@ -1,0 +1,77 @@
+"""A very small run through all three stages, and ways to interrupt it at an exact moment."""
+
+import os
+import signal
+import sys
+
+from conftest import ROOT
+from hydra import compose, initialize_config_dir
+
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+from resume import differences  # noqa: E402
+
+from train import train  # noqa: E402
+
+__all__ = ["TINY", "at_call", "composed", "die", "die_half_written", "differences", "forked", "killed", "train"]
+
+TINY = (
+    *("data=shapes", "model=tiny", "stage=full", "trainer=cpu", "logger=csv", "+trainer.deterministic=true"),
+    *("data.train_pictures=28", "data.val_pictures=12", "data.test_pictures=4", "data.batch_size=4"),
+    *("model.image_size=24", "model.encoder_width=32", "model.encoder_layers=1", "model.encoder_heads=2"),
+    *("model.decoder_width=32", "model.decoder_layers=1", "model.decoder_heads=2", "model.dropout=0.2"),
+    *("trainer.max_epochs=3", "trainer.log_every_n_steps=2", "scores.pictures=2", "decoding.max_new_tokens=4"),
+    *("checkpoints.every_n_steps=2", "trainer.accumulate_grad_batches=2", "+trainer.val_check_interval=3"),
+    "stage.warmup_steps=3",
+    "+trainer.enable_progress_bar=false",
+)  # 8 batches and 4 steps an epoch, validated after the 3rd batch, in mid-step, and the 6th
+
+
+def composed(run_dir, *overrides):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("train", [*TINY, f"run_dir={run_dir}", *overrides])
+
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_half_written(checkpoint, file):
+    file.write(b"PK")
+    file.flush()
+    die()
+
+
+def at_call(number, action, owner, name, replace=setattr):
+    """Do something before a certain call of a function, counted from 1, with the call's own arguments."""
+    original, calls = getattr(owner, name), []
+
+    def replaced(*arguments, **named):
+        calls.append(name)
+        if len(calls) == number:
+            action(*arguments)
+        return original(*arguments, **named)
+
+    replace(owner, name, replaced)
+
+
+def forked(action) -> int:
+    """The status of a process that does this and no more."""
+    if (child := os.fork()) == 0:
+        try:
+            action()
+        except SystemExit as end:
+            os._exit(end.code)
+        finally:
+            os._exit(70)
+    return os.waitpid(child, 0)[1]
+
+
+def killed(run_dir, *moment, workers=0):
+    """Train in a process that is killed at this moment, see `at_call`."""
+
+    def action():
+        at_call(*moment)
+        train(composed(run_dir, f"data.num_workers={workers}"))
+
+    status = forked(action)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
