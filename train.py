@@ -13,7 +13,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from captioning.assembly import callbacks_of, checkpoints_of, model_and_data, module_of
+from captioning.assembly import callbacks_of, check_stage, checkpoints_of, model_and_data, module_of
 from captioning.commands import built, one_sentence_errors, plain, quiet_libraries, resumable, whole
 from captioning.data.layouts import recognise
 from captioning.files import readable
@@ -85,6 +85,7 @@ def train(cfg: DictConfig) -> Run:
         whole(cfg, key, least)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     schedule = StageSchedule(**plain(cfg.stage, "phases", "learning_rates", "warmup_steps", "decay"))
+    check_stage(cfg)
     decoding = built(cfg.decoding, "decoding")
     captioner, datamodule = model_and_data(cfg, schedule, weights)
     require_room(captioner, decoding)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig, open_dict
 
 from captioning.commands import built, plain, whole
+from captioning.errors import UserError
 from captioning.weights import HuggingFaceModel
 
 if TYPE_CHECKING:
@@ -27,6 +28,21 @@ if TYPE_CHECKING:
     from captioning.training.stages import StageSchedule
 
 AUTO_ENCODER_CACHE = "data/encoder_cache"
+
+
+def check_stage(cfg: DictConfig) -> None:
+    """Raise UserError for what a stage cannot do, before any data is read."""
+    from captioning.training.scores import check_best_by
+    from captioning.training.self_critical import check_sampling
+
+    check_best_by(cfg.stage.best_by, cfg.scores.pictures, cfg.scores.every_n_epochs, cfg.trainer.max_epochs)
+    if cfg.stage.self_critical is not None:
+        check_sampling(**plain(cfg.stage.self_critical))
+        if cfg.model.init_from is None and not cfg.resume:
+            raise UserError(
+                "self-critical training (stage=scst) goes on from a trained model; say which with "
+                "model.init_from=RUN_DIR, a run of train.py with another stage"
+            )
 
 
 def model_and_data(
@@ -108,10 +124,8 @@ def callbacks_of(
 def checkpoints_of(cfg: DictConfig) -> tuple[BestCheckpoint, LastCheckpoint] | None:
     """The best by `stage.best_by` and the last, unless `trainer.enable_checkpointing=false`."""
     from captioning.training.checkpointing import BestCheckpoint, LastCheckpoint, Saving
-    from captioning.training.scores import check_best_by
 
     best_by, keys = cfg.stage.best_by, cfg.checkpoints
-    check_best_by(best_by, bool(cfg.scores.pictures))
     every_n_steps = None if keys.every_n_steps is None else whole(cfg, "checkpoints.every_n_steps", 1)
     saving, folder = Saving(keys.on_error), Path(cfg.run_dir) / "checkpoints"
     last = LastCheckpoint(folder / "last.ckpt", saving, every_n_steps, keys.every_minutes)

@@ -22,6 +22,7 @@ RECIPE = {
     "optimizer": ("optimizer.weight_decay", "optimizer.betas"),
     "seed": ("seed",),
 }
+SIGNATURE = ("tokenizer", "eos", "cider")  # what scores are not comparable without
 SCORES = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "SPICE")
 
 USE = """
@@ -93,16 +94,22 @@ class RunRecord:
         return [str(name) for name in names if name and not Path(str(name)).exists() and str(name)[0] not in "/.~"]
 
     def scores(self) -> dict[str, float | str]:
-        """Scores from `scores.json`, with what it says beside them, and perplexities from `metrics.csv`."""
+        """Scores from the run's `scores.json`, with their split and signature, and perplexities from `metrics.csv`."""
         found: dict[str, float | str] = {}
-        for name, column in (("best validation perplexity", "val/perplexity"), ("test perplexity", "test/perplexity")):
+        for name, column in (
+            ("lowest validation perplexity of the run", "val/perplexity"),
+            ("test perplexity", "test/perplexity"),
+        ):
             if values := self._logged(column):
                 found[name] = min(values)
         file = self.folder / "scores.json" if self.folder else None
         contents = json.loads(file.read_text(encoding="utf-8")) if file and file.is_file() else {}
-        for part in (contents, *(value for value in contents.values() if isinstance(value, dict))):
-            found |= {name: part[name] for name in SCORES if isinstance(part.get(name), int | float)}
-            found |= {name: value for name, value in part.items() if isinstance(value, str) and "\n" not in value}
+        found |= {name: contents[name] for name in SCORES if isinstance(contents.get(name), int | float)}
+        if split := contents.get("settings", {}).get("split"):
+            found["scores are of"] = str(split)
+        # No more of the settings: they hold paths, and a card is published.
+        signature = contents.get("signature", {})
+        found |= {name: signature[name] for name in SIGNATURE if isinstance(signature.get(name), str)}
         return found
 
     def results(self) -> str:

@@ -26,7 +26,7 @@ def settings_of(cfg: DictConfig, training_pictures: Sequence[int | str], process
     """What `refuse_other_settings` compares, as plain values; goes into every `last.ckpt`."""
     pictures = repr(list(training_pictures)).encode()  # their image ids, in order
     special = {
-        "data": cfg.data.get("dataset") or str(cfg.data._target_).split(".")[2],
+        "data": cfg.data.get("dataset") or str(cfg.data._target_),
         "stage.self_critical": cfg.stage.self_critical is not None,
         "training pictures": hashlib.blake2b(pictures, digest_size=8).hexdigest(),
         "processes": processes,

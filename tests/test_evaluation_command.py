@@ -61,6 +61,25 @@ def test_what_is_left_out_is_said_once_and_recorded(files, capsys, monkeypatch):
     assert json.loads((folder / "scores.json").read_text())["left_out"] == [sentence]
 
 
+def test_no_file_is_replaced_unasked_and_never_one_that_is_scored(files, capsys):
+    folder = files()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for own in ("results.json", "captions.json", "./results.json"):
+        status, _, _ = run(capsys, "--no-java", "--output", own, "--overwrite")
+        assert "is one of the files to be scored" in status
+    (folder / "scores.json").write_text("mine")
+    status, _, _ = run(capsys, "--no-java")
+    assert "scores.json exists already; replace it with --overwrite" in status
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {**before, "scores.json": b"mine"}
+    assert run(capsys, "--no-java", "--overwrite")[0] == 0
+
+
+def test_ids_that_differ_only_in_kind_are_told_so(files, capsys):
+    files([{**row, "image_id": str(row["image_id"])} for row in CANDIDATES])
+    status, _, _ = run(capsys, "--no-java")
+    assert "image_id is text in one file and a number in the other" in status
+
+
 def test_empty_candidates_are_scored_and_counted(files, capsys):
     files([CANDIDATES[0], {"image_id": 2, "caption": " \n"}])
     status, _, err = run(capsys, "--no-java")
@@ -73,7 +92,7 @@ def test_pictures_without_a_candidate_are_refused_or_left_out(files, capsys):
     status, _, _ = run(capsys, "--no-java")
     assert "picture 3 has references but no candidate" in status
     assert "--only-captioned" in status
-    assert run(capsys, "--no-java", "--only-captioned")[0] == 0
+    assert run(capsys, "--no-java", "--only-captioned", "--overwrite")[0] == 0
     assert json.loads((folder / "scores.json").read_text())["signature"]["pictures"] == 2
 
 

@@ -1,5 +1,6 @@
 """Rows of captions that share a picture, as training and evaluation see them."""
 
+import gc
 from collections import Counter
 from itertools import chain
 from multiprocessing.reduction import ForkingPickler
@@ -156,6 +157,8 @@ def growth_in_a_worker(captions: list[list[str]], tokens: TokenArrays, load: Tou
     """MB of its own that a worker gains from a quarter of an epoch to its end."""
     split = Split(range(len(captions)), captions, load)
     rows = CaptionRows(split, tokens, 5, 1, EvaluationTransform(FORMAT))
+    gc.collect()
+    gc.freeze()  # else the worker's own collections write to the pages of all that other tests have left
     batches = iter(
         DataLoader(
             rows,
@@ -166,6 +169,7 @@ def growth_in_a_worker(captions: list[list[str]], tokens: TokenArrays, load: Tou
             persistent_workers=True,  # the last one is still there to be measured
         )
     )
+    gc.unfreeze()
     worker, when = batches._workers[0].pid, (len(batches) // 4, len(batches))
     before, after = (own_megabytes(worker) for number, _ in enumerate(batches, start=1) if number in when)
     return after - before

@@ -125,12 +125,18 @@ def test_each_picture_is_scored_once_and_brings_all_its_captions(start):
 
 
 @pytest.mark.parametrize(
-    ("best_by", "are_scored", "words"),
+    ("best_by", "scored", "words"),
     [
-        ("val/cidre", True, "stage.best_by=val/cidre is none of val/perplexity, val/bleu_1"),
-        ("val/cider", False, "set scores.pictures above 0"),
+        ("val/cidre", (8, 1, 5), "stage.best_by=val/cidre is none of val/perplexity, val/bleu_1"),
+        ("val/cider", (0, 1, 5), "set scores.pictures above 0"),
+        ("val/cider", (8, 6, 5), "is never measured, with scores.every_n_epochs=6 and trainer.max_epochs=5"),
     ],
 )
-def test_what_no_checkpoint_can_be_chosen_by_is_refused(best_by, are_scored, words):
+def test_what_no_checkpoint_can_be_chosen_by_is_refused(best_by, scored, words):
     with pytest.raises(UserError, match=words):
-        check_best_by(best_by, are_scored)
+        check_best_by(best_by, *scored)
+
+
+def test_self_critical_training_without_a_start_is_refused_before_any_data_is_read(tmp_path):
+    with pytest.raises(UserError, match=r"stage=scst\) goes on from a trained model; say which with model\.init_from="):
+        train(composed(tmp_path, "stage=scst", "data.train_pictures=10000000"))

@@ -19,7 +19,9 @@ def table(scores: Scores) -> str:
     return "\n".join(f"{name:<8}{100 * figure:8.2f}" for name, figure in scores.corpus.items())
 
 
-def evaluate(results: Path, annotations: Path, output: Path, *, java: bool, only_captioned: bool) -> Scores:
+def evaluate(
+    results: Path, annotations: Path, output: Path, *, java: bool, only_captioned: bool, overwrite: bool = False
+) -> Scores:
     """Scores the files and writes `output`, which appears whole or not at all.
 
     Raises:
@@ -27,6 +29,10 @@ def evaluate(results: Path, annotations: Path, output: Path, *, java: bool, only
     """
     if output.is_dir():
         raise UserError(f"--output {output} is a folder; name a file, for example {output / 'scores.json'}")
+    if any(output.exists() and output.samefile(given) for given in (results, annotations) if given.exists()):
+        raise UserError(f"--output {output} is one of the files to be scored; name another file")
+    if output.exists() and not overwrite:
+        raise UserError(f"--output {output} exists already; replace it with --overwrite, or name another file")
     candidates, references = read_results(results), read_references(annotations)
     if only_captioned:
         references = {picture: captions for picture, captions in references.items() if picture in candidates}
@@ -45,6 +51,13 @@ def _check(
     try:
         check_pictures(candidates, references)
     except UserError as error:
+        if {str(picture) for picture in candidates} <= {str(picture) for picture in references} and candidates:
+            kinds = {type(picture) for picture in candidates} ^ {type(picture) for picture in references}
+            if kinds == {int, str}:
+                raise UserError(
+                    f"{results} and {annotations} don't belong together: image_id is text in one file and a number in "
+                    "the other; write it as the captions file has it"
+                ) from error
         missing = any(picture not in candidates for picture in references)
         known = all(picture in references for picture in candidates)
         way_out = "; --only-captioned scores the pictures that have a candidate" if missing and known else ""
@@ -61,10 +74,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--only-captioned", action="store_true", help="leave out pictures with no candidate, instead of refusing"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
     given = parser.parse_args(arguments)
     try:
         scores = evaluate(
-            given.results, given.annotations, given.output, java=not given.no_java, only_captioned=given.only_captioned
+            given.results,
+            given.annotations,
+            given.output,
+            java=not given.no_java,
+            only_captioned=given.only_captioned,
+            overwrite=given.overwrite,
         )
     except UserError as error:
         sys.exit(f"error: {error}")

@@ -121,6 +121,8 @@ def save_model(captioner: ImageCaptioner, folder: Path, generation: dict[str, An
         decoder_start_token_id=bos, bos_token_id=bos, eos_token_id=eos, pad_token_id=pad, **generation
     )
     network.save_pretrained(folder)
+    for file in folder.iterdir():  # safetensors gives the file to its owner alone
+        file.chmod(file.stat().st_mode | (folder / "config.json").stat().st_mode)
     _image_processor(captioner.picture_format).save_pretrained(folder)
 
 

@@ -137,7 +137,8 @@ def picture_size(config: ViTConfig) -> tuple[int, int]:
 
 def _unavailable(name: str, key: str, file: str) -> UserError:
     if Path(name).is_dir():
-        return UserError(f"{key}={name} is a folder without a readable {file}; set {key} to one that has it")
+        damaged = ", which is damaged or cut short" if (Path(name) / file).is_file() else ""
+        return UserError(f"{key}={name} is a folder without a readable {file}{damaged}; set {key} to one that has it")
     files = "config.json, model.safetensors" + (" and preprocessor_config.json" if key != "model.decoder" else "")
     return UserError(
         f"{key}={name} could not be fetched from the Hugging Face hub and is not in its local cache; "

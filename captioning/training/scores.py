@@ -88,10 +88,17 @@ def _of_all_ranks(candidates: dict[ImageId, str], world_size: int) -> dict[Image
     return {picture: text for of_rank in gathered for picture, text in of_rank.items()}
 
 
-def check_best_by(best_by: str, are_scored: bool) -> None:
-    """Raise UserError unless checkpoints can be chosen by this metric, given whether captions are scored at all."""
+def check_best_by(best_by: str, pictures: int, every_n_epochs: int, epochs: int) -> None:
+    """Raise UserError unless checkpoints can be chosen by this metric, given what is scored and when."""
     known = ("val/perplexity", *LOGGED.values())
     if best_by not in known:
         raise UserError(f"stage.best_by={best_by} is none of {', '.join(known)}")
-    if best_by != "val/perplexity" and not are_scored:
+    if best_by == "val/perplexity":
+        return
+    if not pictures:
         raise UserError(f"stage.best_by={best_by} needs captions to score; set scores.pictures above 0")
+    if every_n_epochs > epochs:
+        raise UserError(
+            f"stage.best_by={best_by} is never measured, with scores.every_n_epochs={every_n_epochs} and "
+            f"trainer.max_epochs={epochs}; lower the first"
+        )

@@ -87,8 +87,7 @@ class SelfCriticalModule(CaptioningModule):
         **settings: Any,
     ):
         super().__init__(captioner, **settings)
-        require_whole("stage.self_critical.samples", samples, 2)
-        require_whole("stage.self_critical.max_new_tokens", max_new_tokens, 2)
+        check_sampling(samples, max_new_tokens)
         self._reward, self._decode = reward, decode
         self._samples, self._max_new_tokens, self._seed = samples, max_new_tokens, seed
 
@@ -126,6 +125,12 @@ class SelfCriticalModule(CaptioningModule):
         """Of this epoch's batch of this rank, whatever was drawn before it."""
         place = (self.trainer.current_epoch * self.trainer.world_size + self.trainer.global_rank) << 32
         return (self._seed * 1_000_003 + place + batch_index) % 2**63
+
+
+def check_sampling(samples: int, max_new_tokens: int) -> None:
+    """Raise UserError unless there are samples to compare, long enough for a word and EOS."""
+    require_whole("stage.self_critical.samples", samples, 2)
+    require_whole("stage.self_critical.max_new_tokens", max_new_tokens, 2)
 
 
 def advantages(rewards: Tensor) -> Tensor:
