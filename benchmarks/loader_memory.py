@@ -7,6 +7,7 @@ captions, USS stays where it was after the first batches; where they copy them, 
 alone tells (/proc). --small is a twentieth of COCO.
 """
 
+import multiprocessing
 import random
 import sys
 import time
@@ -82,11 +83,11 @@ def main(part: int) -> int:
     print(f"{len(data.splits['train'])} pictures, {captions} captions, {WORKERS} workers; MB a worker")
     print("part of the epoch   RSS              PSS              USS")
     loader = data.train_dataloader()
-    start, batches = time.perf_counter(), iter(loader)
+    start = time.perf_counter()
     seen: list[list[tuple[float, float, float]]] = []
-    for number, _ in enumerate(batches, start=1):
+    for number, _ in enumerate(loader, start=1):
         if number % (len(loader) // 10) == 0:
-            seen.append([megabytes(worker.pid) for worker in batches._workers])
+            seen.append([megabytes(worker.pid) for worker in multiprocessing.active_children()])
             columns = ("  ".join(f"{memory:7.1f}" for memory in kind) for kind in zip(*seen[-1], strict=True))
             print(f"{number / len(loader):17.1f}   {'   '.join(columns)}", flush=True)
     growth = max(after[2] - before[2] for before, after in zip(seen[0], seen[-1], strict=True))
