@@ -26,12 +26,17 @@ def settings_of(cfg: DictConfig, training_pictures: Sequence[int | str], process
     """What `refuse_other_settings` compares, as plain values; goes into every `last.ckpt`."""
     pictures = repr(list(training_pictures)).encode()  # their image ids, in order
     special = {
-        "data": cfg.data.get("dataset") or str(cfg.data._target_),
+        "data": cfg.data.get("dataset") or _package(str(cfg.data._target_)),
         "stage.self_critical": cfg.stage.self_critical is not None,
         "training pictures": hashlib.blake2b(pictures, digest_size=8).hexdigest(),
         "processes": processes,
     }
     return {key: special.get(key, OmegaConf.select(cfg, key)) for key in (*OF_A_RUN, *OF_AN_EPOCH)}
+
+
+def _package(target: str) -> str:
+    """Of a data set without a name: `shapes` for `captioning.data.shapes.datamodule.ShapesDataModule`."""
+    return target.removeprefix("captioning.data.").split(".")[0]
 
 
 def refuse_other_settings(path: Path, now: dict[str, Any]) -> None:

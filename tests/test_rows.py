@@ -157,21 +157,22 @@ def growth_in_a_worker(captions: list[list[str]], tokens: TokenArrays, load: Tou
     """MB of its own that a worker gains from a quarter of an epoch to its end."""
     split = Split(range(len(captions)), captions, load)
     rows = CaptionRows(split, tokens, 5, 1, EvaluationTransform(FORMAT))
-    gc.collect()
-    gc.freeze()  # else the worker's own collections write to the pages of all that other tests have left
-    batches = iter(
-        DataLoader(
-            rows,
-            batch_sampler=EpochBatches(len(rows), 100, shuffle=False, seed=1),
-            collate_fn=len,
-            num_workers=1,
-            multiprocessing_context="fork",
-            persistent_workers=True,  # the last one is still there to be measured
-        )
+    loader = DataLoader(
+        rows,
+        batch_sampler=EpochBatches(len(rows), 100, shuffle=False, seed=1),
+        collate_fn=len,
+        num_workers=1,
+        multiprocessing_context="fork",
+        persistent_workers=True,  # the last one is still there to be measured
     )
-    gc.unfreeze()
-    worker, when = batches._workers[0].pid, (len(batches) // 4, len(batches))
-    before, after = (own_megabytes(worker) for number, _ in enumerate(batches, start=1) if number in when)
+    gc.collect()
+    gc.disable()  # a collection here or in the worker writes to the pages of all that other tests have left
+    try:
+        batches = iter(loader)
+        worker, when = batches._workers[0].pid, (len(batches) // 4, len(batches))
+        before, after = (own_megabytes(worker) for number, _ in enumerate(batches, start=1) if number in when)
+    finally:
+        gc.enable()
     return after - before
 
 

@@ -31,12 +31,12 @@ def evaluate(
         raise UserError(f"--output {output} is a folder; name a file, for example {output / 'scores.json'}")
     if any(output.exists() and output.samefile(given) for given in (results, annotations) if given.exists()):
         raise UserError(f"--output {output} is one of the files to be scored; name another file")
-    if output.exists() and not overwrite:
-        raise UserError(f"--output {output} exists already; replace it with --overwrite, or name another file")
     candidates, references = read_results(results), read_references(annotations)
     if only_captioned:
         references = {picture: captions for picture, captions in references.items() if picture in candidates}
     _check(candidates, references, results, annotations)
+    if output.exists() and not overwrite:
+        raise UserError(f"--output {output} exists already; replace it with --overwrite, or name another file")
     scores = score(candidates, references, java=java)
     try:
         write_atomically(output, scores_json(scores))
