@@ -72,7 +72,7 @@ def seed_of_run(folder: Path) -> int | None:
 
 def last_checkpoint(run_dir: Path) -> Path | None:
     """What a resumed run goes on from; None where it was stopped before its first checkpoint, and begins anew."""
-    if (run_dir / LAST).is_file():
+    if is_run(run_dir):
         return run_dir / LAST
     log.info("%s was stopped before its first checkpoint, and begins anew", run_dir)
     return None

@@ -12,12 +12,12 @@ from captioning.errors import UserError
 from captioning.evaluation.cider import CiderD
 from captioning.evaluation.tokenizer import tokenize
 from captioning.model.generation import Caption
+from captioning.training.module import in_eval_mode
 from captioning.training.self_critical import (
     EOS,
     CiderReward,
     SelfCriticalModule,
     advantages,
-    in_eval_mode,
     packed_samples,
 )
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from captioning.errors import UserError
 from captioning.evaluation.scoring import Scores, score, scores_json
@@ -48,7 +47,7 @@ class ScoredSplit:
     def add(self, described: Described, texts: list[str]) -> None:
         """A batch's captions, and the loss of the split's own captions of its pictures, encoded already."""
         batch, attended, captions = described
-        if not isinstance(attended, Tensor):
+        if attended is None:
             return
         nats, tokens = self._captioner.loss_from(attended, self._split.batch(batch.indices).to(attended.device))
         self._nats, self._tokens = self._nats + nats.item(), self._tokens + int(tokens)

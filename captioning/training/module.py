@@ -1,7 +1,8 @@
 """The LightningModule: one step of training or validation, and what a checkpoint holds besides weights."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
@@ -136,3 +137,15 @@ class CaptioningModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what prediction needs to the checkpoint, so that one file is enough for it."""
         checkpoint["captioner"] = self.checkpoint_extras
+
+
+@contextmanager
+def in_eval_mode(module: torch.nn.Module) -> Iterator[None]:
+    """Dropout off; afterwards every part is in the mode that it was in."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training

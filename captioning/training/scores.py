@@ -10,7 +10,7 @@ from captioning.batch import ImageId
 from captioning.errors import UserError
 from captioning.evaluation.scoring import score
 from captioning.model.generation import Decoding, generate_from
-from captioning.training.module import CaptioningModule
+from captioning.training.module import CaptioningModule, in_eval_mode
 
 LOGGED = {  # what the field calls them, and the name here
     "Bleu_1": "val/bleu_1",
@@ -53,8 +53,8 @@ class CaptionScores(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._before_training and trainer.global_step == 0:
-            pl_module.eval()
-            metrics = self.scores(trainer, pl_module)
+            with in_eval_mode(pl_module):
+                metrics = self.scores(trainer, pl_module)
             for logger in trainer.loggers:
                 logger.log_metrics({"epoch": 0, **metrics}, step=0)
 

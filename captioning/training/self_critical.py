@@ -10,8 +10,7 @@ Letters: B pictures, K samples of a picture, T tokens of the longest sample, EOS
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from captioning.evaluation.cider import CiderD, PreparedReferences
 from captioning.evaluation.tokenizer import tokenize
 from captioning.model.captioner import ImageCaptioner
 from captioning.model.generation import Caption, Rollouts, generate_from
-from captioning.training.module import NOMINAL_TOKENS, CaptioningModule
+from captioning.training.module import NOMINAL_TOKENS, CaptioningModule, in_eval_mode
 
 EOS = "<eos>"  # no word: the tokenizer of scores never gives it
 PREPARED_PICTURES = 20_000  # whose counted references are kept; a picture's take about 10 kB
@@ -172,15 +171,3 @@ def packed_samples(
         image_ids=batch.image_ids,
         caption_count=tokens.shape[0] * tokens.shape[1],
     )
-
-
-@contextmanager
-def in_eval_mode(module: torch.nn.Module) -> Iterator[None]:
-    """Dropout off; afterwards every part is in the mode that it was in."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
