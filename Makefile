@@ -29,7 +29,7 @@ demo: setup  ## train on drawn shapes (minutes), caption held-out pictures, and 
 	printf '\n%s\n' "The first captions of $$run/captions.jsonl, and how many of all are true:" && \
 	head -n 5 $$run/captions.jsonl && \
 	$(BIN)/python -m captioning.data.shapes judge $$run/captions.jsonl && \
-	printf '\n%s\n' "Look at" \
+	printf '%s\n' "" "Look at" \
 		"  the captions      $$run/captions.jsonl, of the pictures in $$run/pictures" \
 		"  pictures, captions and where the model looked, in a browser: $$run/captions.html" \
 		"  the table         $$run/results.md, and its curves $$run/curves.png" \
