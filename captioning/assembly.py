@@ -14,6 +14,7 @@ from omegaconf import DictConfig, open_dict
 
 from captioning.commands import built, plain, whole
 from captioning.errors import UserError
+from captioning.run_folder import LAST
 from captioning.weights import HuggingFaceModel
 
 if TYPE_CHECKING:
@@ -91,12 +92,17 @@ def callbacks_of(
     from captioning.training.metric_rows import MetricRows
     from captioning.training.samples import SampleTable
     from captioning.training.scores import CaptionScores
+    from captioning.training.skipped_steps import SkippedSteps
     from captioning.training.stages import ApplyStages
     from captioning.training.stopping import StopEarly
 
     tokenizer, run_dir = datamodule.tokenizer, Path(cfg.run_dir)
     dropout = AddressedDropout(partial(addressed_seed, cfg.seed, "dropout"))
-    callbacks: list[L.Callback] = [ApplyStages(schedule), dropout, MetricRows(), ResultsTable(run_dir), Curves(run_dir)]
+    skipped = SkippedSteps(whole(cfg, "max_skipped_steps", 0), run_dir / LAST)
+    callbacks: list[L.Callback] = [
+        *(ApplyStages(schedule), dropout),
+        *(MetricRows(), skipped, ResultsTable(run_dir), Curves(run_dir)),
+    ]
     if cfg.trainer.get("enable_progress_bar", True):
         callbacks.append(ProgressBar())
     if cfg.encoder_cache is not None:
@@ -127,12 +133,12 @@ def checkpoints_of(cfg: DictConfig) -> tuple[BestCheckpoint, LastCheckpoint] | N
 
     best_by, keys = cfg.stage.best_by, cfg.checkpoints
     every_n_steps = None if keys.every_n_steps is None else whole(cfg, "checkpoints.every_n_steps", 1)
-    saving, folder = Saving(keys.on_error), Path(cfg.run_dir) / "checkpoints"
-    last = LastCheckpoint(folder / "last.ckpt", saving, every_n_steps, keys.every_minutes)
+    saving, path = Saving(keys.on_error), Path(cfg.run_dir) / LAST
+    last = LastCheckpoint(path, saving, every_n_steps, keys.every_minutes)
     if not cfg.trainer.get("enable_checkpointing", True):
         return None
     mode, every_n_epochs = ("min", 1) if best_by == "val/perplexity" else ("max", cfg.scores.every_n_epochs)
-    best = BestCheckpoint(saving, dirpath=folder, monitor=best_by, mode=mode, every_n_epochs=every_n_epochs)
+    best = BestCheckpoint(saving, dirpath=path.parent, monitor=best_by, mode=mode, every_n_epochs=every_n_epochs)
     return best, last
 
 

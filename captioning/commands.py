@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from captioning.errors import Stopped, UserError, require_whole
 from captioning.files import readable
+from captioning.run_folder import is_run
 
 
 @contextmanager
@@ -28,10 +29,11 @@ def one_sentence_errors() -> Iterator[None]:
     """
     try:
         yield
-    except UserError as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+    except (UserError, RuntimeError) as error:
+        words = _mistake(error)
+        if words is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        sys.exit(f"error: {_without_worker_trace(error)}")
+        sys.exit(f"error: {words}")
     except Stopped as stopped:
         print(f"stopped by {stopped.words}", file=sys.stderr)
         sys.exit(stopped.code)
@@ -41,10 +43,18 @@ def one_sentence_errors() -> Iterator[None]:
 
 @contextmanager
 def resumable(run_dir: Path) -> Iterator[None]:
-    """Adds to the end of an interrupted fit, which Lightning makes a silent exit, words on how to go on."""
+    """Adds to the end of an interrupted fit, which Lightning makes a silent exit, words on how to go on.
+
+    So too where it ended by a mistake and has a checkpoint.
+    """
     continued = f"continue with python train.py resume={readable(run_dir)}"
     try:
         yield
+    except (UserError, RuntimeError) as error:
+        words = _mistake(error)
+        if words is None or not is_run(run_dir):
+            raise
+        raise UserError(f"{words}; then {continued}") from error
     except Stopped as end:
         raise Stopped(int(end.code or 0), f"{end.words}; {continued}") from None
     except (KeyboardInterrupt, SystemExit) as end:
@@ -81,11 +91,24 @@ def plain(config: DictConfig, *keys: str) -> dict[str, Any]:
     return {str(key): value for key, value in container.items() if not keys or key in keys}
 
 
-def _without_worker_trace(error: UserError) -> str:
-    """The sentence alone, also where a loader worker raised it and torch wrapped its trace around it."""
+LOADER_DIED = "DataLoader worker (pid"  # how torch begins to say that one ended, by a signal or by itself
+
+
+def _mistake(error: UserError | RuntimeError) -> str | None:
+    """The one sentence of an error that a user can mend; None of a bug.
+
+    Where a loader worker raised it, torch has wrapped its trace around it.
+    """
     text = str(error)
-    marker = f"{UserError.__module__}.{UserError.__qualname__}: "
-    return text.rpartition(marker)[2].strip() if marker in text else text
+    if isinstance(error, UserError):
+        marker = f"{type(error).__module__}.{type(error).__qualname__}: "
+        return text.rpartition(marker)[2].strip() if marker in text else text
+    if LOADER_DIED not in text:
+        return None
+    return (
+        f"a process that reads pictures ended ({text.splitlines()[0].strip().rstrip('.')}), most often because memory "
+        "ran out; take fewer processes or smaller batches"
+    )
 
 
 def quiet_libraries() -> None:

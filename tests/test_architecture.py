@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "evaluation": SMALL,
     "prediction": SMALL | {"batch", "checkpoint", "weights", "data", "model", "evaluation"},
     # train.py's parts, and a command of its own: like the scripts.
-    "assembly": SMALL | {"commands", "weights", "data", "model", "training", "prediction", "evaluation"},
+    "assembly": SMALL | {"commands", "run_folder", "weights", "data", "model", "training", "prediction", "evaluation"},
     "export": SMALL | {"commands", "checkpoint", "weights", "model_card", "data", "model", "prediction"},
 }
 PARTS = MAY_IMPORT.keys()

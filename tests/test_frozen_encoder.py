@@ -96,7 +96,7 @@ def test_a_resumed_run_is_served_by_the_encoder_of_its_checkpoint(tmp_path):
     torch.save(checkpoint, path)
     resumed = run(tmp_path / "run", f"resume={tmp_path / 'run'}", cache, "encoder_cache_dtype=float32")
     batch = next(iter(resumed.datamodule.val_dataloader()))
-    pixels = torch.stack([resumed.datamodule.rows("val").pixels(i) for i in range(len(batch))])
+    pixels = torch.stack(list(resumed.datamodule.rows("val").pixels_of(range(len(batch))).values()))
     captioner = resumed.module.captioner
     assert torch.equal(
         captioner.network.state_dict()["encoder.layernorm.bias"],

@@ -45,7 +45,7 @@ def assert_learned_by_heart(run) -> None:
     assert run.metrics["train/perplexity_epoch"] < 1.1
     assert run.metrics["val/perplexity"] < 1.1
     split, tokenizer = run.datamodule.splits["train"], run.datamodule.tokenizer
-    pictures = torch.stack([run.datamodule.rows("train").pixels(i) for i in range(len(split))])
+    pictures = torch.stack(list(run.datamodule.rows("train").pixels_of(range(len(split))).values()))
     said = generate(run.module.captioner.eval(), pictures, Greedy(64))
     assert len(split) == 8
     for caption, true in zip(said, split.captions, strict=True):

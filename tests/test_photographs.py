@@ -10,6 +10,7 @@ from PIL import Image
 
 from captioning.batch import PictureFormat
 from captioning.data.photographs import PhotographDataModule, PhotographFiles
+from captioning.data.rows import DamagedPicture
 from captioning.errors import UserError
 
 CROPS = {"crop_scale": [0.7, 1.0], "brightness": 0.0, "contrast": 0.0, "flip": True}
@@ -71,14 +72,16 @@ def test_leaving_out_unreadable_pictures_must_not_empty_a_split(tmp_path):
 def test_damage_that_shows_only_in_training_is_named(tmp_path):
     (tmp_path / "x.jpg").write_bytes(b"\xff\xd8\xff broken \xff\xd9")
     with pytest.raises(
-        UserError, match=r"x\.jpg cannot be read: .*; replace it, or delete it and set data\.on_missing"
+        DamagedPicture, match=r"x\.jpg cannot be read: .*; replace it, or go on without it by data\.on_missing=skip"
     ):
-        PhotographFiles([tmp_path / "x.jpg"])(0)
+        PhotographFiles([tmp_path / "x.jpg"], "error")(0)
+    with pytest.raises(DamagedPicture, match=r"x\.jpg cannot be read: .*; replace it, or delete it$"):
+        PhotographFiles([tmp_path / "x.jpg"], "skip")(0)
 
 
 def test_the_files_travel_to_loader_workers(tmp_path):
     draw(tmp_path / "ünï code.jpg")
-    files = pickle.loads(pickle.dumps(PhotographFiles([tmp_path / "ünï code.jpg"])))
+    files = pickle.loads(pickle.dumps(PhotographFiles([tmp_path / "ünï code.jpg"], "error")))
     assert isinstance(files(0), Image.Image)
 
 
@@ -86,7 +89,7 @@ def test_a_photographs_identity_changes_with_its_path_size_or_time_of_change(tmp
     path = tmp_path / "a.jpg"
     for name in "ab":
         draw(tmp_path / f"{name}.jpg")
-    files = PhotographFiles([path, tmp_path / "b.jpg"])
+    files = PhotographFiles([path, tmp_path / "b.jpg"], "error")
     seen = [files.identity(0), files.identity(0), files.identity(1)]
     os.utime(path, ns=(0, 1_000_000_001))
     seen.append(files.identity(0))

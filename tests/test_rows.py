@@ -126,8 +126,8 @@ def test_augmentation_does_not_depend_on_the_photographs_before_it():
 def test_evaluation_shows_the_same_picture_in_every_epoch():
     rows = rows_of(split_of([["a man"]]))
     assert torch.equal(rows[0, 0].pixels, rows[5, 0].pixels)
-    assert torch.equal(rows[0, 0].pixels, rows.pixels(0))
-    assert rows.pixels(0).dtype == torch.uint8 and rows.pixels(0).shape == (3, 16, 16)
+    assert torch.equal(rows[0, 0].pixels, rows.pixels_of([0])[0])
+    assert rows.pixels_of([0])[0].dtype == torch.uint8 and rows.pixels_of([0])[0].shape == (3, 16, 16)
 
 
 def test_the_first_pictures_of_a_split_keep_their_captions_and_files():

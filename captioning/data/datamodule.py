@@ -183,9 +183,10 @@ class CaptionDataModule(L.LightningDataModule):
     def samples(self, count: int) -> tuple[Tensor, list[int | str], list[list[str]]]:
         """Up to `count` validation pictures, spread over the split: (count, 3, H, W) uint8, image ids, captions."""
         split, rows = self.splits["val"], self.rows("val")
-        chosen = spread(count, len(split))
-        pixels = torch.stack([rows.pixels(picture) for picture in chosen])
-        return pixels, [split.image_ids[i] for i in chosen], [list(split.captions[i]) for i in chosen]
+        pixels = rows.pixels_of(spread(count, len(split)))
+        chosen = list(pixels)
+        ids, captions = [split.image_ids[i] for i in chosen], [list(split.captions[i]) for i in chosen]
+        return torch.stack(list(pixels.values())), ids, captions
 
     def whole_pictures(self, split: str, count: int) -> DataLoader:
         """Up to `count` pictures, spread over a split, each one row with all its captions; each rank has its share."""

@@ -19,7 +19,7 @@ from captioning.data.pictures import UnreadablePicture, read_picture
 from captioning.data.preparation import Outcome, prepare_pictures
 from captioning.data.prepared import Places, find_prepared, packs_in
 from captioning.data.records import Photograph
-from captioning.data.rows import Split
+from captioning.data.rows import DamagedPicture, Split
 from captioning.data.splits import check_division, refuse_empty, split_photographs
 from captioning.errors import UserError
 from captioning.files import readable
@@ -28,19 +28,22 @@ log = logging.getLogger(__name__)
 
 
 class PhotographFiles:
-    """Paths as one array of bytes, which loader workers share; called with i reads photograph i."""
+    """Paths as one array of bytes, which loader workers share; called with i reads photograph i.
 
-    def __init__(self, paths: Sequence[Path]):
+    Set-up has looked at both ends of each file; what is found only now raises DamagedPicture.
+    """
+
+    def __init__(self, paths: Sequence[Path], on_missing: str):
         self._paths = np.array([str(path) for path in paths])
+        self._on_missing = on_missing
 
     def __call__(self, i: int) -> Image.Image:
         path = self.path(i)
         try:
             return read_picture(path)
         except UnreadablePicture as error:
-            raise UserError(
-                f"{path} cannot be read: {error}; replace it, or delete it and set data.on_missing=skip"
-            ) from error
+            without = "delete it" if self._on_missing == "skip" else "go on without it by data.on_missing=skip"
+            raise DamagedPicture(f"{path} cannot be read: {error}; replace it, or {without}") from error
 
     def identity(self, i: int) -> str:
         """The file's path, size in bytes and time of change."""
@@ -98,7 +101,8 @@ class PhotographDataModule(CaptionDataModule):
 
     def read(self) -> dict[str, Split]:
         """Read the annotation files and divide the photographs."""
-        return {name: _split(photographs) for name, photographs in self._divided().items() if photographs}
+        divided = self._divided().items()
+        return {name: _split(photographs, self._on_missing) for name, photographs in divided if photographs}
 
     def prepare(self, size: int, num_workers: int) -> Outcome:
         """Store the training photographs with `size` pixels on the shorter side, where they are not so stored."""
@@ -163,6 +167,7 @@ class PhotographDataModule(CaptionDataModule):
         return divided
 
 
-def _split(photographs: list[Photograph]) -> Split:
-    files = PhotographFiles([photograph.path for photograph in photographs])
-    return Split([p.image_id for p in photographs], [p.captions for p in photographs], files)
+def _split(photographs: list[Photograph], on_missing: str) -> Split:
+    files = PhotographFiles([photograph.path for photograph in photographs], on_missing)
+    captions = [photograph.captions for photograph in photographs]
+    return Split([p.image_id for p in photographs], captions, files, skips_damaged=on_missing == "skip")

@@ -1,10 +1,11 @@
 """A split as rows to train on, and rows as batches."""
 
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,15 @@ from captioning.data.order import EpochBatches
 from captioning.data.packing import Row, pack
 from captioning.data.randomness import addressed_seed
 from captioning.data.transforms import EvaluationTransform, TrainingTransform, captions_mention_sides
+from captioning.errors import UserError
+
+log = logging.getLogger(__name__)
+
+Made = TypeVar("Made")
+
+
+class DamagedPicture(UserError):
+    """A picture of a data set turns out to be unreadable after set-up has taken it as sound."""
 
 
 class Pictures(Protocol):
@@ -37,13 +47,15 @@ class Split:
     captions: Sequence[Sequence[str]]
     load: Pictures
     load_augmented: Callable[[int], Image.Image] | None = None  # the same, perhaps smaller, to be cropped and jittered
+    skips_damaged: bool = False  # whether rows go on without a picture that raises DamagedPicture
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def first(self, pictures: int, captions: int) -> "Split":
         """The same data set cut to its first pictures and the first captions of each."""
-        return Split(self.image_ids[:pictures], [c[:captions] for c in self.captions[:pictures]], self.load)
+        fewer = [of_picture[:captions] for of_picture in self.captions[:pictures]]
+        return replace(self, image_ids=self.image_ids[:pictures], captions=fewer, load_augmented=None)
 
 
 class CaptionRows(Dataset[Row]):
@@ -69,13 +81,17 @@ class CaptionRows(Dataset[Row]):
         self._mentions_sides = np.array([captions_mention_sides(captions) for captions in split.captions])
         self._tokens = tokens
         self._transform, self._augmentation, self._encoded = transform, augmentation, encoded
-        self._seed = seed
+        self._seed, self._skips_damaged = seed, split.skips_damaged
         rows_of_picture = -(-tokens.captions_per_picture() // captions_per_image)
         self._picture_of_row = np.repeat(np.arange(len(split)), rows_of_picture)
         self._first_row = np.concatenate([[0], np.cumsum(rows_of_picture)])
 
     def __len__(self) -> int:
         return len(self._picture_of_row)
+
+    def __getitems__(self, indices: Sequence[tuple[int, int]]) -> list[Row]:
+        """The rows of a batch; where damaged pictures are skipped, those of the others."""
+        return list(self._undamaged(self.__getitem__, indices).values())
 
     def __getitem__(self, index: tuple[int, int]) -> Row:
         epoch, row = index
@@ -91,12 +107,31 @@ class CaptionRows(Dataset[Row]):
         mine = [captions[i] for i in np.array_split(order, rows)[part]]
         if self._encoded is not None:
             return Row(image_id, None, mine, self._encoded(picture))
-        pixels = self.pixels(picture) if self._augmentation is None else self._augmented(picture, seed, part)
+        pixels = self._pixels(picture) if self._augmentation is None else self._augmented(picture, seed, part)
         return Row(image_id, pixels, mine)
 
-    def pixels(self, picture: int) -> Tensor:
-        """Picture `picture` as the model sees it in evaluation, (3, H, W) uint8."""
+    def pixels_of(self, pictures: Sequence[int]) -> dict[int, Tensor]:
+        """Pictures by their numbers as the model sees them in evaluation, (3, H, W) uint8."""
+        return self._undamaged(self._pixels, pictures)
+
+    def _pixels(self, picture: int) -> Tensor:
         return self._transform(self._load(picture))
+
+    def _undamaged(self, make: Callable[[Any], Made], numbers: Sequence[Any]) -> dict[Any, Made]:
+        """What is made of each number; where damaged pictures are skipped, a warning instead, but never of all."""
+        made: dict[Any, Made] = {}
+        damaged = None
+        for number in numbers:
+            try:
+                made[number] = make(number)
+            except DamagedPicture as error:
+                if not self._skips_damaged:
+                    raise
+                log.warning("%s; it is left out here", error)
+                damaged = error
+        if damaged and not made:
+            raise DamagedPicture(f"of {len(numbers)} pictures none is left: {damaged}") from damaged
+        return made
 
     def _augmented(self, picture: int, seed: int, part: int) -> Tensor:
         assert self._augmentation is not None

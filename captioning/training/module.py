@@ -47,9 +47,10 @@ class CaptioningModule(L.LightningModule):
         self._weight_decay, self._betas = weight_decay, (betas[0], betas[1])
         self._optimizer_options: list[dict[str, Any]] = []  # of each param group
         self.checkpoint_extras = checkpoint_extras
-        self._step_tokens: Tensor | None = None  # () labels since the last optimizer step
+        self._step_sums: Tensor | None = None  # (2,) nats and labels since the last optimizer step
         self.evaluation = TokenAverage()
         self.gradient_norm: Tensor | None = None  # () of the last step, before clipping
+        self.skipped_steps: Tensor | int = 0  # of the run: their loss or gradient was not finite
         self.on_train_loss: list[Callable[[Tensor, Tensor], None]] = []  # told each batch's sums, (nats, tokens)
 
     def on_fit_start(self) -> None:
@@ -69,9 +70,15 @@ class CaptioningModule(L.LightningModule):
     def training_step(self, batch: CaptionBatch, batch_index: int) -> Tensor:
         """The batch's summed loss, in units of `NOMINAL_TOKENS` tokens."""
         nats, tokens = self.captioner.loss(batch)
-        self._step_tokens = tokens if self._step_tokens is None else self._step_tokens + tokens
+        finite = nats.isfinite()  # or the batch is left out of the epoch's loss, as its step is skipped
         for tell in self.on_train_loss:
-            tell(nats, tokens)
+            tell(nats.where(finite, 0.0), tokens.where(finite, 0))
+        return self.step_loss(nats, tokens)
+
+    def step_loss(self, nats: Tensor, tokens: Tensor) -> Tensor:
+        """A batch's share of the step's loss, of which the gradient is taken; its sums are () tensors."""
+        sums = torch.stack([nats.detach().float(), tokens.float()])
+        self._step_sums = sums if self._step_sums is None else self._step_sums + sums
         return nats / NOMINAL_TOKENS
 
     def training_metrics(self, total: float, count: float) -> dict[str, float]:
@@ -89,17 +96,35 @@ class CaptioningModule(L.LightningModule):
 
         Lightning has divided by the accumulated batches and the ranks, both of which are undone here.
         """
-        assert self._step_tokens is not None
-        tokens = self.trainer.strategy.reduce(self._step_tokens, reduce_op="sum")
+        assert self._step_sums is not None
+        nats, tokens = self.trainer.strategy.reduce(self._step_sums, reduce_op="sum")
         divided_by = self.trainer.accumulate_grad_batches * self.trainer.world_size
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        scale = NOMINAL_TOKENS * divided_by / tokens.float()
+        scale = NOMINAL_TOKENS * divided_by / tokens
         self.gradient_norm = scale_and_clip(parameters, scale, gradient_clip_val)
-        self._step_tokens = None
+        self._skip_unless_finite(optimizer, nats, self.gradient_norm)
+        self._step_sums = None
+
+    def _skip_unless_finite(self, optimizer: torch.optim.Optimizer, nats: Tensor, norm: Tensor) -> None:
+        """Count a step whose loss or gradient is not finite, and let it change nothing.
+
+        The fused kernel is told as torch's own `GradScaler` tells it, on the device, so that no step waits to know.
+        An fp16 scaler skips a step by itself where gradients overflow, and halves its scale: that is how it finds one,
+        and not counted, unless its scale is below 1, where not the scale is too large but the gradient.
+        """
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is None:
+            skipped = ~(nats.isfinite() & norm.isfinite())
+            optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
+        else:
+            skipped = ~nats.isfinite() | (~norm.isfinite() & (scaler.get_scale() < 1))
+            if skipped:
+                optimizer.zero_grad()  # of an infinite loss the gradient can be finite
+        self.skipped_steps = self.skipped_steps + skipped.long()
 
     def on_train_epoch_start(self) -> None:
         """An epoch starts with no tokens owed, also after an epoch that was cut short."""
-        self._step_tokens = None
+        self._step_sums = None
 
     def on_validation_epoch_start(self) -> None:
         self.evaluation.reset()
@@ -135,8 +160,13 @@ class CaptioningModule(L.LightningModule):
         return optimizer
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what prediction needs to the checkpoint, so that one file is enough for it."""
+        """Add what prediction needs to the checkpoint, so that one file is enough for it; and how many were skipped."""
         checkpoint["captioner"] = self.checkpoint_extras
+        checkpoint["skipped_steps"] = int(self.skipped_steps)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A resumed run counts on; checkpoints of before had no count."""
+        self.skipped_steps = checkpoint.get("skipped_steps", 0)
 
 
 @contextmanager

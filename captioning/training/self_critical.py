@@ -22,7 +22,7 @@ from captioning.evaluation.cider import CiderD, PreparedReferences
 from captioning.evaluation.tokenizer import tokenize
 from captioning.model.captioner import ImageCaptioner
 from captioning.model.generation import Caption, Rollouts, generate_from
-from captioning.training.module import NOMINAL_TOKENS, CaptioningModule, in_eval_mode
+from captioning.training.module import CaptioningModule, in_eval_mode
 
 EOS = "<eos>"  # no word: the tokenizer of scores never gives it
 PREPARED_PICTURES = 20_000  # whose counted references are kept; a picture's take about 10 kB
@@ -100,10 +100,9 @@ class SelfCriticalModule(CaptioningModule):
         drawn = packed_samples(samples, batch, self._max_new_tokens, self.captioner.end_of_text).to(self.device)
         weights = advantages(rewards).gather(1, (drawn.caption_index - 1).clamp(min=0))  # (B, K * T)
         nats, tokens = self.captioner.loss_from(attended, drawn, weights)
-        self._step_tokens = tokens if self._step_tokens is None else self._step_tokens + tokens
         for tell in self.on_train_loss:
             tell(rewards.sum(), torch.tensor(rewards.numel(), device=self.device))
-        return nats / NOMINAL_TOKENS
+        return self.step_loss(nats, tokens)
 
     def training_metrics(self, total: float, count: float) -> dict[str, float]:
         """The mean reward of the samples, under its name in the loggers."""
