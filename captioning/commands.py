@@ -117,6 +117,7 @@ def quiet_libraries() -> None:
     To be called after the libraries were imported, since importing Lightning sets its own level.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.raiseExceptions = False  # no trace for each line that a full disk keeps out of train.log: it is shown too
     warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")  # the frozen ones, on purpose
     warnings.filterwarnings("ignore", message="It is recommended to use .*sync_dist=True")  # what is logged is summed

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 from lightning.pytorch.loggers import WandbLogger
 
-from captioning.training.loggers import MetricsCsv, WandbRows, run_loggers
+from captioning.training.loggers import WandbRows, run_loggers
+from captioning.training.metrics_csv import MetricsCsv
 
 
 @pytest.fixture
@@ -23,7 +24,9 @@ def logged(loggers, *rows):
 
 
 def loggers_of(tmp_path, continues):
-    return run_loggers(tmp_path, [WandbRows.__new__(WandbRows)], continues=continues)
+    logger = WandbRows.__new__(WandbRows)
+    logger._save_dir = str(tmp_path)
+    return run_loggers(tmp_path, [logger], continues=continues)
 
 
 ROWS = [(2, {"train/loss": 3.5}), (4, {"train/loss": 3.25}), (4, {"val/loss": 3.0}), (6, {"train/loss": 2.5})]

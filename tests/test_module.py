@@ -1,15 +1,18 @@
 """The LightningModule: gradients exact to the token, whatever way the batch comes."""
 
+import math
+
 import lightning as L
 import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
 from support import CAPTIONS, encoded_rows, small_captioner, trained_tokenizer
+from torch.amp import GradScaler
 from torch.utils.data import DataLoader
 
 from captioning.data.packing import pack
 from captioning.errors import UserError
-from captioning.model.captioner import GROUPS
+from captioning.model.captioner import GROUPS, ImageCaptioner
 from captioning.training.metric_rows import MetricRows
 from captioning.training.module import CaptioningModule
 from captioning.training.stages import ApplyStages, StageSchedule
@@ -142,6 +145,28 @@ def test_an_overflow_under_16_mixed_skips_its_step_and_nothing_else(rows, tmp_pa
         torch.testing.assert_close(one, other, msg=name)
     assert module.gradient_norm.isfinite()
     assert len(module.steps) == 2
+    assert module.skipped_steps == 0, "so the scaler finds its scale"
+
+
+def test_under_16_mixed_a_loss_that_is_not_finite_is_counted_and_so_is_a_gradient_that_no_scale_can_hold(
+    rows, tmp_path, monkeypatch
+):
+    batches = [pack(rows[:2]), pack(rows[2:])]
+    monkeypatch.setattr(GradScaler, "get_scale", lambda scaler: 0.5)
+    module, _ = fitted(batches, tmp_path, precision="16-mixed", overflow=(0,))
+    assert module.skipped_steps == 1
+    monkeypatch.undo()
+    loss = ImageCaptioner.loss
+    monkeypatch.setattr(ImageCaptioner, "loss", lambda self, batch: _infinite(loss(self, batch)))
+    module, _ = fitted(batches, tmp_path, precision="16-mixed")
+    before = small_captioner(trained_tokenizer().vocab_size, spread=0.05)
+    assert module.skipped_steps == 2
+    assert all(map(torch.equal, module.captioner.parameters(), before.parameters()))
+
+
+def _infinite(loss):
+    """A sum of infinitely many nats whose gradient is finite, as that of cross-entropy can be."""
+    return loss._replace(nats=loss.nats + math.inf)
 
 
 def test_the_epochs_training_loss_is_exact_to_the_token(rows, tmp_path):

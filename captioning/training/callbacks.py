@@ -1,5 +1,6 @@
 """What is measured and shown while a run trains."""
 
+import logging
 import math
 from pathlib import Path
 from typing import Any, ClassVar
@@ -8,6 +9,8 @@ import lightning as L
 from lightning.pytorch.callbacks import TQDMProgressBar
 
 from captioning.files import write_atomically
+
+log = logging.getLogger(__name__)
 
 
 class ProgressBar(TQDMProgressBar):
@@ -78,7 +81,10 @@ class ResultsTable(L.Callback):
             return
         metrics = trainer.callback_metrics
         self._rows[trainer.current_epoch] = [float(metrics.get(name, math.nan)) for name in self.COLUMNS]
-        write_atomically(self._path, self._table())
+        try:
+            write_atomically(self._path, self._table())
+        except OSError as error:  # the next epoch writes all of it
+            log.warning("results.md could not be written: %s", error.strerror or error)
 
     def _table(self) -> str:
         logged = [not all(math.isnan(value) for value in column) for column in zip(*self._rows.values(), strict=True)]

@@ -1,7 +1,5 @@
 """Where metrics go: `metrics.csv` in every run folder, and Weights & Biases unless `logger=csv`."""
 
-import csv
-import io
 import logging
 import os
 import re
@@ -19,98 +17,24 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from captioning.errors import UserError
 from captioning.files import readable, write_atomically
+from captioning.training.metrics_csv import MetricsCsv
 
 log = logging.getLogger(__name__)
 
 PROJECT_NAME = re.compile(r"[\w.-]{1,128}")
 
 
-class MetricsCsv(Logger):
-    """Writes every logged row to `RUN_DIR/metrics.csv`, columns `step` and the metrics' names.
+class WandbRows(WandbLogger):
+    """W&B's logger for runs that resume, and for disks that fill up.
 
-    Unlike Lightning's `CSVLogger` it keeps the rows of a run that resumes in the same folder. Each row is in the file
-    when `log_metrics` returns; a new column rewrites the file, atomically.
-
-    Attributes:
-        rows: how many there are.
-        repeats: whether the last one was logged before, by the part of the run that a resumed one takes again.
+    W&B can't take rows back, so those that it has are not sent again. What it can't write it drops, and training goes
+    on: its service says so in its own log alone, so the disk is looked at here.
     """
 
-    def __init__(self, run_dir: Path):
-        super().__init__()
-        self._path = Path(run_dir) / "metrics.csv"
-        self._columns: list[str] = []
-        if self._path.is_file():
-            with self._path.open(newline="", encoding="utf-8") as file:
-                self._columns = next(csv.reader(file), [])
-        self.rows, self.repeats = len(self._rows()), False
-        self._dropped: list[tuple[int, frozenset[str]]] = []
-
-    @property
-    def name(self) -> str:
-        return "csv"
-
-    @property
-    def version(self) -> str:
-        return ""
-
-    @rank_zero_only
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: `.hydra/config.yaml` holds them."""
-
-    @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Append one row."""
-        row: dict[str, Any] = {"step": step, **metrics}
-        if new := [name for name in row if name not in self._columns]:
-            self._rewrite(self._columns + new)
-        with self._path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self._columns).writerow(row)
-        self.rows += 1
-        self.repeats = self._dropped[:1] == [_kind(row)]
-        self._dropped = self._dropped[1:] if self.repeats else []
-
-    @rank_zero_only
-    def keep(self, count: int) -> None:
-        """Keep the first rows and drop the others, which a resumed run logs again, or others in their place."""
-        rows = self._rows()
-        self._dropped = [_kind(row) for row in rows[count:]]
-        if self._dropped:
-            self._write(self._columns, rows[:count])
-        self.rows = len(rows[:count])
-
-    def will_repeat(self, step: int | None) -> bool:
-        """Whether a row of this step, to be logged next, was logged before."""
-        return any(dropped == step for dropped, _ in self._dropped[:1])
-
-    def _rewrite(self, columns: list[str]) -> None:
-        self._write(columns, self._rows())
-        self._columns = columns
-
-    def _rows(self) -> list[dict[str, str]]:
-        if not self._path.is_file():
-            return []
-        with self._path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        return [row for row in rows if (row["step"] or "").isdecimal()]  # a power cut may leave a part of a row
-
-    def _write(self, columns: list[str], rows: list[dict[str, str]]) -> None:
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-        write_atomically(self._path, text.getvalue())
-
-
-def _kind(row: dict[str, Any]) -> tuple[int, frozenset[str]]:
-    """What tells a row from its neighbours: its step, and which metrics it has."""
-    return int(row["step"]), frozenset(name for name, value in row.items() if value not in ("", None))
-
-
-class WandbRows(WandbLogger):
-    """W&B's logger for a run that resumes: W&B can't take rows back, so those that it has are not sent again."""
+    LEAST_FREE_BYTES = 2**20  # under which rows are as good as lost: W&B writes in blocks of 32 KiB
 
     after: MetricsCsv | None = None  # which gets each row before
+    _warned = False
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -119,7 +43,18 @@ class WandbRows(WandbLogger):
             is_row = all(isinstance(value, int | float) for value in metrics.values())
             if self.after.repeats if is_row else self.after.will_repeat(step):
                 return
-        super().log_metrics(metrics, step)
+        problem = None
+        try:
+            super().log_metrics(metrics, step)
+        except OSError as error:  # of a table or a picture, whose file this process writes
+            problem = error.strerror
+        if self.save_dir and shutil.disk_usage(self.save_dir).free < self.LEAST_FREE_BYTES:
+            problem = "No space left on device"
+        if problem and not self._warned:
+            folder = readable(Path(str(self.save_dir)) / "wandb")
+            said = "%s: W&B loses what does not fit into %s, from step %s on; metrics.csv has each row"
+            log.warning(said, problem, folder, step)
+        self._warned = bool(problem)
 
 
 def run_loggers(run_dir: Path, others: list[Logger], *, continues: bool) -> list[Logger]:

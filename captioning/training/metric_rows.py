@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captioning.batch import CaptionBatch
 from captioning.training.averages import TokenAverage
-from captioning.training.loggers import MetricsCsv
+from captioning.training.metrics_csv import MetricsCsv
 from captioning.training.module import CaptioningModule
 
 SAVED_AS = "metric_rows"  # in a checkpoint
