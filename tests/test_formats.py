@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from captioning.errors import UserError
 from captioning.evaluation.coco_files import read_results
-from captioning.prediction.cells import FORMULA, cell
+from captioning.prediction import cells
+from captioning.prediction.cells import cell
 from captioning.prediction.formats import Csv, Row, check_image_ids, coco_image_id, format_of
 
 # Texts as cells meet them: mostly of what makes cells, formulas and lines.
@@ -32,12 +33,6 @@ def table(text: str) -> list[list[str]]:
     """What Python's csv finds, the byte order mark taken away as `utf-8-sig` does."""
     read = text.encode().decode("utf-8-sig")  # encode: it is UTF-8, whatever the names
     return list(csv.reader(io.StringIO(read, newline=""), strict=True))
-
-
-def unescaped(text: str) -> str:
-    """A text as it was before apostrophes were put into it."""
-    starts = FORMULA.pattern.replace("(?=", "'(?=", 1).replace(r"\A(?=['", r"\A'(?=['")
-    return re.sub(starts, "", text)
 
 
 def test_the_suffix_chooses_the_format():
@@ -127,7 +122,7 @@ def test_no_reader_that_splits_where_it_likes_finds_a_formula(text):
 @given(st.lists(st.tuples(READABLE, READABLE, LOG_PROBABILITIES), max_size=4))
 def test_a_table_read_back_gives_all_texts_and_numbers(written):
     found = table(text_of("c.csv", *(Row(*row) for row in written)))[1:]
-    back = [(unescaped(path), unescaped(caption), float(number)) for path, caption, number, _ in found]
+    back = [(cells.text_of(path), cells.text_of(caption), float(number)) for path, caption, number, _ in found]
     assert back == [(path, caption, round(number, 6)) for path, caption, number in written]
 
 

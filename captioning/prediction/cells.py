@@ -23,3 +23,16 @@ def cell(value: str | int | None) -> str:
         return str(value)
     text = FORMULA.sub("'", value.encode("utf-8", "backslashreplace").decode())
     return f'"{text.replace(chr(34), chr(34) * 2)}"'
+
+
+# What `cell` has put in, told by what stands behind it.
+PUT_IN = re.compile(FORMULA.pattern.replace("(?=", "'(?=", 1).replace(r"\A(?=['", r"\A'(?=['"))
+
+
+def text_of(cell: str) -> str:
+    r"""The text of a cell, as a reader of CSV gives it, before apostrophes were put into it.
+
+    >>> text_of("'=1"), text_of("a dog;' =1")
+    ('=1', 'a dog; =1')
+    """
+    return PUT_IN.sub("", cell)
