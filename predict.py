@@ -17,7 +17,9 @@ from captioning.data.layouts import recognise
 from captioning.errors import UserError
 from captioning.overrides import prepared_arguments
 from captioning.prediction.formats import check_image_ids
-from captioning.prediction.results import CaptionWriter, check_output, settings_path
+from captioning.prediction.outputs import check_output
+from captioning.prediction.partial import settings_path
+from captioning.prediction.results import CaptionWriter
 from captioning.prediction.score_files import SCORES, TABLE, check_files
 from captioning.prediction.sources import FoundPictures, find_pictures
 from captioning.prediction.text_files import TextFiles

@@ -11,12 +11,15 @@ import re
 import resource
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from captioning.errors import UserError
-from captioning.prediction.results import CaptionWriter, check_output
+from captioning.prediction.formats import Row
+from captioning.prediction.outputs import check_output, is_complete, rows_of
+from captioning.prediction.results import CaptionWriter
 
 SETTINGS = {"decoding": {"num_beams": 3}, "checkpoint": "läufe/best.ckpt"}
 
@@ -201,7 +204,7 @@ def test_an_interrupted_run_keeps_what_existed_and_says_where_its_rows_are(tmp_p
     assert output.read_text() == "precious"
     assert [row["path"] for row in rows(tmp_path / "c.partial.jsonl")] == ["a.jpg"]
     assert f"the 1 rows so far are in {tmp_path / 'c.partial.jsonl'}" in caplog.text
-    assert listing(tmp_path) == {"c.jsonl", "c.partial.jsonl"}
+    assert listing(tmp_path) == {"c.jsonl", "c.partial.jsonl", "c.partial.settings.json"}
 
 
 def test_a_run_stopped_before_its_first_row_leaves_nothing(tmp_path, caplog):
@@ -211,13 +214,122 @@ def test_a_run_stopped_before_its_first_row_leaves_nothing(tmp_path, caplog):
     assert "nothing was written" in caplog.text
 
 
+def stopped(output, *captions, settings=None, **options):
+    """A run over `a.jpg`, `b.jpg` and on that is stopped behind these captions; None could not be read."""
+    with pytest.raises(KeyboardInterrupt), CaptionWriter(output, settings or SETTINGS, **options) as writer:
+        write(writer, *captions)
+        raise KeyboardInterrupt
+
+
+def write(writer, *captions):
+    for place, caption in enumerate(captions):
+        if caption is None:
+            writer.write_error(place, known(place).path, "empty file")
+        else:
+            writer.write_caption(place, known(place).path, caption, -0.5)
+
+
+def known(place):
+    return Row(f"{'abcdefg'[place]}.jpg")
+
+
 def test_the_rows_of_an_earlier_interrupted_run_are_not_lost(tmp_path):
-    (tmp_path / "c.partial.jsonl").write_text("earlier")
-    with CaptionWriter(tmp_path / "c.jsonl", {}) as writer:
-        writer.write_caption(0, "a.jpg", "a dog", -1.0)
-        assert len(rows(tmp_path / "c.partial-2.jsonl")) == 1
-    assert (tmp_path / "c.partial.jsonl").read_text() == "earlier"
-    assert listing(tmp_path) == {"c.jsonl", "c.settings.json", "c.partial.jsonl"}
+    output = tmp_path / "c.jsonl"
+    stopped(output, "a dog")
+    for refused in (lambda: check_output(output, overwrite=False), CaptionWriter(output, SETTINGS).__enter__):
+        with pytest.raises(
+            UserError, match=r"c\.partial\.jsonl holds the rows of a run .* resume=true, or begin anew with"
+        ):
+            refused()
+    assert len(rows(tmp_path / "c.partial.jsonl")) == 1
+    with CaptionWriter(output, SETTINGS, overwrite=True) as writer:
+        write(writer, "a cat")
+    assert [row["caption"] for row in rows(output)] == ["a cat"]
+    assert listing(tmp_path) == {"c.jsonl", "c.settings.json"}
+
+
+CAPTIONS = ("a dog", None, "two\nlines; =1", None, "a bird", "a cat", None)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".json"])
+@pytest.mark.parametrize("torn", [0, 3, 17])
+def test_a_resumed_run_ends_with_the_same_bytes_and_counts(tmp_path, suffix, torn):
+    whole, output = tmp_path / f"whole{suffix}", tmp_path / f"c{suffix}"
+    with CaptionWriter(whole, SETTINGS) as writer:
+        write(writer, *CAPTIONS)
+    expected = (writer.captioned, writer.failed)
+    stopped(output, *CAPTIONS[:5])
+    partial = output.with_name(f"c.partial{suffix}")
+    before = partial.read_bytes()[: -torn or None]
+    partial.write_bytes(before)
+    with CaptionWriter(output, SETTINGS, resume=True, known=known) as writer:
+        assert 2 <= writer.done <= 5
+        so_far = dict(writer.so_far())
+        assert [so_far[place].caption for place in so_far] == [CAPTIONS[place] for place in so_far]
+        write(writer, *CAPTIONS)
+        assert partial.read_bytes().startswith(before[: partial.stat().st_size - 60])
+    assert output.read_bytes() == whole.read_bytes()
+    assert (writer.captioned, writer.failed) == expected
+    assert (tmp_path / "c.settings.json").read_bytes() == (tmp_path / "whole.settings.json").read_bytes()
+    assert listing(tmp_path) == {whole.name, "whole.settings.json", output.name, "c.settings.json"}
+
+
+def test_a_resumed_run_without_rows_begins(tmp_path):
+    with CaptionWriter(tmp_path / "c.jsonl", SETTINGS, resume=True) as writer:
+        write(writer, "a dog")
+    assert writer.done == 0 and len(rows(tmp_path / "c.jsonl")) == 1
+
+
+def test_a_run_does_not_go_on_from_rows_that_were_made_otherwise(tmp_path):
+    output = tmp_path / "c.jsonl"
+    stopped(output, "a dog")
+    other = {**SETTINGS, "decoding": {"num_beams": 5}}
+    said = r"made otherwise: decoding was \{'num_beams': 3\} and is \{'num_beams': 5\}; say the same, or"
+    with pytest.raises(UserError, match=said):
+        CaptionWriter(output, other, resume=True).__enter__()
+    (tmp_path / "c.partial.settings.json").unlink()
+    with pytest.raises(UserError, match=r"c\.partial\.jsonl lacks c\.partial\.settings\.json, how its rows were made"):
+        CaptionWriter(output, SETTINGS, resume=True).__enter__()
+    (tmp_path / "c.partial.settings.json").write_text("{")
+    with pytest.raises(UserError, match=r"c\.partial\.settings\.json is damaged"):
+        CaptionWriter(output, SETTINGS, resume=True).__enter__()
+    assert len(rows(tmp_path / "c.partial.jsonl")) == 1
+
+
+def test_two_runs_on_one_output_are_not_to_be_had(tmp_path):
+    output = tmp_path / "c.jsonl"
+    with CaptionWriter(output, SETTINGS) as writer:
+        for options in ({}, {"overwrite": True}, {"resume": True}):
+            with pytest.raises(
+                UserError, match=r"another predict\.py is writing .*c\.partial\.jsonl; wait until it ends"
+            ):
+                CaptionWriter(output, SETTINGS, **options).__enter__()
+        with pytest.raises(UserError, match="another predict"):
+            check_output(output, overwrite=True)
+        write(writer, "a dog")
+    assert len(rows(output)) == 1
+    check_output(output, overwrite=True)
+
+
+def test_a_complete_output_has_nothing_to_resume(tmp_path):
+    output = tmp_path / "c.jsonl"
+    assert not is_complete(output, SETTINGS)
+    stopped(output, "a dog")
+    assert not is_complete(output, SETTINGS)
+    with CaptionWriter(output, SETTINGS, resume=True) as writer:
+        write(writer, "a dog", None)
+    assert is_complete(output, SETTINGS)
+    assert [row.caption for row in rows_of(output)] == ["a dog", None]
+    with pytest.raises(
+        UserError, match=r"complete and was made otherwise: checkpoint was läufe/best\.ckpt and is None"
+    ):
+        is_complete(output, {"decoding": {"num_beams": 3}})
+
+
+def test_a_folder_in_the_place_of_the_rows_is_told(tmp_path):
+    (tmp_path / "c.partial.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"c\.partial\.jsonl is no file, and the rows so far would lie there; move it"):
+        check_output(tmp_path / "c.jsonl", overwrite=True)
 
 
 def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path):
@@ -283,7 +395,7 @@ def test_a_folder_without_write_permission_is_refused(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", refuse)  # root may write everywhere
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", refuse)  # root may write everywhere
     with pytest.raises(UserError, match=r"can't be written: Permission denied; choose another place with output="):
         check_output(tmp_path / "c.jsonl", overwrite=False)
 

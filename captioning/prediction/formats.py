@@ -11,8 +11,8 @@ from typing import Protocol
 from captioning.errors import UserError
 from captioning.prediction.cells import cell
 
-# Characters that JSON allows as they are, but that many programs take for the end of a line, or that are no UTF-8:
-# lone surrogates stand for the bytes of file names that are not UTF-8 (PEP 383).
+# JSON allows these as they are, but many programs take them for line ends, or they are no UTF-8: lone surrogates
+# stand for the bytes of file names that are not (PEP 383).
 TO_ESCAPE = re.compile("[\x7f\x85\u2028\u2029\ud800-\udfff]")
 
 # COCO's own names: 000000000139.jpg of 2017, COCO_val2014_000000000042.jpg of 2014.
@@ -41,7 +41,7 @@ class RowFormat(Protocol):
         """Where a reader finds why some pictures have no caption."""
 
     def row(self, row: Row) -> str:
-        """What to append for this picture, line end included; "" if it has no place in such a file."""
+        """What to append for this picture; "" if it has no place in such a file."""
 
     def end(self) -> str:
         """What to append at last."""
@@ -67,7 +67,7 @@ def format_of(output: str | Path) -> RowFormat:
 def check_image_ids(output: str | Path, paths: Iterable[Path]) -> None:
     """Raise UserError if `output` is to be COCO results and two pictures' names give the same `image_id`.
 
-    `CaptionWriter` refuses the second one too, but only when its turn has come.
+    `CaptionWriter` refuses the second one too, in its turn.
     """
     chosen = format_of(output)
     if isinstance(chosen, CocoResults):
@@ -88,9 +88,7 @@ class JsonLines:
 
     def row(self, row: Row) -> str:
         """The object."""
-        told: dict[str, object] = {"path": row.path}
-        if row.image_id is not None:
-            told["image_id"] = row.image_id
+        told: dict[str, object] = {"path": row.path} | ({} if row.image_id is None else {"image_id": row.image_id})
         if row.caption is None:
             told["error"] = row.error
         else:
@@ -129,7 +127,7 @@ class Csv:
         cells = [cell(row.path), cell(row.caption), "" if number is None else repr(number), cell(row.error)]
         if self._has_ids:
             cells.insert(1, cell(row.image_id))
-        return head + ",".join(cells) + "\r\n"
+        return f"{head}{','.join(cells)}\r\n"
 
     def _head(self, has_ids: bool) -> str:
         self._has_ids = has_ids
@@ -158,8 +156,7 @@ class CocoResults:
 
     def id_of(self, row: Row) -> int | str:
         """The row's `image_id`; raises UserError if another picture has it."""
-        picture = coco_image_id(row.path) if row.image_id is None else row.image_id
-        if picture in self._paths:
+        if (picture := coco_id(row)) in self._paths:
             raise UserError(
                 f"output={self._output}: {self._paths[picture]} and {row.path} would both be image_id {picture} of "
                 "COCO results, which know no folders; caption them apart, or name a .jsonl or a .csv file"
@@ -186,6 +183,11 @@ class CocoResults:
         shown = ", ".join(self._failures[: self.SHOWN])
         more = ", ..." if len(self._failures) > self.SHOWN else ""
         return f"the results leave them out, and the evaluation server wants all: {shown}{more}"
+
+
+def coco_id(row: Row) -> int | str:
+    """Its own `image_id`, or that of its file name."""
+    return coco_image_id(row.path) if row.image_id is None else row.image_id
 
 
 def coco_image_id(path: str | Path) -> int | str:

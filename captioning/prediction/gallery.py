@@ -14,7 +14,7 @@ from typing import Self
 from captioning.errors import UserError
 from captioning.files import atomic_file
 from captioning.prediction.cards import LOG_PROBABILITY, GalleryEntry, card, score_values
-from captioning.prediction.results import check_file, real_file
+from captioning.prediction.outputs import check_file, real_file
 
 EXAMPLE = "captions.html"
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from captioning.errors import UserError
-from captioning.prediction.results import check_file
+from captioning.prediction.outputs import check_file
 
 RESULTS, SCORES, TABLE = "results.json", "scores.json", "pictures.csv"
 

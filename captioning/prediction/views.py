@@ -15,7 +15,7 @@ from captioning.errors import UserError
 from captioning.prediction.cards import GalleryEntry
 from captioning.prediction.gallery import GalleryWriter, check_gallery
 from captioning.prediction.heat_map_files import HeatMapFolder, chosen_pictures, heat_maps_folder
-from captioning.prediction.results import real_file
+from captioning.prediction.outputs import real_file
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,0 +1,167 @@
+"""The rows so far of an output that is not complete: a file that one process owns, and that the next can go on from."""
+
+import fcntl
+import json
+import logging
+import os
+import stat
+from collections.abc import Iterator
+from io import FileIO
+from pathlib import Path
+
+from captioning.errors import UserError
+from captioning.files import write_atomically
+from captioning.prediction.formats import Row
+from captioning.prediction.read_back import rows_back
+
+logger = logging.getLogger(__name__)
+
+
+def partial_path(output: Path) -> Path:
+    """`captions.partial.jsonl` beside `captions.jsonl`."""
+    return output.with_name(f"{output.stem}.partial{output.suffix}")
+
+
+def settings_path(output: Path) -> Path:
+    """Where it is written how the captions of `captions.jsonl` were made: `captions.settings.json` beside it."""
+    return output.with_name(f"{output.stem}.settings.json")
+
+
+def has_rows(output: Path) -> bool:
+    """Whether a run left rows of an output that it did not complete."""
+    path = partial_path(output)
+    return path.is_file() and path.stat().st_size > 0
+
+
+class PartialFile:
+    """`captions.partial.jsonl` and `captions.partial.settings.json`, while rows are written.
+
+    The process that has it open holds its lock, which the system frees when the process ends, however it ends. Rows
+    are appended and never written again; each is in the file when `append` returns, and so survives the process. A
+    row that the computer's own end has torn is cut off.
+
+    Args:
+        given: the key `output`, for sentences.
+        output: the file that it becomes.
+        settings: JSON: what the rows depend on.
+        resume: go on from rows that are there, if they depend on the same.
+        overwrite: else, begin anew where there are some.
+
+    Raises:
+        UserError: when it is opened, if another process has it open, or it has rows that are not to be gone on from.
+    """
+
+    def __init__(self, given: str | Path, output: Path, settings: str, *, resume: bool, overwrite: bool):
+        self._given, self._output, self._settings = given, output, settings
+        self._resume, self._overwrite = resume, overwrite
+        self.path = partial_path(output)
+        self.settings_path = settings_path(self.path)
+
+    def open(self) -> None:
+        """Own it."""
+        self._file = _opened_alone(self._given, self.path)
+        try:
+            if self._resume and has_rows(self._output):
+                self._refuse_other_settings()
+                return
+            check_rows_so_far(self._given, self._output, resume=self._resume, overwrite=self._overwrite)
+            os.truncate(self.path, 0)
+            write_atomically(self.settings_path, self._settings)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def rows(self) -> Iterator[Row]:
+        """The rows that are there; what comes behind the last whole one is cut off."""
+        end = 0
+        with self.path.open("rb") as file:
+            for row, end in rows_back(file, self._output):  # noqa: B007  # `end` is wanted behind the loop
+                yield row
+        os.truncate(self.path, end)
+
+    def append(self, text: str) -> None:
+        """Write some text at the end: all of it, or, where the disk is full, nothing."""
+        size, rest = os.fstat(self._file.fileno()).st_size, text.encode()
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError:
+            os.truncate(self.path, size)
+            raise
+
+    def complete(self) -> None:
+        """Let it become the output, and its settings those of the output."""
+        os.fsync(self._file.fileno())
+        self.settings_path.replace(settings_path(self._output))
+        self.path.replace(self._output)  # before the lock is freed
+        self._file.close()
+
+    def close(self) -> None:
+        """Leave it to another process."""
+        self._file.close()
+
+    def delete(self) -> None:
+        """Leave nothing."""
+        self.settings_path.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
+        self._file.close()
+
+    def _refuse_other_settings(self) -> None:
+        anew = "overwrite=true without resume begins anew"
+        if not self.settings_path.is_file():
+            raise UserError(f"{self.path} lacks {self.settings_path.name}, how its rows were made; {anew}")
+        differing = other_settings(self.settings_path, self._settings)
+        if differing:
+            raise UserError(f"the rows in {self.path} were made otherwise: {differing}; say the same, or {anew}")
+
+
+def check_rows_so_far(given: str | Path, output: Path, *, resume: bool, overwrite: bool) -> None:
+    """Raise UserError if a stopped run left rows, and neither is to be done with them, or another process adds some."""
+    path = partial_path(output)
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(mode):
+        raise UserError(f"output={given}: {path} is no file, and the rows so far would lie there; move it")
+    if has_rows(output) and not (resume or overwrite):
+        raise UserError(
+            f"{path} holds the rows of a run that was stopped; go on from them with resume=true, or begin anew with "
+            "overwrite=true"
+        )
+
+
+def refuse_while_written(given: str | Path, output: Path) -> None:
+    """Raise UserError if another process is writing this output now."""
+    if partial_path(output).is_file():
+        _opened_alone(given, partial_path(output)).close()
+
+
+def other_settings(saved: Path, now: str) -> str:
+    """The settings in which the file differs from `now`, in words; empty if in none."""
+    try:
+        before = json.loads(saved.read_text(encoding="utf-8"))
+    except ValueError:
+        return f"{saved} is damaged"
+    after = json.loads(now)
+    if not isinstance(before, dict):
+        return f"{saved} is damaged"
+    keys = [key for key in before | after if before.get(key) != after.get(key)]
+    return "; ".join(f"{key} was {before.get(key)} and is {after.get(key)}" for key in keys[:2])
+
+
+def _opened_alone(given: str | Path, path: Path) -> FileIO:
+    while True:
+        file = path.open("ab", buffering=0)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise UserError(
+                f"output={given}: another predict.py is writing {path}; wait until it ends, or name another output"
+            ) from None
+        except OSError as error:
+            logger.warning("%s: a second run on this output would not be noticed, for %s", path, error.strerror)
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            return file
+        file.close()  # it was completed in between: that is another file now
