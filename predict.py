@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,26 +12,21 @@ from typing import TYPE_CHECKING
 import hydra
 from omegaconf import DictConfig
 
-from captioning.commands import built, one_sentence_errors, plain, quiet_libraries, require, whole
-from captioning.data.layouts import recognise
-from captioning.errors import UserError
+from captioning.assembly.prediction import found_pictures, one_path, settings_of, split_of, text_files_of
+from captioning.commands import built, one_sentence_errors, plain, quiet_libraries, whole
 from captioning.overrides import prepared_arguments
-from captioning.prediction.formats import check_image_ids
-from captioning.prediction.outputs import check_output
+from captioning.prediction.outputs import check_output, is_complete, rows_of
 from captioning.prediction.partial import settings_path
 from captioning.prediction.results import CaptionWriter
-from captioning.prediction.score_files import SCORES, TABLE, check_files
-from captioning.prediction.sources import FoundPictures, find_pictures
-from captioning.prediction.text_files import TextFiles
+from captioning.prediction.score_files import SCORES, TABLE
 from captioning.prediction.views import planned_views
-from captioning.run_folder import is_run, seed_of_run
+from captioning.run_folder import is_run
 from captioning.weights import find_weights
 
 if TYPE_CHECKING:
-    from captioning.data.tokenizer import CaptionTokenizer
-    from captioning.model.captioner import ImageCaptioner
     from captioning.prediction.describing import Described
     from captioning.prediction.scored import Result, ScoredSplit
+    from captioning.prediction.sources import FoundPictures
     from captioning.prediction.splits import CaptionedSplit
 
 log = logging.getLogger("predict")
@@ -53,11 +48,13 @@ class Prediction:
 def predict(cfg: DictConfig) -> Prediction:
     """Find the pictures, caption them batch by batch, write a row for each in order, and score those of a split."""
     output = Path(one_path(cfg, "output", "output=captions.jsonl"))
-    check_output(output, cfg.overwrite)
     weights = find_weights(one_path(cfg, "checkpoint", "checkpoint=runs/MY_RUN"))
     found = found_pictures(cfg, output)
+    if found and (complete := complete_before(cfg, output, settings_of(cfg, weights, found.paths), found)):
+        return complete
+    check_output(output, cfg.overwrite, cfg.resume)
     paths = found.paths if found else []
-    text_files = TextFiles(cfg.text_files, paths, plain(cfg, "input")["input"], overwrite=cfg.overwrite)
+    text_files = text_files_of(cfg, paths)
     views = planned_views(output, paths, cfg.overwrite, **plain(cfg, *VIEWS)) if found else None
     batch_size = whole(cfg, "batch_size", 1)
 
@@ -66,51 +63,62 @@ def predict(cfg: DictConfig) -> Prediction:
 
     from captioning.data.randomness import addressed_seed
     from captioning.model.generation import require_room
-    from captioning.prediction.batches import picture_loader
-    from captioning.prediction.describing import describe
-    from captioning.prediction.devices import autocast, chosen_device, placed, reading_processes
+    from captioning.prediction.describing import Work
+    from captioning.prediction.devices import autocast, chosen_devices, placed, reading_processes
     from captioning.prediction.loading import load_captioner
+    from captioning.prediction.processes import described
     from captioning.prediction.scored import ScoredSplit
 
     quiet_libraries()
     decoding = built(cfg.decoding, "decoding")
-    device = chosen_device(cfg.device)
-    num_workers = reading_processes(device, cfg.num_workers)
-    precision = autocast(device, cfg.precision)
+    devices = chosen_devices(cfg.device, cfg.trainer.devices)
+    num_workers = reading_processes(devices[0], cfg.num_workers)
+    autocast(devices[0], cfg.precision)
     captioner, tokenizer = load_captioner(weights)
     require_room(captioner, decoding)
     split = None if found else split_of(cfg, captioner, tokenizer)
     pictures = found or split
     assert pictures
-    captioner = placed(captioner, device, cfg.precision)
     views = views or planned_views(output, pictures.paths, cfg.overwrite, **plain(cfg, *VIEWS))
+    if len(devices) == 1 or views.looks_into_the_model:
+        captioner = placed(captioner, devices[0], cfg.precision)
     views.attach(captioner, tokenizer, decoding.max_new_tokens)
-    loader = picture_loader(
-        pictures.load,
-        len(pictures),
-        captioner.picture_format,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        pin_memory=device.type == "cuda",
-        thumbnails=views.gallery is not None,
-    )
-    settings = plain(cfg, "checkpoint", "input", "data", "split", "decoding", "precision", "batch_size")
-    scored = ScoredSplit(split, captioner) if split else None
+    settings = settings_of(cfg, weights, pictures.paths)
+    scored = ScoredSplit(split) if split else None
     references = dict(enumerate(split.captions)) if split else None
     with (
         text_files,
-        CaptionWriter(output, settings, overwrite=cfg.overwrite) as writer,
+        CaptionWriter(output, settings, overwrite=cfg.overwrite, resume=cfg.resume, known=pictures.row) as writer,
         views,
-        tqdm(total=len(pictures), unit=" pictures", desc="captioning") as progress,
     ):
-        addresses = [addressed_seed(path.name) for path in pictures.paths]
-        for described in describe(loader, captioner, decoding, addresses.__getitem__, device, precision):
-            texts = write_rows(writer, described, pictures, tokenizer.decode)
-            text_files.add_all([pictures.paths[place] for place in described.batch.indices], texts)
-            views.add(described.batch, described.captions, references)
-            if scored:
-                scored.add(described, texts)
-            progress.update(len(described.batch.indices) + len(described.batch.unreadable))
+        for place, row, _ in writer.so_far():
+            text_files.add(pictures.paths[place], row.caption)
+        # Scores, pages and heat maps are made of more than rows hold.
+        first = 0 if scored or views.made else writer.done - writer.done % batch_size
+        work = Work(
+            load=pictures.load,
+            addresses=[addressed_seed(path.name) for path in pictures.paths],
+            decoding=decoding,
+            precision=cfg.precision,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            first=first,
+            thumbnails=views.gallery is not None,
+            keeps_pixels=views.looks_into_the_model,
+            split=split,
+        )
+        with (
+            tqdm(total=len(pictures), initial=first, unit=" pictures", desc="captioning") as progress,
+            described(work, captioner, devices, weights) as batches,
+        ):
+            for one in batches:
+                texts = write_rows(writer, one, pictures, tokenizer.decode)
+                for place, text in zip(one.batch.indices, texts, strict=True):
+                    text_files.add(pictures.paths[place], text)
+                views.add(one.batch, one.captions, references)
+                if scored:
+                    scored.add(one, texts)
+                progress.update(len(one.batch.indices) + len(one.batch.unreadable))
         result = scored.result(cfg.java) if scored else None
         if result:
             views.score(result.scores.per_picture)
@@ -123,40 +131,19 @@ def predict(cfg: DictConfig) -> Prediction:
     return Prediction(writer.captioned, writer.failed, output, result.scores.corpus if result else {})
 
 
-def found_pictures(cfg: DictConfig, output: Path) -> FoundPictures | None:
-    """The pictures that `input` names; None where `data` names a split instead, whose files are looked for here."""
-    if "data" not in cfg:
-        source = require(cfg, "input", "input=my_photos, or data=coco split=val")
-        found = find_pictures([str(one) for one in source] if isinstance(source, list) else source)
-        check_image_ids(output, found)
-        return FoundPictures(found)
-    if cfg.input is not None:
-        raise UserError(f"input={cfg.input} and data={cfg.data.get('dataset', 'shapes')} are both given; leave one out")
-    if cfg.text_files:
-        raise UserError("text_files=true writes beside the pictures of input=..., not into a data set; leave it out")
-    check_files(output, cfg.overwrite)
-    if cfg.data.get("root"):
-        recognise(cfg.data.dataset, Path(str(cfg.data.root)).expanduser(), cfg.data.layout)
-    return None
-
-
-def split_of(cfg: DictConfig, captioner: ImageCaptioner, tokenizer: CaptionTokenizer) -> CaptionedSplit:
-    """The split that `data` and `split` name, as the captioner wants it."""
-    from captioning.prediction.splits import read_split
-
-    if "image_size" in cfg.data:  # drawn at the size that the model takes
-        cfg.data.image_size = max(captioner.picture_format.size)
-    warn_of_other_seed(cfg)
-    datamodule = built(cfg.data, "data")
-    datamodule.use_tokenizer(tokenizer)
-    return read_split(datamodule, cfg.split, tokenizer)
-
-
-def warn_of_other_seed(cfg: DictConfig) -> None:
-    """Where a seed divides the photographs, another one puts pictures that were trained on into `val` and `test`."""
-    trained_with = seed_of_run(Path(cfg.checkpoint))
-    if trained_with not in (None, cfg.seed):
-        log.warning("the run divided its data with seed=%s and this is seed=%s; say the same", trained_with, cfg.seed)
+def complete_before(
+    cfg: DictConfig, output: Path, settings: Mapping[str, object], found: FoundPictures
+) -> Prediction | None:
+    """Where there is nothing to resume since a run came to its end: what it made; only text files may be lacking."""
+    if not cfg.resume or not is_complete(output, settings):
+        return None
+    captioned = 0
+    with text_files_of(cfg, found.paths) as text_files:
+        for place, row, _ in rows_of(output, found.row):
+            text_files.add(found.paths[place], row.caption)
+            captioned += row.caption is not None
+    log.info("%s is complete: %d captions; overwrite=true without resume makes it anew", output, captioned)
+    return Prediction(captioned, len(found) - captioned, output, {})
 
 
 def write_rows(
@@ -191,14 +178,6 @@ def log_scores(cfg: DictConfig, output: Path, scored: ScoredSplit, result: Resul
     metrics = {"perplexity": result.perplexity, "loss": result.loss, **result.scores.corpus}
     with wandb_runs(loggers, run_dir):
         log_split(loggers, cfg.split, metrics, [*scored.HEAD, *result.scores.corpus], scored.rows(result))
-
-
-def one_path(cfg: DictConfig, key: str, example: str) -> str:
-    """The value of a key that must name one file or folder."""
-    value = require(cfg, key, example)
-    if isinstance(value, list | dict):
-        raise UserError(f"{key}={value} must be one path, for example {example}")
-    return str(value)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="predict")

@@ -13,7 +13,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from captioning.assembly import callbacks_of, check_stage, checkpoints_of, model_and_data, module_of
+from captioning.assembly.training import callbacks_of, check_stage, checkpoints_of, model_and_data, module_of
 from captioning.commands import built, one_sentence_errors, plain, quiet_libraries, resumable, whole
 from captioning.data.layouts import recognise
 from captioning.files import readable

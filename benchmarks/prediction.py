@@ -35,7 +35,7 @@ from captioning.data.tokenizer import CaptionTokenizer
 from captioning.model.build import compose as composed
 from captioning.model.captioner import ImageCaptioner
 from captioning.model.generation import Greedy, generate
-from captioning.prediction.batches import picture_loader
+from captioning.prediction.batches import Share, picture_loader
 from captioning.prediction.devices import placed
 from captioning.prediction.loading import load_captioner
 from captioning.prediction.results import CaptionWriter
@@ -64,7 +64,8 @@ def loader_of(folder: Path, picture_format: PictureFormat) -> Any:
     """The loader of `predict.py`."""
     paths = sorted(folder.glob("*.jpg"))
     load = PictureFiles(paths)
-    return picture_loader(load, len(paths), picture_format, batch_size=BATCH, num_workers=0, pin_memory=False)
+    batches = Share(0, len(paths), BATCH)
+    return picture_loader(load, len(paths), batches, picture_format, num_workers=0, pin_memory=False)
 
 
 def loader_alone(folder: Path) -> float:

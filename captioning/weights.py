@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,16 @@ def find_weights(given: str | Path, key: str = "checkpoint") -> Path | HuggingFa
         return checkpoint_file(given, key)
     _require_vit_gpt2(_read(config, given, key), given, key)
     return HuggingFaceModel(str(given), key)
+
+
+def stamp_of(weights: Path | HuggingFaceModel) -> dict[str, object] | None:
+    """By what weights on this disk are known again without being read; None of those on the hub."""
+    file = weights if isinstance(weights, Path) else Path(weights.name) / "model.safetensors"
+    if not file.is_file():
+        return None
+    status = file.stat()
+    changed = datetime.fromtimestamp(status.st_mtime, UTC).isoformat()
+    return {"file": file.name, "bytes": status.st_size, "changed": changed}
 
 
 def refuse_overruled(config: DictConfig, given: Iterable[str]) -> None:

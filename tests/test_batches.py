@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from captioning.batch import PictureFormat
 from captioning.data.pictures import read_picture
 from captioning.data.transforms import EvaluationTransform
-from captioning.prediction.batches import PictureBatch, PictureItems, collate_pictures, picture_loader
+from captioning.prediction.batches import PictureBatch, PictureItems, Share, collate_pictures, picture_loader
 from captioning.prediction.sources import PictureFiles, find_pictures
 from captioning.prediction.thumbnails import thumbnail
 
@@ -43,8 +43,8 @@ def test_thumbnails_are_made_on_the_way_where_they_are_wanted(tmp_path):
         loader = picture_loader(
             PictureFiles(paths),
             2,
+            Share(0, 2, batch_size=2),
             PictureFormat((8, 6)),
-            batch_size=2,
             num_workers=0,
             pin_memory=False,
             thumbnails=wanted,

@@ -41,7 +41,7 @@ def test_rows_come_back_up_to_the_last_that_is_whole_wherever_the_file_was_cut(o
     text = b"".join(parts)
     length = data.draw(st.integers(0, len(text)))
     whole = max(n for n in range(len(parts) + 1) if len(b"".join(parts[:n])) <= length)
-    back = list(rows_back(io.BytesIO(text[:length]), output))
+    back = list(rows_back(io.BytesIO(text[:length]), output, rows.__getitem__))
     kept = [row for row, part in zip(rows[:whole], parts, strict=False) if part]
     ends = [len(b"".join(parts[: n + 1])) for n in range(whole) if parts[n]]
     assert [one.end for one in back] == ends
@@ -53,7 +53,7 @@ def test_rows_come_back_up_to_the_last_that_is_whole_wherever_the_file_was_cut(o
 def test_what_follows_goes_on_as_if_it_had_never_been_interrupted(output):
     rows = numbered([Row("a.jpg", "a dog", -1.0), Row("b.jpg", error="empty file"), Row("c.jpg", "a cat", -2.0)], int)
     whole = b"".join(written(output, rows))
-    back = list(rows_back(io.BytesIO(whole[:-3]), output))
+    back = list(rows_back(io.BytesIO(whole[:-3]), output, rows.__getitem__))
     assert back[-1].end == len(b"".join(written(output, rows[:2])))
     chosen = format_of(output)
     for one in back:
@@ -64,7 +64,7 @@ def test_what_follows_goes_on_as_if_it_had_never_been_interrupted(output):
 def test_alternatives_come_back():
     row = Row("a.jpg", "a dog", -1.0, [("a dog", -1.0), ("a cat", -math.inf)])
     chosen = format_of("c.jsonl")
-    (back,) = rows_back(io.BytesIO(chosen.row(row).encode()), "c.jsonl")
+    (back,) = rows_back(io.BytesIO(chosen.row(row).encode()), "c.jsonl", [row].__getitem__)
     assert [caption for caption, _ in back.row.alternatives] == ["a dog", "a cat"]
 
 
@@ -73,4 +73,4 @@ def test_alternatives_come_back():
 def test_what_this_program_does_not_write_is_no_row(output, rest):
     rows = [Row("1.jpg", "a dog", -1.0)]
     text = b"".join(written(output, rows))
-    assert len(list(rows_back(io.BytesIO(text + rest), output))) == 1
+    assert len(list(rows_back(io.BytesIO(text + rest), output, rows.__getitem__))) == 1

@@ -204,7 +204,7 @@ def test_an_interrupted_run_keeps_what_existed_and_says_where_its_rows_are(tmp_p
     assert output.read_text() == "precious"
     assert [row["path"] for row in rows(tmp_path / "c.partial.jsonl")] == ["a.jpg"]
     assert f"the 1 rows so far are in {tmp_path / 'c.partial.jsonl'}" in caplog.text
-    assert listing(tmp_path) == {"c.jsonl", "c.partial.jsonl", "c.partial.settings.json"}
+    assert listing(tmp_path) == {"c.jsonl", "c.partial.jsonl", "c.settings.partial.json"}
 
 
 def test_a_run_stopped_before_its_first_row_leaves_nothing(tmp_path, caplog):
@@ -264,7 +264,7 @@ def test_a_resumed_run_ends_with_the_same_bytes_and_counts(tmp_path, suffix, tor
     partial.write_bytes(before)
     with CaptionWriter(output, SETTINGS, resume=True, known=known) as writer:
         assert 2 <= writer.done <= 5
-        so_far = dict(writer.so_far())
+        so_far = {place: row for place, row, _ in writer.so_far()}
         assert [so_far[place].caption for place in so_far] == [CAPTIONS[place] for place in so_far]
         write(writer, *CAPTIONS)
         assert partial.read_bytes().startswith(before[: partial.stat().st_size - 60])
@@ -287,11 +287,11 @@ def test_a_run_does_not_go_on_from_rows_that_were_made_otherwise(tmp_path):
     said = r"made otherwise: decoding was \{'num_beams': 3\} and is \{'num_beams': 5\}; say the same, or"
     with pytest.raises(UserError, match=said):
         CaptionWriter(output, other, resume=True).__enter__()
-    (tmp_path / "c.partial.settings.json").unlink()
-    with pytest.raises(UserError, match=r"c\.partial\.jsonl lacks c\.partial\.settings\.json, how its rows were made"):
+    (tmp_path / "c.settings.partial.json").unlink()
+    with pytest.raises(UserError, match=r"c\.partial\.jsonl lacks c\.settings\.partial\.json, how its rows were made"):
         CaptionWriter(output, SETTINGS, resume=True).__enter__()
-    (tmp_path / "c.partial.settings.json").write_text("{")
-    with pytest.raises(UserError, match=r"c\.partial\.settings\.json is damaged"):
+    (tmp_path / "c.settings.partial.json").write_text("{")
+    with pytest.raises(UserError, match=r"c\.settings\.partial\.json is damaged"):
         CaptionWriter(output, SETTINGS, resume=True).__enter__()
     assert len(rows(tmp_path / "c.partial.jsonl")) == 1
 
@@ -319,7 +319,7 @@ def test_a_complete_output_has_nothing_to_resume(tmp_path):
     with CaptionWriter(output, SETTINGS, resume=True) as writer:
         write(writer, "a dog", None)
     assert is_complete(output, SETTINGS)
-    assert [row.caption for row in rows_of(output)] == ["a dog", None]
+    assert [row.caption for _, row, _ in rows_of(output, known)] == ["a dog", None]
     with pytest.raises(
         UserError, match=r"complete and was made otherwise: checkpoint was läufe/best\.ckpt and is None"
     ):

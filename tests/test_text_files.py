@@ -9,7 +9,7 @@ import pytest
 from captioning import files
 from captioning.errors import UserError
 from captioning.prediction.sources import find_pictures
-from captioning.prediction.text_files import TextFiles
+from captioning.prediction.text_files import TextFiles, text_path
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def texts(folder: Path) -> dict[str, str]:
 def test_each_picture_has_its_caption_beside_it(photos, tmp_path, caplog):
     with caplog.at_level(logging.INFO), TextFiles(True, photos) as writer:
         for number, path in enumerate(photos):
-            writer.add_all([path], [f"un café {number}"])
+            writer.add(path, f"un café {number}")
         assert not texts(tmp_path), "they come all at once, when nothing can go wrong any more"
     expected = {"a.txt": "un café 0\n", "b.c.txt": "un café 1\n", "trip/a.txt": "un café 2\n"}
     assert texts(tmp_path / "photos") == expected
@@ -37,14 +37,14 @@ def test_each_picture_has_its_caption_beside_it(photos, tmp_path, caplog):
 
 def test_a_picture_without_a_caption_gets_none(photos, tmp_path):
     with TextFiles(True, photos) as writer:
-        writer.add_all([photos[1]], ["a dog"])
+        writer.add(photos[1], "a dog")
     assert texts(tmp_path / "photos") == {"b.c.txt": "a dog\n"}
 
 
 def test_where_they_are_not_wanted_nothing_is_written_or_checked(photos, tmp_path):
     (tmp_path / "photos" / "a.txt").write_text("mine")
     with TextFiles(False, [*photos, tmp_path / "photos" / "a.png"]) as writer:
-        writer.add_all([photos[0]], ["a dog"])
+        writer.add(photos[0], "a dog")
     assert texts(tmp_path / "photos") == {"a.txt": "mine"}
 
 
@@ -56,7 +56,7 @@ def test_the_key_is_true_or_false(wanted):
 
 def test_a_caption_with_line_ends_is_one_line(photos):
     with TextFiles(True, photos) as writer:
-        writer.add_all([photos[0]], ["a dog\nruns\u2028away"])
+        writer.add(photos[0], "a dog\nruns\u2028away")
     assert photos[0].with_suffix(".txt").read_bytes() == b"a dog runs away\n"
 
 
@@ -64,7 +64,7 @@ def test_a_caption_with_line_ends_is_one_line(photos):
 def test_an_interrupted_run_writes_none_and_keeps_what_existed(photos, tmp_path, stop):
     (tmp_path / "photos" / "a.txt").write_text("mine")
     with pytest.raises(stop), TextFiles(True, photos, overwrite=True) as writer:
-        writer.add_all([photos[0]], ["a dog"])
+        writer.add(photos[0], "a dog")
         raise stop
     assert texts(tmp_path / "photos") == {"a.txt": "mine"}
 
@@ -77,7 +77,7 @@ def test_existing_files_are_counted_named_and_refused_unless_overwrite(photos, t
     ):
         TextFiles(True, photos)
     with TextFiles(True, photos, overwrite=True) as writer:
-        writer.add_all([photos[0]], ["a dog"])
+        writer.add(photos[0], "a dog")
     assert texts(tmp_path / "photos") == {"a.txt": "a dog\n", "b.c.txt": "mine"}
 
 
@@ -102,7 +102,7 @@ def test_beside_a_link_means_beside_its_own_name(photos, tmp_path):
     links.mkdir()
     (links / "x.jpg").symlink_to(photos[0])
     with TextFiles(True, find_pictures(links)) as writer:
-        writer.add_all([links / "x.jpg"], ["a dog"])
+        writer.add(links / "x.jpg", "a dog")
     assert texts(tmp_path) == {"links/x.txt": "a dog\n"}
 
 
@@ -110,7 +110,7 @@ def test_a_text_file_that_is_a_link_is_replaced_and_not_what_it_leads_to(photos,
     (tmp_path / "original.txt").write_text("mine")
     photos[0].with_suffix(".txt").symlink_to(tmp_path / "original.txt")
     with TextFiles(True, photos, overwrite=True) as writer:
-        writer.add_all([photos[0]], ["a dog"])
+        writer.add(photos[0], "a dog")
     assert texts(tmp_path) == {"original.txt": "mine", "photos/a.txt": "a dog\n"}
 
 
@@ -164,15 +164,15 @@ def test_what_cannot_be_written_at_the_end_is_counted_and_the_others_are_there(p
     long = tmp_path / "photos" / f"{'x' * 250}.jpg"  # its text file may have this name, but not a temporary one
     said = r"1 of 2 can't be written: \S+\.txt \(File name too long\); all captions are in"
     with pytest.raises(UserError, match=said), TextFiles(True, [*photos, long]) as writer:
-        writer.add_all([long], ["a cat"])
-        writer.add_all([photos[0]], ["a dog"])
+        writer.add(long, "a cat")
+        writer.add(photos[0], "a dog")
     assert texts(tmp_path / "photos") == {"a.txt": "a dog\n"}
 
 
 def test_a_file_that_appears_meanwhile_is_not_replaced(photos, tmp_path):
     said = r"1 of 1 can't be written: \S+a\.txt \(it appeared meanwhile\)"
     with pytest.raises(UserError, match=said), TextFiles(True, photos) as writer:
-        writer.add_all([photos[0]], ["a dog"])
+        writer.add(photos[0], "a dog")
         (tmp_path / "photos" / "a.txt").write_text("mine")
     assert texts(tmp_path / "photos") == {"a.txt": "mine"}
 
@@ -185,13 +185,28 @@ def test_a_disk_that_fills_up_leaves_no_file_cut_short(photos, tmp_path, monkeyp
     said = r"3 of 3 can't be written: .*No space left on device"
     with pytest.raises(UserError, match=said), TextFiles(True, photos) as writer:
         for path in photos:
-            writer.add_all([path], ["a dog"])
+            writer.add(path, "a dog")
     assert {path.suffix for path in (tmp_path / "photos").rglob("*.*")} == {".jpg", ".png"}
 
 
 def test_text_files_are_no_pictures_to_the_next_run(photos, tmp_path):
     with TextFiles(True, photos) as writer:
-        writer.add_all([photos[0]], ["a dog"])
+        writer.add(photos[0], "a dog")
     assert find_pictures(tmp_path / "photos") == photos
     assert find_pictures(str(tmp_path / "photos" / "*")) == photos[:2]
     assert find_pictures(str(tmp_path / "photos" / "**" / "*")) == photos
+
+
+def test_of_a_run_that_is_gone_on_with_what_is_there_stays_if_it_is_the_same(photos):
+    with TextFiles(True, photos) as writer:
+        writer.add(photos[0], "a dog")
+    before = text_path(photos[0]).stat()
+    with TextFiles(True, photos, resume=True) as writer:
+        writer.add(photos[0], "a dog")
+        writer.add(photos[1], "a cat")
+        writer.add(photos[2], None)
+    assert text_path(photos[0]).stat() == before and text_path(photos[1]).read_text() == "a cat\n"
+    assert not text_path(photos[2]).exists()
+    said = r"1 of 1 can't be written: .* \(it holds something else\)"
+    with pytest.raises(UserError, match=said), TextFiles(True, photos, resume=True) as writer:
+        writer.add(photos[0], "another dog")

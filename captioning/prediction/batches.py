@@ -1,13 +1,13 @@
 """Picture files -> batches for the model, and a reason for each that cannot be read."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from captioning.batch import PictureFormat
 from captioning.data.pictures import UnreadablePicture
@@ -77,24 +77,43 @@ def collate_pictures(items: Sequence[PictureItem]) -> PictureBatch:
     )
 
 
+class Share(Sampler[list[int]]):
+    """Batches of the places from `first` on: of `processes` that take turns, those of number `process`.
+
+    >>> list(Share(first=4, count=11, batch_size=2, process=1, processes=2))
+    [[6, 7], [10]]
+    """
+
+    def __init__(self, first: int, count: int, batch_size: int, process: int = 0, processes: int = 1):
+        self._starts = range(first + process * batch_size, count, processes * batch_size)
+        self._count, self._batch_size = count, batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for start in self._starts:
+            yield list(range(start, min(self._count, start + self._batch_size)))
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+
 def picture_loader(
     load: Callable[[int], Image.Image],
     count: int,
+    batches: Share,
     picture_format: PictureFormat,
     *,
-    batch_size: int,
     num_workers: int,
     pin_memory: bool,
     thumbnails: bool = False,
 ) -> DataLoader:
-    """Batches of pictures 0 to `count` - 1 in order, read ahead by `num_workers` processes while the model is at work.
+    """Batches of `count` pictures, read ahead by `num_workers` processes while the model is at work.
 
     Without any, pictures are read between the model's batches by all cores.
     """
     return DataLoader(
         PictureItems(load, count, EvaluationTransform(picture_format), thumbnails),
-        batch_size=batch_size,
-        num_workers=min(num_workers, count),
+        batch_sampler=batches,
+        num_workers=min(num_workers, len(batches)),
         collate_fn=collate_pictures,
         pin_memory=pin_memory,
     )

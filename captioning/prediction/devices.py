@@ -30,6 +30,25 @@ def chosen_device(name: str) -> torch.device:
     return device
 
 
+def chosen_devices(name: str, processes: int) -> list[torch.device]:
+    """A device for each of so many processes: on a CPU the same one, else the first so many of their kind.
+
+    Raises:
+        UserError: as `chosen_device`, or if there are not so many.
+    """
+    require_whole("trainer.devices", processes, 1)
+    device = chosen_device(name)
+    if processes == 1 or device.type == "cpu":
+        return [device] * processes
+    there = torch.accelerator.device_count()
+    if processes > there or ":" in name:
+        raise UserError(
+            f"trainer.devices={processes} wants so many devices of a kind, and this machine has {there} of "
+            f"device={name}; take fewer, or name the kind alone"
+        )
+    return [torch.device(device.type, index) for index in range(processes)]
+
+
 def reading_processes(device: torch.device, wanted: int | str) -> int:
     """How many processes read pictures while the model computes: as many as wanted, or for `auto` as the device wants.
 

@@ -16,7 +16,7 @@ from captioning.prediction.partial import (
     refuse_while_written,
     settings_path,
 )
-from captioning.prediction.read_back import rows_back
+from captioning.prediction.read_back import RowBack, rows_back
 
 EXAMPLE = "captions.jsonl"
 
@@ -53,11 +53,10 @@ def is_complete(output: str | Path, settings: Mapping[str, object]) -> bool:
     return True
 
 
-def rows_of(output: str | Path) -> Iterator[Row]:
-    """The rows of a complete output; what COCO results leave out is not among them."""
+def rows_of(output: str | Path, known: Callable[[int], Row]) -> Iterator[RowBack]:
+    """The rows of a complete output, see `rows_back`."""
     with real_file(output).open("rb") as file:
-        for back in rows_back(file, output):
-            yield back.row
+        yield from rows_back(file, output, known)
 
 
 def check_file(key: str, given: str | Path, overwrite: bool, example: str, beside: Callable | None = None) -> None:

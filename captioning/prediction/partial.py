@@ -5,14 +5,14 @@ import json
 import logging
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import FileIO
 from pathlib import Path
 
 from captioning.errors import UserError
 from captioning.files import write_atomically
 from captioning.prediction.formats import Row
-from captioning.prediction.read_back import rows_back
+from captioning.prediction.read_back import RowBack, rows_back
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def has_rows(output: Path) -> bool:
 
 
 class PartialFile:
-    """`captions.partial.jsonl` and `captions.partial.settings.json`, while rows are written.
+    """`captions.partial.jsonl` and `captions.settings.partial.json`, while rows are written.
 
     The process that has it open holds its lock, which the system frees when the process ends, however it ends. Rows
     are appended and never written again; each is in the file when `append` returns, and so survives the process. A
@@ -55,7 +55,7 @@ class PartialFile:
         self._given, self._output, self._settings = given, output, settings
         self._resume, self._overwrite = resume, overwrite
         self.path = partial_path(output)
-        self.settings_path = settings_path(self.path)
+        self.settings_path = partial_path(settings_path(output))
 
     def open(self) -> None:
         """Own it."""
@@ -71,12 +71,13 @@ class PartialFile:
             self._file.close()
             raise
 
-    def rows(self) -> Iterator[Row]:
-        """The rows that are there; what comes behind the last whole one is cut off."""
-        end = 0
+    def rows(self, known: Callable[[int], Row]) -> Iterator[RowBack]:
+        """The rows that are there, see `rows_back`."""
         with self.path.open("rb") as file:
-            for row, end in rows_back(file, self._output):  # noqa: B007  # `end` is wanted behind the loop
-                yield row
+            yield from rows_back(file, self._output, known)
+
+    def cut(self, end: int) -> None:
+        """Keep only so many bytes: what comes behind the last whole row is none."""
         os.truncate(self.path, end)
 
     def append(self, text: str) -> None:

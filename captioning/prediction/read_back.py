@@ -4,41 +4,51 @@ import csv
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from captioning.errors import UserError
 from captioning.prediction.cells import text_of
-from captioning.prediction.formats import CocoResults, Csv, JsonLines, Row, format_of
+from captioning.prediction.formats import CocoResults, Csv, JsonLines, Row, coco_id, format_of
 
 
 class RowBack(NamedTuple):
-    """A row, and where in the file it ends, in bytes."""
+    """A row, the place of its picture in the input, and where in the file it ends, in bytes."""
 
+    place: int
     row: Row
     end: int
 
 
-def rows_back(file: BinaryIO, output: str | Path) -> Iterator[RowBack]:
+def rows_back(file: BinaryIO, output: str | Path, known: Callable[[int], Row]) -> Iterator[RowBack]:
     """The rows from the file's start up to the first that is not there as a whole.
 
     A row counts only if writing it again, in the format that the suffix of `output` names, gives the same bytes: what
     a killed process or a power cut has torn does not.
+
+    Args:
+        file: seekable.
+        output: what it is, or is to become.
+        known: of a place in the input its picture's row, without a caption. COCO results leave out pictures that have
+            none, so their rows alone do not tell their places.
     """
     again = format_of(output)
     reading = {JsonLines: _of_json_lines, Csv: _of_csv, CocoResults: _of_coco_results}[type(again)]
     file.seek(0)
-    end = 0
+    place, end = -1, 0
     for row, found in reading(file):
+        place += 1
         try:
             written = again.row(row).encode()
-        except UserError:  # a picture twice
+            while isinstance(again, CocoResults) and coco_id(known(place)) != row.image_id:
+                place += 1
+        except (UserError, IndexError):  # a picture twice, or none of the input
             return
         if written != found:
             return
         end += len(found)
-        yield RowBack(row, end)
+        yield RowBack(place, row, end)
 
 
 def _of_json_lines(file: BinaryIO) -> Iterator[tuple[Row, bytes]]:

@@ -8,10 +8,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from captioning.prediction.formats import CocoResults, Row, coco_id, format_of, to_json
+from captioning.prediction.formats import Row, format_of, to_json
 from captioning.prediction.outputs import EXAMPLE, check_file, check_output, real_file, told
 from captioning.prediction.partial import PartialFile, settings_path
-from captioning.prediction.read_back import rows_back
+from captioning.prediction.read_back import RowBack
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +31,7 @@ class CaptionWriter:
         overwrite: replace files that exist.
         resume: go on from the rows of a run that was stopped, if there are some and they depend on the same. They are
             not written again, and what is given for their pictures is passed over.
-        known: of a place in the input its picture's row, without a caption: COCO results leave out what has none, so
-            that their rows do not tell it.
+        known: of a place in the input its picture's row, without a caption; wanted where COCO results are resumed.
 
     Attributes:
         captioned, failed: pictures with a caption and without one.
@@ -46,7 +45,7 @@ class CaptionWriter:
         *,
         overwrite: bool = False,
         resume: bool = False,
-        known: Callable[[int], Row] | None = None,
+        known: Callable[[int], Row] = lambda place: Row(""),
     ):
         self._given, self._overwrite, self._resume = output, overwrite, resume
         self._settings = to_json(settings, indent=2) + "\n"
@@ -65,36 +64,24 @@ class CaptionWriter:
         self._output = real_file(self._given)
         options = {"resume": self._resume, "overwrite": self._overwrite}
         self._partial = PartialFile(self._given, self._output, self._settings, **options)
+        end = 0
         with told(self._given):
             self._partial.open()
-            for row in self._partial.rows():
-                self._take_over(row)
+            for place, row, end in self.so_far():  # noqa: B007  # `end` is wanted behind the loop
+                self._take_over(place, row)
+            self._partial.cut(end)
         self.done = self._next
         return self
 
-    def so_far(self) -> Iterator[tuple[int, Row]]:
-        """The places and rows that a resumed run began with."""
-        with self._partial.path.open("rb") as file:
-            place = 0
-            for row, _ in rows_back(file, self._output):
-                place = self._place(row, place)
-                yield place, row
-                place += 1
+    def so_far(self) -> Iterator[RowBack]:
+        """What a resumed run begins with; of others nothing."""
+        return self._partial.rows(self._known)
 
-    def _place(self, row: Row, place: int) -> int:
-        """Where a row's picture stands in the input, of which it is known that it stands at `place` or behind."""
-        if isinstance(self._format, CocoResults):
-            assert self._known is not None
-            while coco_id(self._known(place)) != row.image_id:
-                place += 1
-        return place
-
-    def _take_over(self, row: Row) -> None:
-        for place in range(self._next, self._place(row, self._next)):
-            assert self._known is not None
-            self._format.row(replace(self._known(place), error="not read before"))
+    def _take_over(self, place: int, row: Row) -> None:
+        for left_out in range(self._next, place):
+            self._format.row(replace(self._known(left_out), error="as before"))
             self.failed += 1
-        self._next = self._place(row, self._next) + 1
+        self._next = place + 1
         self._format.row(row)
         self._written += 1
         self.captioned += row.caption is not None

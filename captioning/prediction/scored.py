@@ -6,12 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from captioning.errors import UserError
 from captioning.evaluation.scoring import Scores, score, scores_json
 from captioning.files import write_atomically
-from captioning.model.captioner import ImageCaptioner
 from captioning.prediction.describing import Described
 from captioning.prediction.formats import CocoResults, Row, cell
 from captioning.prediction.score_files import RESULTS, SCORES, TABLE
@@ -34,23 +31,18 @@ class ScoredSplit:
 
     Args:
         split: what is captioned.
-        captioner: whose captions they are; it also measures the perplexity of the split's own.
     """
 
-    def __init__(self, split: CaptionedSplit, captioner: ImageCaptioner):
-        self._split, self._captioner = split, captioner
+    def __init__(self, split: CaptionedSplit):
+        self._split = split
         self._nats, self._tokens = 0.0, 0
         self.candidates: dict[int, str] = {}
         self._log_probabilities: dict[int, float] = {}
 
-    @torch.inference_mode()
     def add(self, described: Described, texts: list[str]) -> None:
-        """A batch's captions, and the loss of the split's own captions of its pictures, encoded already."""
-        batch, attended, captions = described
-        if attended is None:
-            return
-        nats, tokens = self._captioner.loss_from(attended, self._split.batch(batch.indices).to(attended.device))
-        self._nats, self._tokens = self._nats + nats.item(), self._tokens + int(tokens)
+        """A batch's captions, and the loss of the split's own captions of its pictures."""
+        batch, captions, (nats, tokens) = described
+        self._nats, self._tokens = self._nats + nats, self._tokens + tokens
         self.candidates |= dict(zip(batch.indices, texts, strict=True))
         for place, caption in zip(batch.indices, captions, strict=True):
             self._log_probabilities[place] = caption.log_probability

@@ -12,6 +12,7 @@ from PIL import Image
 
 from captioning.data.pictures import read_picture
 from captioning.errors import UserError
+from captioning.prediction.formats import Row
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,10 @@ class FoundPictures:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def row(self, place: int) -> Row:
+        """What is known before a picture is captioned."""
+        return Row(str(self.paths[place]))
 
 
 def find_pictures(source: str | Path | Sequence[str | Path]) -> list[Path]:

@@ -13,6 +13,7 @@ from captioning.data.photographs import PhotographFiles
 from captioning.data.rows import Split
 from captioning.data.tokenizer import CaptionTokenizer
 from captioning.errors import UserError
+from captioning.prediction import formats
 from captioning.prediction.sources import PictureFiles
 
 
@@ -39,6 +40,10 @@ class CaptionedSplit:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def row(self, place: int) -> formats.Row:
+        """What is known before a picture is captioned."""
+        return formats.Row(str(self.paths[place]), image_id=self.image_ids[place])
 
     def batch(self, places: Sequence[int]) -> CaptionBatch:
         """All captions of the pictures at these places, without the pictures: one row each, in this order."""

@@ -33,30 +33,39 @@ class TextFiles:
         paths: of all pictures that may get a caption.
         sources: the key `input`, which may name lists of pictures; they are never replaced.
         overwrite: replace files that exist.
+        resume: a file that exists may be of the run that is gone on with: it stays if it holds the same.
 
     Raises:
         UserError: before any work, if `wanted` is neither true nor false, a file exists, two pictures would share
             one, or a folder can't be written; at the end, if a file can't be written.
     """
 
-    def __init__(self, wanted: object, paths: Sequence[Path], sources: object = (), *, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        wanted: object,
+        paths: Sequence[Path],
+        sources: object = (),
+        *,
+        overwrite: bool = False,
+        resume: bool = False,
+    ) -> None:
         if not isinstance(wanted, bool):
             raise UserError(f"text_files={wanted} must be true or false; true writes a.txt beside a.jpg")
-        self._wanted, self._overwrite = wanted, overwrite
+        self._wanted, self._overwrite, self._resume = wanted, overwrite, resume
         self._captions: dict[Path, str] = {}
         if wanted:
             _check_inputs(paths, sources)
             _check_distinct(paths)
-            _check_free([text_path(path) for path in paths], overwrite)
+            _check_free([text_path(path) for path in paths], overwrite or resume)
             _check_folders({path.parent for path in paths})
 
     def __enter__(self) -> Self:
         return self
 
-    def add_all(self, pictures: Sequence[Path], captions: Sequence[str]) -> None:
-        """The captions of some of the pictures."""
-        if self._wanted:
-            self._captions |= {text_path(picture): caption for picture, caption in zip(pictures, captions, strict=True)}
+    def add(self, picture: Path, caption: str | None) -> None:
+        """The caption of a picture, if it has one."""
+        if self._wanted and caption is not None:
+            self._captions[text_path(picture)] = caption
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -67,10 +76,13 @@ class TextFiles:
     def _finish(self) -> None:
         failures = []
         for target, caption in self._captions.items():
+            text = " ".join(caption.splitlines()) + "\n"
             try:
                 if not self._overwrite and os.path.lexists(target):
-                    raise FileExistsError(None, "it appeared meanwhile")
-                write_atomically(target, " ".join(caption.splitlines()) + "\n")
+                    if self._resume and target.read_bytes() == text.encode():
+                        continue
+                    raise FileExistsError(None, "it holds something else" if self._resume else "it appeared meanwhile")
+                write_atomically(target, text)
             except OSError as error:
                 failures.append(f"{target} ({error.strerror})")
         if failures:

@@ -84,6 +84,11 @@ class Views:
         self._paths, self._wanted_layers = paths, layers
 
     @property
+    def looks_into_the_model(self) -> bool:
+        """Whether heat maps are made."""
+        return self._heat_maps is not None
+
+    @property
     def made(self) -> list[tuple[str, Path]]:
         """What there is to look at, and where."""
         found = (

@@ -1,0 +1,1 @@
+"""From a configuration to the parts that the scripts put together."""
