@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from captioning.assembly.prediction import found_pictures, one_path, settings_of, split_of, text_files_of
 from captioning.commands import built, one_sentence_errors, plain, quiet_libraries, whole
+from captioning.errors import UserError
 from captioning.overrides import prepared_arguments
 from captioning.prediction.outputs import check_output, is_complete, rows_of
 from captioning.prediction.partial import settings_path
@@ -47,6 +48,8 @@ class Prediction:
 
 def predict(cfg: DictConfig) -> Prediction:
     """Find the pictures, caption them batch by batch, write a row for each in order, and score those of a split."""
+    if not isinstance(cfg.resume, bool):
+        raise UserError(f"resume={cfg.resume} must be true or false: true goes on where output=... was stopped")
     output = Path(one_path(cfg, "output", "output=captions.jsonl"))
     weights = find_weights(one_path(cfg, "checkpoint", "checkpoint=runs/MY_RUN"))
     found = found_pictures(cfg, output)

@@ -22,7 +22,10 @@ PATH_KEYS = (
 )
 ALWAYS_NEEDED = ("data", "model", "stage", "decoding", "trainer")
 # Whose default is a number or true or false, but which take words as well.
-WORDS_TOO = ("trainer.devices", "precision", "decoding.early_stopping", "gallery", "heat_maps", "heat_maps_layers")
+WORDS_TOO = (
+    *("trainer.devices", "precision", "decoding.early_stopping", "gallery", "heat_maps", "heat_maps_layers"),
+    "resume",  # a folder of train.py's, true or false of predict.py's
+)
 
 
 def prepared_arguments(arguments: list[str], config_dir: Path, config_name: str) -> list[str]:
@@ -34,10 +37,10 @@ def prepared_arguments(arguments: list[str], config_dir: Path, config_name: str)
     """
     multirun = bool({"-m", "--multirun"} & set(arguments))
     arguments = [argument if multirun and _is_sweep(argument) else quoted(argument) for argument in arguments]
-    run_dir = _value_of("run_dir", arguments)
+    run_dir = _value_of("run_dir", arguments) if config_name == "train" else None
     if run_dir and not multirun and is_requeued(Path(run_dir)):
         arguments = [quoted(f"resume={run_dir}")]  # the run has its overrides
-    resume = _value_of("resume", arguments)
+    resume = _value_of("resume", arguments) if config_name == "train" else None
     if resume is not None and run_dir == resume and "LOCAL_RANK" in os.environ:
         return arguments  # a rank that Lightning has started, with arguments as they were prepared before
     if resume is not None:
