@@ -78,7 +78,8 @@ def train(cfg: DictConfig) -> Run:
     from captioning.resumption import refuse_other_settings, settings_of
     from captioning.training.checkpointing import AtomicCheckpointIO
     from captioning.training.loggers import log_config, run_loggers, wandb_runs
-    from captioning.training.stages import StageSchedule, check_strategy
+    from captioning.training.ranks import check_strategy, one_fate
+    from captioning.training.stages import StageSchedule
 
     quiet_libraries()
     for key, least in WHOLE_NUMBERS.items():
@@ -114,7 +115,7 @@ def train(cfg: DictConfig) -> Run:
     if cfg.resume and HydraConfig.initialized():
         keep_composition(run_dir, cfg, HydraConfig.get().overrides.task)
     log.info("run folder: %s", readable(run_dir))
-    with wandb_runs(loggers, run_dir), resumable(run_dir), logging_redirect_tqdm():
+    with wandb_runs(loggers, run_dir), resumable(run_dir), one_fate(trainer, run_dir), logging_redirect_tqdm():
         log_config(loggers, plain(cfg))
         trainer.fit(module, datamodule=datamodule, ckpt_path=last, weights_only=True)
         metrics = _numbers(trainer)
@@ -126,7 +127,8 @@ def train(cfg: DictConfig) -> Run:
             path = best.best_model_path
             trainer.test(module, datamodule=datamodule, ckpt_path=path, verbose=False, weights_only=True)
             metrics |= _numbers(trainer)
-    _say_where(metrics, run_dir)
+    if trainer.is_global_zero:
+        _say_where(metrics, run_dir)
     return Run(metrics, trainer, module, datamodule, run_dir)
 
 

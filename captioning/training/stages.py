@@ -162,20 +162,14 @@ class ApplyStages(L.Callback):
         assert isinstance(pl_module, CaptioningModule)
         groups = self._schedule.trainable(trainer.current_epoch)
         pl_module.captioner.set_trainable(groups)
+        if groups != self._applied and isinstance(trainer.strategy, DDPStrategy):
+            # Wrapped anew, DDP waits for the gradients of exactly these, and begins with the weights of rank 0.
+            trainer.strategy.model = pl_module
+            trainer.strategy.configure_ddp()
         if groups != self._applied and trainer.is_global_zero:
             count = pl_module.captioner.trainable_count()
             log.info("epoch %d: training %s, %s parameters", trainer.current_epoch, ", ".join(groups), f"{count:,}")
         self._applied = groups
-
-
-def check_strategy(trainer: L.Trainer) -> None:
-    """Raise UserError if the trainer's processes would wait for gradients of what a stage has frozen."""
-    strategy = trainer.strategy
-    if isinstance(strategy, DDPStrategy) and not strategy._ddp_kwargs.get("find_unused_parameters"):
-        raise UserError(
-            f"{trainer.world_size} processes need trainer.strategy=ddp_find_unused_parameters_true, since "
-            "stages freeze a part of the model; trainer.devices=1 trains in one"
-        )
 
 
 def progress_of(trainer: L.Trainer, batch_idx: int) -> Progress:
