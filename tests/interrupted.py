@@ -3,16 +3,19 @@
 import os
 import signal
 import sys
+from pathlib import Path
 
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
 
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-from resume import differences  # noqa: E402
 
 from train import train  # noqa: E402
 
-__all__ = ["TINY", "at_call", "composed", "die", "die_half_written", "differences", "forked", "killed", "train"]
+__all__ = [
+    *("TINY", "at_call", "composed", "die", "die_half_written", "differences", "forked", "kill_a_worker", "killed"),
+    "train",
+]
 
 TINY = (
     *("data=shapes", "model=tiny", "stage=full", "trainer=cpu", "logger=csv", "+trainer.deterministic=true"),
@@ -33,6 +36,12 @@ def composed(run_dir, *overrides):
 
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_a_worker(*_):
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    loading = [int(pid) for pid in children if "pt_data" in Path(f"/proc/{pid}/comm").read_text()]
+    os.kill(loading[0], signal.SIGKILL)
 
 
 def die_half_written(checkpoint, file):

@@ -1,9 +1,7 @@
 """What goes wrong in a long run: named, bounded, and nothing lost."""
 
 import errno
-import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +10,7 @@ import pytest
 import torch
 from conftest import ROOT
 from data_sets import flickr8k
-from interrupted import TINY, at_call, composed, differences, train
+from interrupted import TINY, at_call, composed, differences, kill_a_worker, train
 
 from captioning.commands import LOADER_DIED, one_sentence_errors
 from captioning.data.photographs import PhotographFiles
@@ -27,12 +25,6 @@ from captioning.training.skipped_steps import SkippedSteps
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     return train(composed(tmp_path_factory.mktemp("whole"))).run_dir
-
-
-def kill_a_worker(*_):
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    loading = [int(pid) for pid in children if "pt_data" in Path(f"/proc/{pid}/comm").read_text()]
-    os.kill(loading[0], signal.SIGKILL)
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="only Linux tells a process's children so")

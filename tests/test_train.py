@@ -312,7 +312,7 @@ def test_resuming_with_another_architecture_is_refused(command, tmp_path):
         (["experiment=demo", "model.pixel_std=0"], "model.pixel_std=0 must be a number above 0"),
         (["experiment=demo", "~data"], "choose one with data="),
         (["experiment=demo", "dataa=coco"], "did you mean data?"),
-        (["experiment=demo", "trainer.devices=2"], "trainer.strategy=ddp_find_unused_parameters_true"),
+        (["experiment=demo", "trainer.strategy=fsdp"], "trainer cannot be set up so"),
     ],
 )
 def test_a_mistake_ends_in_one_sentence_before_any_training(command, tmp_path, arguments, said):
