@@ -51,6 +51,10 @@ def prepared_arguments(arguments: list[str], config_dir: Path, config_name: str)
         # Hydra would write the new overrides down before anything has shown that the run can go on with them.
         own = [quoted(f"run_dir={resume}"), "hydra.output_subdir=null"]
         arguments = [*overrides_of_run(Path(resume)), *arguments, *own]
+    elif run_dir is None and not multirun and config_name == "train" and _tasks_of_this_job() > 1:
+        raise UserError(
+            f"this SLURM job has {_tasks_of_this_job()} tasks, which need one run folder: name it with run_dir=PATH"
+        )
     elif run_dir is not None:
         if not run_dir:
             raise UserError("run_dir is empty; name a folder, or leave it out")
@@ -63,6 +67,11 @@ def prepared_arguments(arguments: list[str], config_dir: Path, config_name: str)
         if config_name == "train":
             make_folder(Path(_value_of("run_dir", arguments) or "runs"))
     return arguments
+
+
+def _tasks_of_this_job() -> int:
+    """How many processes srun has started with this command; 1 outside of SLURM."""
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1)
 
 
 def quoted(argument: str) -> str:

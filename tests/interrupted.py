@@ -10,10 +10,20 @@ from hydra import compose, initialize_config_dir
 
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
+from resume import differences  # noqa: E402
+
 from train import train  # noqa: E402
 
 __all__ = [
-    *("TINY", "at_call", "composed", "die", "die_half_written", "differences", "forked", "kill_a_worker", "killed"),
+    "TINY",
+    "at_call",
+    "composed",
+    "die",
+    "die_half_written",
+    "differences",
+    "forked",
+    "kill_a_worker",
+    "killed",
     "train",
 ]
 

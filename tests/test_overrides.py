@@ -194,3 +194,19 @@ def test_the_other_ranks_of_a_resumed_run_get_the_arguments_of_the_first(tmp_pat
     prepared = prepared_arguments([f"resume={tmp_path}"], CONF, "train")
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert prepared_arguments(prepared, CONF, "train") == prepared
+
+
+def test_tasks_of_one_slurm_job_need_one_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    with pytest.raises(UserError, match="this SLURM job has 4 tasks, which need one run folder: name it with run_dir="):
+        prepared_arguments(["trainer=slurm", "data=shapes"], CONF, "train")
+    given = [f"run_dir={tmp_path / 'run'}", "trainer=slurm", "data=shapes", "model=tiny"]
+    assert prepared_arguments(given, CONF, "train") == given
+
+
+def test_resume_is_a_folder_of_training_and_a_switch_of_prediction():
+    assert quoted("resume=true") == "resume=true"
+    given = ["resume=true", "checkpoint=runs/mine", "input=photos"]
+    assert prepared_arguments(given, CONF, "predict") == given
+    with pytest.raises(UserError, match=r"resume=true is not a run folder"):
+        prepared_arguments(["resume=true"], CONF, "train")

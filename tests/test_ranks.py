@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import ROOT
-from interrupted import composed, train
+from interrupted import TINY, composed, train
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 
 from captioning.errors import Stopped, UserError
@@ -149,6 +149,40 @@ def test_a_signal_to_one_rank_saves_and_stops_both_and_the_run_goes_on_exactly(t
     for name, value in weights(two.run_dir).items():
         assert torch.equal(weights(tmp_path)[name], value), name
     assert losses(tmp_path) == losses(two.run_dir)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_tasks_of_a_slurm_job_train_as_one(tmp_path, two):
+    """As srun starts them on one machine; there is no SLURM here."""
+    job = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NAME": "train",
+        "SLURM_NNODES": "1",
+        "SLURM_NTASKS": "2",
+        "SLURM_NODEID": "0",
+    }
+    job |= {"SLURM_NTASKS_PER_NODE": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_NODELIST": "localhost"}
+    job |= {"SLURM_NODELIST": "localhost", "OMP_NUM_THREADS": "1"}
+    cpu = ("trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32")
+    tiny = [one for one in (*TINY, *EACH) if not one.startswith("trainer=")]
+    command = [sys.executable, str(ROOT / "train.py"), *tiny, "trainer=slurm", *cpu, f"run_dir={tmp_path / 'run'}"]
+    tasks = [
+        subprocess.Popen(
+            command,
+            env={**os.environ, **job, "SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for task in (0, 1)
+    ]
+    said = [task.communicate(timeout=240)[0] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], said
+    assert "best val/perplexity" in said[0] and not said[1].strip(), said
+    assert losses(tmp_path / "run") == losses(two.run_dir)
+    for name, value in weights(two.run_dir).items():
+        assert torch.equal(weights(tmp_path / "run")[name], value), name
 
 
 def test_a_strategy_that_divides_the_model_is_refused():
