@@ -208,5 +208,5 @@ def test_resume_is_a_folder_of_training_and_a_switch_of_prediction():
     assert quoted("resume=true") == "resume=true"
     given = ["resume=true", "checkpoint=runs/mine", "input=photos"]
     assert prepared_arguments(given, CONF, "predict") == given
-    with pytest.raises(UserError, match=r"resume=true is not a run folder"):
+    with pytest.raises(UserError, match="resume=True is not a run folder"):
         prepared_arguments(["resume=true"], CONF, "train")

@@ -3,6 +3,8 @@
 import json
 import os
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from io import BytesIO
@@ -10,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from conftest import ROOT
+from PIL import GifImagePlugin, Image, ImageFile, PngImagePlugin, WebPImagePlugin
 
 from captioning.data.pictures import UnreadablePicture, read_picture
 
@@ -319,3 +322,71 @@ def test_documents_that_pillow_would_run_a_program_for_are_no_pictures(tmp_path)
     path = tmp_path / "a.jpg"
     path.write_bytes(encoded(PICTURE, "EPS"))
     assert reason_for(path).startswith("not a picture")
+
+
+JPEGS = {
+    "grey": (PICTURE.convert("L"), {}),
+    "every chroma sample": (PICTURE, {"subsampling": 0}),
+    "half of them": (PICTURE, {"subsampling": 1}),
+    "a quarter": (PICTURE, {"subsampling": 2, "quality": 40}),
+    "progressive": (PICTURE, {"progressive": True, "quality": 90}),
+    "odd sizes": (PICTURE.crop((0, 0, 33, 17)), {}),
+}
+
+
+@pytest.mark.parametrize(("image", "options"), JPEGS.values(), ids=JPEGS)
+def test_a_jpegs_pixels_are_pillows_to_the_bit(tmp_path, image, options):
+    path = save(tmp_path / "a.jpg", image, **options)
+    assert (np.asarray(read_picture(path)) == np.asarray(Image.open(path).convert("RGB"))).all()
+
+
+def test_real_jpegs_are_pillows_to_the_bit_and_none_is_taken_for_damaged(shared_data):
+    paths = sorted(shared_data.glob("*/*/*.jpg"))[::10]
+    assert len(paths) > 100
+    for path in paths:
+        assert (np.asarray(read_picture(path)) == np.asarray(Image.open(path).convert("RGB"))).all(), path
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_that_is_damaged_in_its_middle_is_no_half_grey_picture(tmp_path, progressive):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8))
+    sound = encoded(noise, "JPEG", progressive=progressive, quality=80)
+    middle = len(sound) // 2
+    (tmp_path / "a.jpg").write_bytes(sound[:middle] + sound[middle + len(sound) // 4 :])
+    assert reason_for(tmp_path / "a.jpg").startswith("damaged JPEG: ")
+    with Image.open(tmp_path / "a.jpg") as image:
+        image.load()  # Pillow says nothing
+
+
+def test_bytes_left_over_before_a_jpegs_end_are_no_damage(tmp_path):
+    sound = encoded(PICTURE, "JPEG")
+    (tmp_path / "a.jpg").write_bytes(sound[:-2] + bytes(12) + sound[-2:])
+    (tmp_path / "b.jpg").write_bytes(sound + b"a thumbnail, or a film")
+    for name in ("a.jpg", "b.jpg"):
+        assert (np.asarray(read_picture(tmp_path / name)) == np.asarray(Image.open(BytesIO(sound)))).all()
+
+
+def test_more_scans_than_any_picture_has_are_refused(tmp_path):
+    sound = encoded(PICTURE, "JPEG", progressive=True)
+    again = sound[sound.rfind(b"\xff\xda") : -2]
+    (tmp_path / "a.jpg").write_bytes(sound[:-2] + again * 501 + sound[-2:])
+    assert reason_for(tmp_path / "a.jpg") == "more than 500 scans in this JPEG"
+
+
+def test_of_many_frames_only_the_first_is_decoded(tmp_path, monkeypatch):
+    frames = [Image.new("P", (16, 16), number % 256) for number in range(300)]
+    for format in ("GIF", "PNG", "WEBP", "TIFF"):
+        path = tmp_path / f"a.{format.lower()}"
+        frames[0].convert("RGB").save(path, format, save_all=True, append_images=[f.convert("RGB") for f in frames[1:]])
+        with monkeypatch.context() as patch:
+            for plugin in (GifImagePlugin.GifImageFile, WebPImagePlugin.WebPImageFile, PngImagePlugin.PngImageFile):
+                patch.setattr(plugin, "seek", lambda self, frame: pytest.fail("another frame is looked for"))
+            assert read_picture(path).size == (16, 16)
+
+
+@pytest.mark.slow
+def test_12_000_fuzzed_files_end_as_a_picture_or_a_reason():
+    command = [sys.executable, str(ROOT / "benchmarks" / "fuzz_pictures.py")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "a PNG of 60000 x 60000 pixels in 390 kB: 60000 x 60000 pixels are more than the limit" in done.stdout
