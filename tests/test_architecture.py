@@ -127,6 +127,7 @@ def test_every_module_is_in_a_part_or_is_small_and_alone():
         "files",
         "hub",
         "model_card",
+        "override_checks",
         "overrides",
         "resumption",
         "run_folder",

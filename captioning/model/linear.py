@@ -51,12 +51,13 @@ class Int8Linear(nn.Module):
     """x @ weight.T + bias in int8: a weight's scale for each output channel, an activation's for each token.
 
     A scale for each token, not for the whole batch as `torch.ao.quantization.quantize_dynamic` has it: what a picture
-    gets does not depend on its batch mates.
+    gets does not depend on its batch mates. A CPU without VNNI adds two products in 16 bits, which cuts what is larger:
+    there weights have 7 bits, of which no two can be (255 * 63 * 2 < 2 ** 15).
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
         super().__init__()
-        self._scales = _scales(weight)  # (out, 1)
+        self._scales = _scales(weight, 127 if torch.cpu._is_vnni_supported() else 63)  # (out, 1)
         self._zeros = torch.zeros(len(weight), dtype=torch.int32)
         quantised = (weight / self._scales).round().to(torch.int8)
         self._weight = torch.ops.onednn.qlinear_prepack(quantised.contiguous(), None)  # it heeds no strides
@@ -72,9 +73,9 @@ class Int8Linear(nn.Module):
         return torch.addcmul(self._bias, products, scales)
 
 
-def _scales(rows: Tensor) -> Tensor:
-    """(..., 1) so that each row of (..., in) divided by its scale lies in -127..127."""
-    return rows.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / 127
+def _scales(rows: Tensor, largest: int = 127) -> Tensor:
+    """(..., 1) so that each row of (..., in) divided by its scale lies in -largest..largest."""
+    return rows.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / largest
 
 
 @torch.no_grad()
