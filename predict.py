@@ -52,7 +52,7 @@ def predict(cfg: DictConfig) -> Prediction:
         raise UserError(f"resume={cfg.resume} must be true or false: true goes on where output=... was stopped")
     output = Path(one_path(cfg, "output", "output=captions.jsonl"))
     check_output(output, cfg.overwrite or cfg.resume, cfg.resume)
-    weights = find_weights(one_path(cfg, "checkpoint", "checkpoint=runs/MY_RUN"))
+    weights = find_weights(one_path(cfg, "checkpoint", "checkpoint=runs/MY_RUN"), allow_pickle=cfg.allow_pickle)
     found = found_pictures(cfg, output)
     if found and (complete := complete_before(cfg, output, settings_of(cfg, weights, found.paths), found)):
         return complete

@@ -67,7 +67,8 @@ def train(cfg: DictConfig) -> Run:
     last = last_checkpoint(run_dir) if cfg.resume else None
     fine_tunes = cfg.model.init_from is not None
     # A resumed run has in its own checkpoint what it took from there.
-    weights = find_weights(last or str(cfg.model.init_from), "model.init_from") if fine_tunes else None
+    start = last or str(cfg.model.init_from)
+    weights = find_weights(start, "model.init_from", cfg.allow_pickle) if fine_tunes else None
 
     # Imported here, since they take seconds: help, a typo or a wrong path is answered before.
     import lightning as L

@@ -26,9 +26,10 @@ class HuggingFaceModel:
 
     name: str  # hub name or local folder
     key: str
+    allow_pickle: bool = False  # whether its weights may come in a pickle
 
 
-def find_weights(given: str | Path, key: str = "checkpoint") -> Path | HuggingFaceModel:
+def find_weights(given: str | Path, key: str = "checkpoint", allow_pickle: bool = False) -> Path | HuggingFaceModel:
     """What is meant by the value of `key`: a checkpoint file of ours, or a model of transformers.
 
     Looks at the disk first and then, if the value could be a name there, asks the hub for its `config.json`.
@@ -44,7 +45,7 @@ def find_weights(given: str | Path, key: str = "checkpoint") -> Path | HuggingFa
     else:
         return checkpoint_file(given, key)
     _require_vit_gpt2(_read(config, given, key), given, key)
-    return HuggingFaceModel(str(given), key)
+    return HuggingFaceModel(str(given), key, allow_pickle)
 
 
 def stamp_of(weights: Path | HuggingFaceModel) -> dict[str, object] | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import small_captioner, trained_tokenizer
+from support import Touches, small_captioner, trained_tokenizer
 
 from captioning.checkpoint import checkpoint_file, read_checkpoint, refuse_other_architecture
 from captioning.errors import UserError
@@ -57,16 +57,6 @@ def test_what_is_no_run_folder_is_refused(tmp_path):
         UserError, match=r"holds no checkpoints/best\.ckpt or checkpoints/last\.ckpt, and no config\.json.*; give"
     ):
         checkpoint_file(tmp_path)
-
-
-class Touches:
-    """Unpickled as code would be, it makes a file."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "plain pickle"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support import noise_pictures, random_pictures, saved_model, small_captioner, transformers_captions
+from support import Touches, noise_pictures, random_pictures, saved_model, small_captioner, transformers_captions
 from transformers import CLIPImageProcessor, VisionEncoderDecoderModel
 
 from captioning.data.pictures import read_picture
@@ -125,13 +125,29 @@ def test_every_weight_but_an_unused_pooler_must_be_there(copied):
         load_model(str(copied), "checkpoint")
 
 
-def test_weights_in_a_pickle_are_refused_with_a_way_out(copied):
-    torch.save(load_file(copied / "model.safetensors"), copied / "pytorch_model.bin")
+def test_weights_in_a_pickle_are_read_only_where_that_is_allowed_and_as_data_even_then(copied, tmp_path):
+    weights, proof = load_file(copied / "model.safetensors"), tmp_path / "proof"
+    torch.save(weights, copied / "pytorch_model.bin")
     (copied / "model.safetensors").unlink()
-    with pytest.raises(
-        UserError, match=rf"={copied} has no model\.safetensors.*could run code.*save_pretrained\(FOLDER\)"
-    ):
+    with pytest.raises(UserError, match=rf"={copied} has no model\.safetensors.* with allow_pickle=true"):
         load_model(str(copied), "checkpoint")
+    assert load_model(str(copied), "checkpoint", allow_pickle=True).vocab_size
+    torch.save({**weights, "more": Touches(proof)}, copied / "pytorch_model.bin")
+    for allow_pickle in (False, True):
+        with pytest.raises(UserError, match=f"checkpoint={copied} h.*pickle"):
+            load_model(str(copied), "checkpoint", allow_pickle)
+    assert not proof.exists()
+
+
+def test_code_that_comes_with_a_model_is_not_run(copied, tmp_path):
+    proof = tmp_path / "proof"
+    code = f"from pathlib import Path\nPath({str(proof)!r}).touch()\n"
+    (copied / "code.py").write_text(f"{code}from transformers import VisionEncoderDecoderModel as Model\n")
+    config = json.loads((copied / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "code.Model", "AutoModel": "code.Model", "AutoImageProcessor": "code.Model"}
+    (copied / "config.json").write_text(json.dumps(config))
+    assert load_model(str(copied), "checkpoint", allow_pickle=True).vocab_size
+    assert not proof.exists()
 
 
 def test_half_a_file_of_weights_is_refused(copied):

@@ -86,6 +86,7 @@ def load(checkpoints: Path) -> Callable[..., ImageCaptioner]:
             "attention_dropout": 0.0,
             "gradient_checkpointing": False,
             "compile": False,
+            "allow_pickle": False,
             "vocab_size": VOCABULARY,
             "bos_token_id": 0,
             "eos_token_id": 0,
@@ -172,11 +173,13 @@ def test_the_hubs_names_of_gpt2_are_understood(load, copied):
     assert_all_loaded(load(decoder=rewrite(copied("gpt2"), weights)))
 
 
-def test_weights_in_pytorchs_own_format_are_understood(load, copied):
+def test_weights_in_pytorchs_own_format_are_read_where_that_is_allowed(load, copied):
     folder = copied("gpt2")
     (folder / "model.safetensors").unlink()
     torch.save(hub_gpt2(), folder / "pytorch_model.bin")
-    assert_all_loaded(load(decoder=folder))
+    with pytest.raises(UserError, match=rf"={folder} has no model\.safetensors .* with allow_pickle=true"):
+        load(decoder=folder)
+    assert_all_loaded(load(decoder=folder, allow_pickle=True))
 
 
 def test_half_precision_checkpoints_are_trained_in_single_precision(load, copied):

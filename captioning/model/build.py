@@ -46,6 +46,7 @@ def from_pretrained(
     attention_dropout: float,
     gradient_checkpointing: bool,
     compile: bool,
+    allow_pickle: bool,
     vocab_size: int,
     bos_token_id: int,
     eos_token_id: int,
@@ -60,6 +61,7 @@ def from_pretrained(
         attention_dropout: of the decoder's attention weights.
         gradient_checkpointing: recompute activations in the backward pass, to save memory.
         compile: `torch.compile` both halves.
+        allow_pickle: see `load_weights`.
         vocab_size, bos_token_id, eos_token_id: the data's tokenizer, which the decoder must have been trained with.
 
     Raises:
@@ -86,13 +88,16 @@ def from_pretrained(
             "eos_token_id": eos_token_id,
         }
     )
-    vit = load_weights(ViTModel, encoder, encoder_config, "model.encoder", add_pooling_layer=False)
+    vit = load_weights(
+        ViTModel, encoder, encoder_config, "model.encoder", allow_pickle=allow_pickle, add_pooling_layer=False
+    )
     gpt2 = load_weights(
         GPT2LMHeadModel,
         decoder,
         decoder_config,
         "model.decoder",
         may_be_new=lambda name: group_of(name) == NEW,
+        allow_pickle=allow_pickle,
     )
     picture_format = load_picture_format(encoder, encoder_config, "model.encoder")
     if image_size is not None and (image_size, image_size) != picture_size(encoder_config):

@@ -38,42 +38,29 @@ OVERRULED = (
 )
 
 
-def load_model(name: str, key: str) -> ImageCaptioner:
+def load_model(name: str, key: str, allow_pickle: bool = False) -> ImageCaptioner:
     """The captioner, in eval mode, of a `VisionEncoderDecoderModel` with its own picture format and special tokens.
 
-    Weights are read from safetensors alone, never from a pickle; code that comes with a model is not run. BOS, from
-    which captions start, and EOS are those that its `generate` would use, and become its decoder's.
+    `allow_pickle` is `load_weights`'s. BOS, from which captions start, and EOS are those that its `generate` would use,
+    and become its decoder's.
 
     Raises:
         UserError: if weights, configuration or processor cannot be had, do not fit together, or name no BOS or EOS.
     """
     config = load_config(name, VisionEncoderDecoderConfig, key)
     quick_activation(config.decoder)
-    network = _loaded(name, config, key)
+    network = load_weights(
+        VisionEncoderDecoderModel,
+        name,
+        config,
+        key,
+        may_be_new=lambda weight: weight.startswith(POOLER),
+        allow_pickle=allow_pickle,
+    )
     network.encoder.pooler = None
     _take_special_tokens(network, name, key)
     picture_format = resized(load_picture_format(name, config.encoder, key), picture_size(config.encoder))
     return ImageCaptioner(network, picture_format).eval()
-
-
-def _loaded(name: str, config: VisionEncoderDecoderConfig, key: str) -> VisionEncoderDecoderModel:
-    try:
-        return load_weights(
-            VisionEncoderDecoderModel,
-            name,
-            config,
-            key,
-            may_be_new=lambda weight: weight.startswith(POOLER),
-            use_safetensors=True,
-        )
-    except UserError as error:
-        if not isinstance(error.__cause__, OSError):  # there are weights, and something is wrong with them
-            raise
-        raise UserError(
-            f"{key}={name} has no model.safetensors that can be had; weights in a pickle (pytorch_model.bin) are not "
-            "loaded, since that could run code. If you trust it, let transformers write it anew: "
-            f"VisionEncoderDecoderModel.from_pretrained('{name}').save_pretrained(FOLDER), beside its other files"
-        ) from error
 
 
 def _take_special_tokens(network: VisionEncoderDecoderModel, name: str, key: str) -> None:

@@ -57,12 +57,15 @@ def load_weights(
     config: PreTrainedConfig,
     key: str,
     may_be_new: Callable[[str], bool] = lambda _: False,
+    *,
+    allow_pickle: bool,
     **arguments: Any,
 ) -> Any:
     """A model of class `kind` with the weights of checkpoint `name`.
 
     Every weight of the model comes from the checkpoint or satisfies `may_be_new`; weights that the checkpoint has
-    beyond the model's (a pooler, a classifier) are logged.
+    beyond the model's (a pooler, a classifier) are logged. They are read from safetensors; with `allow_pickle` from
+    PyTorch's own files too, but as data: what would run code is refused. Code that comes with a model never runs.
 
     Raises:
         UserError: if the weights cannot be had, or lack one, or hold one of another shape.
@@ -77,9 +80,21 @@ def load_weights(
             ignore_mismatched_sizes=True,  # reported in info, for one message on all that is wrong
             output_loading_info=True,
             local_files_only=out_of_reach(),
+            use_safetensors=None if allow_pickle else True,
+            weights_only=True,
             **arguments,
         )
-    except (OSError, SafetensorError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{key}={name} holds a pickle with more than weights in it; it was not loaded, since that could run code. "
+            "Name another checkpoint"
+        ) from error
+    except (OSError, SafetensorError) as error:
+        if not allow_pickle and _lacks_safetensors(name):
+            raise UserError(
+                f"{key}={name} has no model.safetensors that can be had; weights in a pickle (pytorch_model.bin) are "
+                "read with allow_pickle=true alone, as data: code in them does not run even so"
+            ) from error
         raise _unavailable(name, key, "model.safetensors") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
@@ -96,6 +111,12 @@ def load_weights(
     if unused := sorted(info["unexpected_keys"]):
         log.info("%s: not used from %s: %s", key, name, ", ".join(unused))
     return model
+
+
+def _lacks_safetensors(name: str) -> bool:
+    """Whether it is a folder without a file of safetensors but with one of PyTorch's own."""
+    folder = Path(name)
+    return (folder / "pytorch_model.bin").is_file() and not (folder / "model.safetensors").is_file()
 
 
 def load_picture_format(name: str, config: ViTConfig, key: str) -> PictureFormat:

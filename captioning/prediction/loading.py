@@ -39,7 +39,7 @@ def load_captioner(weights: Path | HuggingFaceModel) -> tuple[ImageCaptioner, Ca
 
 def _of_transformers(weights: HuggingFaceModel) -> tuple[ImageCaptioner, CaptionTokenizer]:
     name, key = weights.name, weights.key
-    captioner = load_model(name, key)
+    captioner = load_model(name, key, weights.allow_pickle)
     decoder = captioner.network.decoder.config
     tokenizer = CaptionTokenizer.of_model(
         name, key, bos_token_id=decoder.bos_token_id, eos_token_id=decoder.eos_token_id
