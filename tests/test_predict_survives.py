@@ -118,6 +118,28 @@ def test_a_killed_prediction_ends_with_the_same_bytes(
     assert not list(tmp_path.glob("*.partial*"))
 
 
+EVERY_MOMENT = [
+    (suffix, at_append, torn)
+    for suffix, last in {".jsonl": 11, ".csv": 11, ".json": 8}.items()
+    for at_append in range(1, last + 2)  # the end of the file is the last piece of text
+    for torn in (0, 15)
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("suffix", "at_append", "torn"), EVERY_MOMENT)
+def test_wherever_it_is_killed_it_ends_with_the_same_bytes(
+    run_dir, photos, tmp_path, monkeypatch, suffix, at_append, torn
+):
+    torch.set_num_threads(1)
+    predict(composed(run_dir, photos, tmp_path / "whole" / f"c{suffix}", "decoding=sampling"))
+    output = tmp_path / f"c{suffix}"
+    with monkeypatch.context() as patch:
+        killed(composed(run_dir, photos, output, "decoding=sampling"), patch, at_append, torn)
+    predict(composed(run_dir, photos, output, "decoding=sampling", "resume=true"))
+    assert output.read_bytes() == (tmp_path / "whole" / output.name).read_bytes()
+
+
 def test_what_is_done_is_not_captioned_again_and_of_a_complete_output_nothing_is(
     predicted,
     photos,
@@ -224,3 +246,30 @@ def test_a_process_that_is_killed_ends_the_run_and_leaves_no_other(run_dir, tmp_
 
 def children(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def test_a_folder_of_all_that_goes_wrong_gives_a_row_for_each_file_and_an_end(predicted, photos, tmp_path):
+    folder = tmp_path / "awkward"
+    folder.mkdir()
+    sound = (photos / "0.png").read_bytes()
+    names = [b"two\nlines.png", b"latin\xe9.png", b"-rf.png", b"'; rm.png"]
+    for name in names:
+        (folder / os.fsdecode(name)).write_bytes(sound)
+    (folder / "dangling.png").symlink_to("nowhere")
+    (folder / "itself.png").symlink_to("itself.png")
+    (folder / "circle").symlink_to(folder)
+    os.mkfifo(folder / "pipe.png")
+    (folder / "folder.png").mkdir()
+    (folder / "half.png").write_bytes(sound[: len(sound) // 2])
+    status, output = predicted(f"input={folder}")
+    assert status == 2, output
+    found = {os.fsencode(Path(row["path"]).name): row for row in rows(tmp_path / "out.jsonl")}
+    assert found.keys() == {*names, b"dangling.png", b"itself.png", b"pipe.png", b"half.png"}
+    assert all("caption" in found[name] for name in names)
+    reasons = {name: row["error"] for name, row in found.items() if "error" in row}
+    assert reasons == {
+        b"dangling.png": "no such file",
+        b"itself.png": "Too many levels of symbolic links",
+        b"pipe.png": "not a regular file",
+        b"half.png": "truncated PNG",
+    }

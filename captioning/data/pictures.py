@@ -152,7 +152,7 @@ def _jpeg(data: bytes) -> Image.Image | None:
         return Image.fromarray(simplejpeg.decode_jpeg(data, "RGB", strict=True))
     except ValueError as error:
         problem = str(error)
-    if "Corrupt JPEG data" not in problem and "Premature end" not in problem:
+    if not any(sign in problem for sign in ("Corrupt JPEG data", "Premature end", "Unsupported marker")):
         return None  # a kind of JPEG that TurboJPEG does not take
     if "extraneous bytes before marker 0xd9" in problem:
         return Image.fromarray(simplejpeg.decode_jpeg(data, "RGB", strict=False))
