@@ -2,7 +2,9 @@
 
 import logging
 import os
+import resource
 import runpy
+import signal
 import sys
 from pathlib import Path
 
@@ -32,6 +34,17 @@ def shared_data() -> Path:
     if not (SHARED / "data").is_dir():
         pytest.skip(f"no real data at {SHARED / 'data'}; set CAPTIONING_SHARED to the folder that holds data/")
     return SHARED / "data"
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """`full_disk(size)`: from then on no file may become larger than `size` bytes, as if the disk were full."""
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    # Python would put cut .pyc files into the environment: it doesn't look at how much of them was written.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.fixture

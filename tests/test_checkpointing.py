@@ -1,7 +1,5 @@
 """Checkpoints are whole, or the ones before them stay; a disk that objects is told in a sentence."""
 
-import resource
-import signal
 from types import SimpleNamespace
 
 import pytest
@@ -13,23 +11,15 @@ from captioning.training import checkpointing
 from captioning.training.checkpointing import AtomicCheckpointIO, LastCheckpoint, Saving, settle_loops
 
 
-@pytest.fixture
-def full_disk(monkeypatch):
-    """No file may become larger than 20,000 bytes: for a checkpoint and a picture, as if the disk were full."""
-    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-
-    def fill(*_):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
-
-    yield fill
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
+def fill(full_disk):
+    """For a checkpoint and a picture the disk is full, for a line of text it isn't."""
+    return lambda *_: full_disk(20_000)
 
 
 def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, full_disk):
     path, io = tmp_path / "last.ckpt", AtomicCheckpointIO()
     io.save_checkpoint({"a": torch.zeros(3)}, path)
-    full_disk()
+    full_disk(20_000)
     with pytest.raises(OSError, match="File too large"):
         io.save_checkpoint({"a": torch.zeros(100_000)}, path)
     assert io.load_checkpoint(path)["a"].tolist() == [0, 0, 0]
@@ -37,14 +27,14 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, full_disk):
 
 
 def test_a_run_on_a_full_disk_says_so_and_stops_with_the_checkpoint_before(tmp_path, full_disk, monkeypatch):
-    at_call(3, full_disk, checkpointing.torch, "save", monkeypatch.setattr)
+    at_call(3, fill(full_disk), checkpointing.torch, "save", monkeypatch.setattr)
     with pytest.raises(UserError, match=r"best\.ckpt could not be written: File too large; .* is kept; mend that and"):
         train(composed(tmp_path))
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
 
 
 def test_or_it_goes_on_regardless(tmp_path, full_disk, monkeypatch, caplog):
-    at_call(3, full_disk, checkpointing.torch, "save", monkeypatch.setattr)
+    at_call(3, fill(full_disk), checkpointing.torch, "save", monkeypatch.setattr)
     run = train(composed(tmp_path, "checkpoints.on_error=continue", "trainer.max_epochs=2"))
     said = [record.message for record in caplog.records if ".ckpt could not be written" in record.message]
     assert any("last.ckpt could not be written: File too large; the checkpoint before it" in line for line in said)
@@ -53,7 +43,7 @@ def test_or_it_goes_on_regardless(tmp_path, full_disk, monkeypatch, caplog):
 
 
 def test_a_best_checkpoint_that_could_not_be_written_is_not_remembered(tmp_path, full_disk, monkeypatch):
-    at_call(1, full_disk, checkpointing.torch, "save", monkeypatch.setattr)
+    at_call(1, fill(full_disk), checkpointing.torch, "save", monkeypatch.setattr)
     run = train(composed(tmp_path, "checkpoints.on_error=continue", "trainer.max_epochs=1"))
     assert not [name for name in run.metrics if name.startswith("best/")]
     assert not list((tmp_path / "checkpoints").iterdir())
