@@ -103,11 +103,15 @@ class Trainer:
 
 
 def test_short_epochs_are_not_spent_on_drawing_and_the_end_is_drawn(tmp_path, monkeypatch):
-    times = []
-    monkeypatch.setattr(curves, "write_curves", times.append)
+    drawings, clock = [], [100.0]
+    monkeypatch.setattr(curves, "write_curves", drawings.append)
+    monkeypatch.setattr(curves.time, "monotonic", lambda: clock[-1])
     callback = Curves(tmp_path)
-    for _ in range(3):
+    drawn_after = []
+    for seconds in (105.0, 115.0, 121.0, 130.0, 142.0):
+        clock.append(seconds)
         callback.on_train_epoch_end(Trainer(), None)
-    assert len(times) == 1
+        drawn_after.append(len(drawings))
+    assert drawn_after == [0, 0, 1, 1, 2]
     callback.on_fit_end(Trainer(), None)
-    assert len(times) == 2
+    assert len(drawings) == 3

@@ -172,6 +172,7 @@ def growth_in_a_worker(captions: list[list[str]], tokens: TokenArrays, load: Tou
     return after - before
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="only Linux tells what memory is shared")
 def test_workers_share_the_captions_and_would_be_seen_to_copy_them():
     captions = [

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 Row = Mapping[str, str]
 Curve = tuple[list[float], list[float]]  # optimizer steps, values
 
-PAUSE_SECONDS = 20.0  # at least, between two drawings of a run; one takes a sixth of a second, the first a second more
+PAUSE_SECONDS = 20.0  # at least, before and between drawings of a run, of which one takes a sixth of a second
 TRAIN, VAL, FLOOR, SWITCH = "#8a8f98", "#1f5fbf", "#2e8b57", "#b36b00"
 BESIDE_LINE: dict = {"rotation": 90, "fontsize": 8, "va": "top", "ha": "left"}
 SCORES = {"val/cider": "CIDEr", "val/bleu_4": "BLEU-4", "val/rouge_l": "ROUGE-L"}
@@ -34,7 +34,7 @@ class Curves(L.Callback):
 
     def __init__(self, run_dir: Path):
         self._run_dir = run_dir
-        self._drawn_at = -math.inf
+        self._drawn_at = time.monotonic()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero and time.monotonic() - self._drawn_at > PAUSE_SECONDS:
@@ -60,8 +60,10 @@ def write_curves(run_dir: Path) -> None:
         return
     from matplotlib.figure import Figure  # here, since it takes most of a second; no pyplot, which holds every figure
 
-    figure = Figure(figsize=(9, 3.1 * len(panels) + 0.4), dpi=110, layout="constrained")
+    height = 3.1 * len(panels) + 0.4  # in inches, as the margins: "constrained" finds them by drawing everything twice
+    figure = Figure(figsize=(9, height), dpi=110)
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    figure.subplots_adjust(left=0.8 / 9, right=1 - 0.1 / 9, bottom=0.5 / height, top=1 - 0.1 / height, hspace=0.06)
     for ax, (title, curves) in zip(axes, panels.items(), strict=True):
         _draw(ax, title, curves)
         before: list[str] = []
