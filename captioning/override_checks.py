@@ -49,7 +49,7 @@ def check_overrides(arguments: list[str], config_dir: Path, config_name: str, mu
         before = _composed(config_name, groups)
         for override in values:
             _check_value(override, before, config_dir)
-        config = _composed(config_name, overrides)
+        config = _composed(config_name, overrides) if values else before
         if "model" in config:
             refuse_overruled(config, [override.key_or_group for override in values])
 
