@@ -273,3 +273,10 @@ def test_a_folder_of_all_that_goes_wrong_gives_a_row_for_each_file_and_an_end(pr
         b"pipe.png": "not a regular file",
         b"half.png": "truncated PNG",
     }
+
+
+@pytest.mark.slow
+def test_100_000_pictures_take_no_more_memory_than_a_thousand():
+    command = [sys.executable, str(ROOT / "benchmarks" / "predict_memory.py")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
