@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -84,6 +85,7 @@ def predict(cfg: DictConfig) -> Prediction:
     pictures = found or split
     assert pictures
     views = views or planned_views(output, pictures.paths, cfg.overwrite, **plain(cfg, *VIEWS))
+    devices = devices[: max(1, math.ceil(len(pictures) / batch_size))]  # not more of them than batches
     if len(devices) == 1 or views.looks_into_the_model:
         captioner = placed(captioner, devices[0], cfg.precision)
     views.attach(captioner, tokenizer, decoding.max_new_tokens)

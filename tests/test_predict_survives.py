@@ -189,7 +189,7 @@ def test_a_list_of_pictures_that_has_changed_is_not_gone_on_with(run_dir, photos
     assert [row["error"] for row in rows(tmp_path / "c.jsonl")[9:]] == ["no such file", "empty file"]
 
 
-def test_two_processes_make_the_file_of_one_and_resume_it(predicted, photos, tmp_path, monkeypatch):
+def test_two_processes_make_the_file_of_one(predicted, photos, tmp_path):
     given = (f"input={photos}", f"batch_size={BATCH}", "heat_maps=[3.png]", "gallery=true", "decoding=sampling")
     assert predicted(*given)[0] == 2
     status, output = predicted(*given, "trainer.devices=2", f"output={tmp_path / 'two.jsonl'}")
@@ -198,6 +198,24 @@ def test_two_processes_make_the_file_of_one_and_resume_it(predicted, photos, tmp
     strips = [(tmp_path / f"{name}.heat_maps" / "3.png").read_bytes() for name in ("out", "two")]
     assert strips[0] == strips[1]
     assert "OMP_WAIT_POLICY" not in os.environ and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at_append", [3, COUNT - 1])  # much is left, or one batch, which leaves a process without any
+def test_two_processes_resume_what_one_began(run_dir, photos, tmp_path, monkeypatch, at_append):
+    predict(composed(run_dir, photos, tmp_path / "one.jsonl"))
+    with monkeypatch.context() as patch:
+        killed(composed(run_dir, photos, tmp_path / "two.jsonl"), patch, at_append)
+    predict(composed(run_dir, photos, tmp_path / "two.jsonl", "resume=true", "trainer.devices=2"))
+    assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("precision", ["32", "int8"])
+def test_more_processes_than_batches_make_the_file_of_one(predicted, photos, tmp_path, precision):
+    given = (f"input={photos}", f"batch_size={COUNT}", f"precision={precision}")
+    predicted(*given)
+    predicted(*given, "trainer.devices=2", f"output={tmp_path / 'two.jsonl'}")
+    assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "out.jsonl").read_bytes()
 
 
 def test_more_processes_than_devices_of_a_kind_or_none_are_refused(predicted, tmp_path, monkeypatch):

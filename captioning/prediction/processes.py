@@ -43,10 +43,9 @@ def described(
     Raises:
         UserError: while batches are taken, if a process ends before its share is done.
     """
-    count = len(work.addresses)
-    total = len(Share(work.first, count, work.batch_size))
-    processes = min(len(devices), total)
-    if processes <= 1:
+    processes = len(devices)
+    total = len(Share(work.first, len(work.addresses), work.batch_size))
+    if processes == 1 or not total:
         yield describe(work, captioner, devices[0])
         return
     context = multiprocessing.get_context("spawn")  # no process that uses a GPU can be forked
