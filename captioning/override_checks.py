@@ -49,9 +49,19 @@ def check_overrides(arguments: list[str], config_dir: Path, config_name: str, mu
         before = _composed(config_name, groups)
         for override in values:
             _check_value(override, before, config_dir)
-        config = _composed(config_name, overrides) if values else before
+        config = before if all(map(_surely_composes, values)) else _composed(config_name, overrides)
         if "model" in config:
             refuse_overruled(config, [override.key_or_group for override in values])
+
+
+def _surely_composes(override: Override) -> bool:
+    """Whether it only sets a key that was found to exist: not one of Hydra's own, nor one that decides about others."""
+    changes_keys = override.is_add() or override.is_force_add() or override.is_delete()
+    return not changes_keys and not _is_hydras(override) and override.key_or_group != "model.init_from"
+
+
+def _is_hydras(override: Override) -> bool:
+    return re.split("[./]", override.key_or_group)[0] == "hydra"
 
 
 def _composed(config_name: str, overrides: list[Override]) -> DictConfig:
@@ -100,7 +110,7 @@ def _choices_with(key: str, config_dir: Path) -> list[str]:
 
 def _check_value(override: Override, before: DictConfig, config_dir: Path) -> None:
     key = override.key_or_group
-    if override.is_add() or override.is_force_add() or override.is_delete() or re.split("[./]", key)[0] == "hydra":
+    if override.is_add() or override.is_force_add() or override.is_delete() or _is_hydras(override):
         return
     values = _keys(before)
     known = values | {name.partition(".")[0] for name in values}  # and the groups

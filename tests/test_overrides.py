@@ -28,6 +28,9 @@ def check(*overrides, config="train"):
         ("nonsense", "not an override"),
         ("data.root=[", "not an override"),
         ("trainer.fast_dev_run=true", r"\+trainer.fast_dev_run"),
+        ("+trainer.max_epochs=3", r"\+trainer.max_epochs=3 does not compose"),
+        ("~trainer.nothing", "~trainer.nothing does not compose"),
+        ("hydra.nothing=3", "hydra.nothing=3 does not compose"),
     ],
 )
 def test_a_mistake_is_told_in_one_sentence(override, named):

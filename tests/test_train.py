@@ -316,8 +316,9 @@ def test_resuming_with_another_architecture_is_refused(command, tmp_path):
     ],
 )
 def test_a_mistake_ends_in_one_sentence_before_any_training(command, tmp_path, arguments, said):
-    drawn = ["data.train_pictures=64"] if "experiment=demo" in arguments and "~data" not in arguments else []
-    status, output = command("train.py", *arguments, *drawn, f"run_dir={tmp_path / 'run'}", "logger=csv")
+    few = ["data.train_pictures=64", "data.val_pictures=8", "data.test_pictures=4"]
+    drawn = few if "experiment=demo" in arguments and "~data" not in arguments else []
+    status, output = command("train.py", *drawn, *arguments, f"run_dir={tmp_path / 'run'}", "logger=csv")
     assert status == 1
     assert said in output
     assert "Traceback" not in output
