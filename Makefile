@@ -43,7 +43,7 @@ demo: setup  ## train on drawn shapes (minutes), caption held-out pictures, and 
 			"                    in the browser, with an account: $(BIN)/wandb sync $$wandb"; \
 	done
 
-test: setup  ## the whole test suite, offline, in a few minutes
+test: setup  ## the whole test suite in two processes, offline, in a few minutes
 	$(BIN)/python -m pytest
 
 test-all: setup  ## the same and the slower proofs
