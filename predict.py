@@ -17,8 +17,8 @@ from captioning.assembly.prediction import found_pictures, one_path, settings_of
 from captioning.commands import built, one_sentence_errors, plain, quiet_libraries, whole
 from captioning.errors import UserError
 from captioning.overrides import prepared_arguments
-from captioning.prediction.outputs import check_output, is_complete, rows_of
-from captioning.prediction.partial import settings_path
+from captioning.prediction.outputs import check_output, is_complete, real_file, rows_of
+from captioning.prediction.partial import has_rows, settings_path
 from captioning.prediction.results import CaptionWriter
 from captioning.prediction.score_files import SCORES, TABLE
 from captioning.prediction.views import planned_views
@@ -60,7 +60,8 @@ def predict(cfg: DictConfig) -> Prediction:
     check_output(output, cfg.overwrite, cfg.resume)
     paths = found.paths if found else []
     text_files = text_files_of(cfg, paths)
-    views = planned_views(output, paths, cfg.overwrite, **plain(cfg, *VIEWS)) if found else None
+    may = {"overwrite": cfg.overwrite, "resume": cfg.resume and has_rows(real_file(output))}
+    views = planned_views(output, paths, **may, **plain(cfg, *VIEWS)) if found else None
     batch_size = whole(cfg, "batch_size", 1)
 
     # Imported here, since they take seconds: help, a typo or a wrong path is answered before.
@@ -84,7 +85,7 @@ def predict(cfg: DictConfig) -> Prediction:
     split = None if found else split_of(cfg, captioner, tokenizer)
     pictures = found or split
     assert pictures
-    views = views or planned_views(output, pictures.paths, cfg.overwrite, **plain(cfg, *VIEWS))
+    views = views or planned_views(output, pictures.paths, **may, **plain(cfg, *VIEWS))
     devices = devices[: max(1, math.ceil(len(pictures) / batch_size))]  # not more of them than batches
     if len(devices) == 1 or views.looks_into_the_model:
         captioner = placed(captioner, devices[0], cfg.precision)

@@ -1,8 +1,9 @@
 """Files, and folders, that are either whole or not there."""
 
+import filecmp
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -28,10 +29,13 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
-def remove_unfinished(path: Path) -> None:
-    """Delete what `atomic_file` processes that were killed have left beside the file `path`; none may be writing it."""
-    for aside in path.parent.glob(f".{path.name}.*.tmp"):
-        aside.unlink(missing_ok=True)
+def remove_unfinished(paths: Iterable[Path]) -> None:
+    """Delete what processes that were killed in `atomic_file` have left beside these files; none may be writing one."""
+    known = set(paths)
+    for folder in {path.parent for path in known}:
+        for aside in folder.glob(".*.*.tmp"):
+            if folder / aside.name[1:].rsplit(".", 2)[0] in known:
+                aside.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -69,6 +73,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def is_same_file(path: Path, other: Path) -> bool:
+    """Whether both are there and hold the same bytes."""
+    return path.is_file() and other.is_file() and filecmp.cmp(path, other, shallow=False)
 
 
 def write_atomically(path: Path, text: str) -> None:

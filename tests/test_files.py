@@ -142,7 +142,7 @@ def test_a_folder_that_cannot_take_its_name_puts_the_old_one_back(tmp_path, monk
 def test_what_killed_processes_left_unfinished_is_removed_and_nothing_else(path):
     for name in (".results.md.17.tmp", ".results.md.18.tmp", ".curves.png.17.tmp", "results.md.tmp"):
         (path.parent / name).touch()
-    remove_unfinished(path)
+    remove_unfinished([path])
     assert listing(path.parent) == [".curves.png.17.tmp", "results.md", "results.md.tmp"]
 
 

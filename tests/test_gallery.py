@@ -122,6 +122,21 @@ def test_a_page_that_exists_is_refused_before_and_at_the_end(tmp_path):
         check_gallery(tmp_path, overwrite=True)
 
 
+def test_with_resume_a_page_stays_if_it_holds_the_same(tmp_path):
+    path = tmp_path / "captions.html"
+    (tmp_path / ".captions.html.17.tmp").touch()
+    for resume in (False, True):
+        with GalleryWriter(path, "t", resume=resume) as gallery:
+            gallery.add(0, entries()[3])
+    path.write_text("mine")
+    with (
+        pytest.raises(UserError, match=rf"^gallery={path}: {path} exists already and holds something else; replace it"),
+        GalleryWriter(path, "t", resume=True) as gallery,
+    ):
+        gallery.add(0, entries()[3])
+    assert path.read_text() == "mine" and listing(tmp_path) == {"captions.html"}
+
+
 def test_memory_does_not_grow_with_the_pictures(tmp_path):
     import tracemalloc
 

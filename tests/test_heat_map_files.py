@@ -81,6 +81,21 @@ def test_a_folder_that_exists_is_refused_or_its_own_files_are_replaced(tmp_path)
     assert (path / "notes.txt").read_text() == "mine"
 
 
+def test_with_resume_a_folder_stays_if_it_holds_the_same(tmp_path):
+    path = tmp_path / "maps"
+    for resume in (False, True):
+        with folder_at(path, resume=resume) as folder:
+            folder.write(0, STRIP)
+    (path / "1.png").write_text("mine")
+    with (
+        pytest.raises(UserError, match=rf"^heat_maps: {path} exists already and holds something else; replace it"),
+        folder_at(path, resume=True) as folder,
+    ):
+        folder.write(0, STRIP)
+    assert (path / "1.png").read_text() == "mine"
+    assert [file.name for file in tmp_path.iterdir()] == ["maps"]
+
+
 def test_a_file_under_the_folders_name_is_refused_at_once_and_at_the_end(tmp_path):
     path = tmp_path / "maps"
     with pytest.raises(UserError, match="is a file, and a folder is to lie there"), folder_at(path) as folder:

@@ -118,6 +118,74 @@ def test_a_killed_prediction_ends_with_the_same_bytes(
     assert not list(tmp_path.glob("*.partial*"))
 
 
+RENAMES = ("os.rename",)
+CHANGES = ("open", "os.rename", "os.remove", "os.truncate", "os.mkdir", "os.rmdir")
+
+
+def killed_before_change(config, folder, kinds, n) -> bool:
+    """Predict in a process that is killed right before it changes a name in the folder for the n-th time, if ever."""
+    changes = []
+
+    def kill(event, arguments):
+        if event not in kinds or not str(arguments[0]).startswith(str(folder)):
+            return
+        flags = arguments[2] if event == "open" else os.O_WRONLY
+        if flags & os.O_ACCMODE and flags & os.O_TMPFILE != os.O_TMPFILE:  # which has no name
+            changes.append(event)
+            if len(changes) == n:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    if (child := os.fork()) == 0:
+        try:
+            signal.alarm(60)
+            torch.set_num_threads(1)  # the threads of torch's pool stayed behind in the parent
+            sys.addaudithook(kill)
+            predict(config)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    status = os.waitpid(child, 0)[1]
+    assert status in (0, signal.SIGKILL)
+    return status != 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kinds", "least"),
+    [
+        pytest.param((), RENAMES, 3, id="a rename"),
+        pytest.param((), CHANGES, 20, marks=pytest.mark.slow, id="any change"),
+        pytest.param(
+            ("gallery=true", "heat_maps=2", "text_files=true"),
+            CHANGES,
+            60,
+            marks=pytest.mark.slow,
+            id="any change, with all that goes beside it",
+        ),
+    ],
+)
+def test_before_whichever_change_on_the_disk_it_is_killed_it_goes_on(
+    run_dir, photos, tmp_path, overrides, kinds, least
+):
+    torch.set_num_threads(1)
+    found: list[dict[str, bytes]] = []
+    for n in range(200):
+        folder = tmp_path / str(n)
+        pictures = shutil.copytree(photos, folder / "photos")
+        config = composed(run_dir, pictures, folder / "c.jsonl", *overrides)
+        if n and not killed_before_change(config, folder, kinds, n):
+            break  # it makes fewer changes
+        predict(composed(run_dir, pictures, folder / "c.jsonl", *overrides, f"resume={str(n > 0).lower()}"))
+        found.append(contents(folder))
+        assert found[-1] == found[0], f"killed before change {n}"
+    assert len(found) > least
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below it, but for the settings, which name the folder."""
+    files = (path for path in folder.rglob("*") if path.is_file() and "settings" not in path.name)
+    return {str(path.relative_to(folder)): path.read_bytes().replace(bytes(folder), b"") for path in files}
+
+
 EVERY_MOMENT = [
     (suffix, at_append, torn)
     for suffix, last in {".jsonl": 11, ".csv": 11, ".json": 8}.items()

@@ -392,7 +392,7 @@ def test_a_folder_without_write_permission_is_refused(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(tempfile, "NamedTemporaryFile", refuse)  # root may write everywhere
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)  # root may write everywhere
     with pytest.raises(UserError, match=r"can't be written: Permission denied; choose another place with output="):
         check_output(tmp_path / "c.jsonl", overwrite=False)
 

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from captioning.errors import UserError
-from captioning.files import atomic_file
+from captioning.files import atomic_file, is_same_file, remove_unfinished
 from captioning.prediction.cards import LOG_PROBABILITY, GalleryEntry, card, score_values
 from captioning.prediction.outputs import check_file, real_file
 
@@ -39,22 +39,25 @@ class GalleryWriter:
         path: the file to write.
         title: of the page.
         overwrite: replace a file that exists.
+        resume: a file that exists may be of the run that is gone on with: it stays if it holds the same.
 
     Raises:
         UserError: for everything that `check_gallery` refuses, and for a disk that fills up.
     """
 
-    def __init__(self, path: str | Path, title: str, *, overwrite: bool = False):
+    def __init__(self, path: str | Path, title: str, *, overwrite: bool = False, resume: bool = False):
         self.path = Path(path)
-        self._title, self._overwrite = title, overwrite
+        self._title, self._overwrite, self._resume = title, overwrite, resume
         self._spans: dict[int, tuple[int, int, int]] = {}  # of a card: its start, where scores belong, its end
         self._scores: dict[int, str] = {}
         self._score_names: dict[str, None] = {}  # an ordered set
         self._end = 0
 
     def __enter__(self) -> Self:
-        check_gallery(self.path, self._overwrite)
+        check_gallery(self.path, self._overwrite or self._resume)
         self._target = real_file(self.path)
+        if self._resume:
+            remove_unfinished([self._target])
         self._cards = tempfile.TemporaryFile(dir=self._target.parent)  # closed in __exit__
         return self
 
@@ -84,7 +87,7 @@ class GalleryWriter:
                 self._finish()
 
     def _finish(self) -> None:
-        check_gallery(self.path, self._overwrite)  # something may have got the name in the meantime
+        check_gallery(self.path, self._overwrite or self._resume)  # something may have got the name in the meantime
         before, after = page(self._title, list(self._score_names), len(self._spans))
         try:
             with atomic_file(self._target) as file:
@@ -92,6 +95,12 @@ class GalleryWriter:
                 for part in self._parts():
                     file.write(part)
                 file.write(after.encode())
+                file.flush()
+                if self._target.exists() and not (self._overwrite or is_same_file(self._target, Path(file.name))):
+                    raise UserError(
+                        f"gallery={self.path}: {self._target} exists already and holds something else; replace it with "
+                        "overwrite=true, or name another"
+                    )
         except OSError as error:
             raise self._failure(error) from error
 

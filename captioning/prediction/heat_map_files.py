@@ -10,7 +10,7 @@ from typing import Self
 from PIL import Image
 
 from captioning.errors import UserError, require_whole
-from captioning.files import atomic_file
+from captioning.files import atomic_file, is_same_file
 
 
 def chosen_pictures(wanted: object, paths: Sequence[Path]) -> list[int]:
@@ -46,7 +46,8 @@ def heat_maps_folder(output: Path) -> Path:
 class HeatMapFolder:
     """A folder of PNG files that appears under its name when the `with` block ends well, or not at all.
 
-    With `overwrite` the files of a folder that is there are replaced, and no others of it are touched.
+    With `overwrite` the files of a folder that is there are replaced, and no others of it are touched. With `resume` it
+    may be of the run that is gone on with: it stays if it holds the same.
 
     Args:
         folder: its final name.
@@ -57,15 +58,23 @@ class HeatMapFolder:
         UserError: if something has the name already, unless it is a folder and `overwrite`; or if the disk is full.
     """
 
-    def __init__(self, folder: Path, paths: Sequence[Path], chosen: Sequence[int], *, overwrite: bool = False):
-        self.path, self._overwrite = folder, overwrite
+    def __init__(
+        self,
+        folder: Path,
+        paths: Sequence[Path],
+        chosen: Sequence[int],
+        *,
+        overwrite: bool = False,
+        resume: bool = False,
+    ):
+        self.path, self._overwrite, self._resume = folder, overwrite, resume
         self._names = _file_names(paths, chosen)
-        self._aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+        self._aside = folder.with_name(f".{folder.name}.tmp")  # of the one run that holds the output's lock
         self._check()
 
     def _check(self) -> None:
-        if self.path.is_dir() and not self._overwrite:
-            raise UserError(f"heat_maps: {self.path} exists already; replace it with overwrite=true, or move it")
+        if self.path.is_dir() and not (self._overwrite or self._resume):
+            raise self._exists()
         if os.path.lexists(self.path) and not self.path.is_dir():
             raise UserError(f"heat_maps: {self.path} is a file, and a folder is to lie there; move it")
 
@@ -74,6 +83,7 @@ class HeatMapFolder:
 
     def __enter__(self) -> Self:
         self._check()
+        shutil.rmtree(self._aside, ignore_errors=True)  # of a run that was killed
         self._aside.mkdir(parents=True)
         return self
 
@@ -100,10 +110,17 @@ class HeatMapFolder:
             if not self.path.exists():
                 self._aside.rename(self.path)
                 return
-            for file in self._aside.iterdir():
+            made = list(self._aside.iterdir())
+            if not self._overwrite and not all(is_same_file(file, self.path / file.name) for file in made):
+                raise self._exists()
+            for file in made:
                 file.replace(self.path / file.name)
         except OSError as error:
             raise self._failure(error) from error
+
+    def _exists(self) -> UserError:
+        what = " and holds something else" if self._resume else ""
+        return UserError(f"heat_maps: {self.path} exists already{what}; replace it with overwrite=true, or move it")
 
     def _failure(self, error: OSError) -> UserError:
         return UserError(f"heat_maps: {self.path} can't be written: {error.strerror}; make room, or leave them out")

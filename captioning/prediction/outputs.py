@@ -1,16 +1,17 @@
 """What may be written where: asked before any time is spent on captions."""
 
+import os
 import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from os.path import realpath
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from captioning.errors import UserError
 from captioning.prediction.formats import Row, format_of, to_json
 from captioning.prediction.partial import (
     check_rows_so_far,
+    finish_completing,
     has_rows,
     other_settings,
     refuse_while_written,
@@ -26,9 +27,12 @@ def check_output(output: str | Path, overwrite: bool, resume: bool = False) -> N
 
     A missing parent folder is made. Files that exist are refused unless `overwrite`, and so is a suffix that names no
     format, an output that another process is writing, and one of which a stopped run left rows, unless that or
-    `resume` is said.
+    `resume` is said. With `resume`, a run that was killed between its last two steps is ended.
     """
     format_of(output)
+    if resume:
+        with told(output):
+            finish_completing(output, real_file(output))
     check_file("output", output, overwrite, EXAMPLE, beside=settings_path)
     with told(output):
         check_rows_so_far(output, real_file(output), resume=resume, overwrite=overwrite)
@@ -67,8 +71,9 @@ def check_file(key: str, given: str | Path, overwrite: bool, example: str, besid
         targets = (path, beside(path)) if beside else (path,)
         for target in targets:
             _check_target(key, given, target, overwrite, example)
-            with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f"{target.stem}.partial", suffix=target.suffix):
-                pass  # it can be written, its name and longer ones too
+            tempfile.TemporaryFile(dir=target.parent).close()  # nameless: nothing is left of it by a process that dies
+            with suppress(FileNotFoundError):  # and names so long are taken
+                target.with_name(f".{target.stem}.partial{target.suffix}.{os.getpid()}.tmp").lstat()
     except UserError:
         raise
     except (OSError, ValueError) as error:
@@ -78,7 +83,7 @@ def check_file(key: str, given: str | Path, overwrite: bool, example: str, besid
 
 def real_file(given: str | Path) -> Path:
     """The file behind links: a link stays a link, and the temporary file lies on the same disk as the final one."""
-    return Path(realpath(given))
+    return Path(os.path.realpath(given))
 
 
 def _make_parent(key: str, given: str | Path, path: Path) -> None:

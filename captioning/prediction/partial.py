@@ -10,7 +10,7 @@ from io import FileIO
 from pathlib import Path
 
 from captioning.errors import UserError
-from captioning.files import write_atomically
+from captioning.files import remove_unfinished, write_atomically
 from captioning.prediction.formats import Row
 from captioning.prediction.read_back import RowBack, rows_back
 
@@ -61,6 +61,7 @@ class PartialFile:
         """Own it."""
         self._file = _opened_alone(self._given, self.path)
         try:
+            remove_unfinished([self.settings_path])
             if self._resume and has_rows(self._output):
                 self._refuse_other_settings()
                 return
@@ -93,9 +94,9 @@ class PartialFile:
     def complete(self) -> None:
         """Let it become the output, and its settings those of the output."""
         os.fsync(self._file.fileno())
-        self.settings_path.replace(settings_path(self._output))
-        self.path.replace(self._output)  # before the lock is freed
-        self._file.close()
+        self.path.replace(self._output)
+        self.settings_path.replace(settings_path(self._output))  # `finish_completing` does it for a process that died
+        self._file.close()  # which frees the lock
 
     def close(self) -> None:
         """Leave it to another process."""
@@ -114,6 +115,14 @@ class PartialFile:
         differing = other_settings(self.settings_path, self._settings)
         if differing:
             raise UserError(f"the rows in {self.path} were made otherwise: {differing}; say the same, or {anew}")
+
+
+def finish_completing(given: str | Path, output: Path) -> None:
+    """Where a process has given its rows the name of the output, and ended before it did so with their settings."""
+    path, settings = partial_path(output), partial_path(settings_path(output))
+    if settings.is_file() and output.is_file() and not path.exists():
+        with _opened_alone(given, output):
+            settings.replace(settings_path(output))
 
 
 def check_rows_so_far(given: str | Path, output: Path, *, resume: bool, overwrite: bool) -> None:

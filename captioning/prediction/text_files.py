@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from captioning.errors import UserError
-from captioning.files import write_atomically
+from captioning.files import remove_unfinished, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +75,8 @@ class TextFiles:
 
     def _finish(self) -> None:
         failures = []
+        if self._resume:
+            remove_unfinished(self._captions)
         for target, caption in self._captions.items():
             text = " ".join(caption.splitlines()) + "\n"
             try:

@@ -47,6 +47,7 @@ def planned_views(
     paths: Sequence[Path],
     overwrite: bool,
     *,
+    resume: bool = False,
     gallery: object,
     heat_maps: object,
     heat_maps_layers: object,
@@ -57,11 +58,12 @@ def planned_views(
         UserError: for a value that means nothing, a picture that is not there, or a place that can't be written.
     """
     chosen = chosen_pictures(heat_maps, paths)
-    folder = HeatMapFolder(heat_maps_folder(output), paths, chosen, overwrite=overwrite) if chosen else None
+    may = {"overwrite": overwrite, "resume": resume}
+    folder = HeatMapFolder(heat_maps_folder(output), paths, chosen, **may) if chosen else None
     page = gallery_path(gallery, output)
     if page:
-        check_gallery(page, overwrite)
-    writer = GalleryWriter(page, page.stem, overwrite=overwrite) if page else None
+        check_gallery(page, overwrite or resume)
+    writer = GalleryWriter(page, page.stem, **may) if page else None
     return Views(writer, folder, paths, heat_maps_layers)
 
 

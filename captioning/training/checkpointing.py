@@ -132,8 +132,7 @@ class LastCheckpoint(Checkpoint):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if trainer.is_global_zero:
-            for path in (self._path, self._path.with_name("best.ckpt")):
-                remove_unfinished(path)
+            remove_unfinished([self._path, self._path.with_name("best.ckpt")])
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._signals.listen(trainer)
