@@ -18,7 +18,7 @@ from captioning.commands import built, one_sentence_errors, plain, quiet_librari
 from captioning.data.layouts import recognise
 from captioning.files import readable
 from captioning.overrides import prepared_arguments
-from captioning.run_folder import keep_composition, last_checkpoint
+from captioning.run_folder import keep_composition, last_checkpoint, tidy
 from captioning.weights import find_weights
 
 if TYPE_CHECKING:
@@ -113,6 +113,8 @@ def train(cfg: DictConfig) -> Run:
         refuse_fewer_epochs(last, cfg.trainer.max_epochs)
     if checkpoints:
         checkpoints[1].settings = settings
+    if trainer.is_global_zero:
+        tidy(run_dir)
     if cfg.resume and HydraConfig.initialized():
         keep_composition(run_dir, cfg, HydraConfig.get().overrides.task)
     log.info("run folder: %s", readable(run_dir))

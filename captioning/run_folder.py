@@ -8,11 +8,15 @@ from pathlib import Path
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from captioning.errors import UserError
-from captioning.files import write_atomically
+from captioning.files import remove_unfinished, write_atomically
 
 log = logging.getLogger(__name__)
 
 LAST = Path("checkpoints", "last.ckpt")
+WHOLE = (  # that are written aside
+    *(LAST, LAST.with_name("best.ckpt"), "metrics.csv", "results.md", "curves.png", "wandb-run-id.txt"),
+    *(".hydra/config.yaml", ".hydra/overrides.yaml"),
+)
 
 
 def is_requeued(run_dir: Path) -> bool:
@@ -76,6 +80,11 @@ def last_checkpoint(run_dir: Path) -> Path | None:
         return run_dir / LAST
     log.info("%s was stopped before its first checkpoint, and begins anew", run_dir)
     return None
+
+
+def tidy(run_dir: Path) -> None:
+    """Delete what a process that was killed while it wrote has left of its files; none may be writing there."""
+    remove_unfinished(run_dir / name for name in WHOLE)
 
 
 def keep_composition(run_dir: Path, config: DictConfig, overrides: Sequence[str]) -> None:

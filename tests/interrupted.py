@@ -5,6 +5,7 @@ import signal
 import sys
 from pathlib import Path
 
+import torch
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
 
@@ -15,6 +16,8 @@ from resume import differences  # noqa: E402
 from train import train  # noqa: E402
 
 __all__ = [
+    "CHANGES",
+    "RENAMES",
     "TINY",
     "at_call",
     "composed",
@@ -24,6 +27,7 @@ __all__ = [
     "forked",
     "kill_a_worker",
     "killed",
+    "killed_before_change",
     "train",
 ]
 
@@ -83,6 +87,35 @@ def forked(action) -> int:
         finally:
             os._exit(70)
     return os.waitpid(child, 0)[1]
+
+
+RENAMES = ("os.rename",)
+CHANGES = ("open", "os.rename", "os.remove", "os.truncate", "os.mkdir", "os.rmdir")
+
+
+def killed_before_change(action, folder, n, kinds=CHANGES) -> bool:
+    """Do it in a process that is killed right before it changes a name in the folder for the n-th time, if ever."""
+    changes = []
+
+    def kill(event, arguments):
+        if event not in kinds or not str(arguments[0]).startswith(str(folder)):
+            return
+        flags = arguments[2] if event == "open" else os.O_WRONLY
+        if flags & os.O_ACCMODE and flags & os.O_TMPFILE != os.O_TMPFILE:  # which has no name
+            changes.append(event)
+            if len(changes) == n:
+                die()
+
+    def watched():
+        signal.alarm(60)
+        torch.set_num_threads(1)  # the threads of torch's pool stayed behind in the parent
+        sys.addaudithook(kill)
+        action()
+        sys.exit(0)
+
+    status = forked(watched)
+    assert status in (0, signal.SIGKILL)
+    return status != 0
 
 
 def killed(run_dir, *moment, workers=0):

@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
+from interrupted import CHANGES, RENAMES, killed_before_change
 from PIL import Image
 from test_predict import error_line, listing, predicted, rows, run_dir  # noqa: F401
 
@@ -118,37 +119,6 @@ def test_a_killed_prediction_ends_with_the_same_bytes(
     assert not list(tmp_path.glob("*.partial*"))
 
 
-RENAMES = ("os.rename",)
-CHANGES = ("open", "os.rename", "os.remove", "os.truncate", "os.mkdir", "os.rmdir")
-
-
-def killed_before_change(config, folder, kinds, n) -> bool:
-    """Predict in a process that is killed right before it changes a name in the folder for the n-th time, if ever."""
-    changes = []
-
-    def kill(event, arguments):
-        if event not in kinds or not str(arguments[0]).startswith(str(folder)):
-            return
-        flags = arguments[2] if event == "open" else os.O_WRONLY
-        if flags & os.O_ACCMODE and flags & os.O_TMPFILE != os.O_TMPFILE:  # which has no name
-            changes.append(event)
-            if len(changes) == n:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    if (child := os.fork()) == 0:
-        try:
-            signal.alarm(60)
-            torch.set_num_threads(1)  # the threads of torch's pool stayed behind in the parent
-            sys.addaudithook(kill)
-            predict(config)
-            os._exit(0)
-        finally:
-            os._exit(1)
-    status = os.waitpid(child, 0)[1]
-    assert status in (0, signal.SIGKILL)
-    return status != 0
-
-
 @pytest.mark.parametrize(
     ("overrides", "kinds", "least"),
     [
@@ -172,7 +142,7 @@ def test_before_whichever_change_on_the_disk_it_is_killed_it_goes_on(
         folder = tmp_path / str(n)
         pictures = shutil.copytree(photos, folder / "photos")
         config = composed(run_dir, pictures, folder / "c.jsonl", *overrides)
-        if n and not killed_before_change(config, folder, kinds, n):
+        if n and not killed_before_change(lambda config=config: predict(config), folder, n, kinds):
             break  # it makes fewer changes
         predict(composed(run_dir, pictures, folder / "c.jsonl", *overrides, f"resume={str(n > 0).lower()}"))
         found.append(contents(folder))

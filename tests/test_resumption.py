@@ -2,11 +2,12 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT
-from interrupted import composed, die, die_half_written, differences, killed, train
+from interrupted import composed, die, die_half_written, differences, killed, killed_before_change, train
 
 from captioning.errors import UserError
 from captioning.resumption import refuse_other_settings, unfinished_epoch
@@ -49,6 +50,24 @@ def test_a_run_killed_at_every_moment_in_turn_ends_as_if_it_had_not_been(whole, 
     killed(tmp_path, *moment, workers=workers)
     train(composed(tmp_path, f"data.num_workers={workers}", f"resume={tmp_path}"))
     assert differences(tmp_path, whole) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_before_whichever_change_on_the_disk_a_run_is_killed_it_ends_as_if_it_had_not_been(whole, tmp_path):
+    torch.set_num_threads(1)
+    for n in range(1, 500):
+        run_dir = tmp_path / str(n)
+        if not killed_before_change(lambda run_dir=run_dir: train(composed(run_dir)), run_dir, n):
+            break  # it makes fewer changes
+        train(composed(run_dir, f"resume={run_dir}"))
+        assert differences(run_dir, whole) == [], f"killed before change {n}"
+        assert listing(run_dir) == listing(whole), f"killed before change {n}"
+    assert n > 60
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
 @pytest.mark.slow

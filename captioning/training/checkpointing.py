@@ -12,7 +12,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from captioning.errors import UserError
-from captioning.files import atomic_file, remove_unfinished
+from captioning.files import atomic_file
 from captioning.training.stopping import StopSignals
 
 log = logging.getLogger(__name__)
@@ -129,10 +129,6 @@ class LastCheckpoint(Checkpoint):
         self._step, self._saved_at = 0, 0.0
         self._validation_due = False
         self.settings: dict[str, Any] = {}
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if trainer.is_global_zero:
-            remove_unfinished([self._path, self._path.with_name("best.ckpt")])
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._signals.listen(trainer)
