@@ -7,7 +7,9 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from io import FileIO
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from captioning.errors import UserError
 from captioning.files import remove_unfinished, write_atomically
@@ -156,8 +158,20 @@ def other_settings(saved: Path, now: str) -> str:
     after = json.loads(now)
     if not isinstance(before, dict):
         return f"{saved} is damaged"
-    keys = [key for key in before | after if before.get(key) != after.get(key)]
-    return "; ".join(f"{key} was {before.get(key)} and is {after.get(key)}" for key in keys[:2])
+    return "; ".join(islice(_differing(before, after), 2))
+
+
+def _differing(before: dict[str, Any], after: dict[str, Any], within: str = "") -> Iterator[str]:
+    for key in before | after:
+        one, other = before.get(key), after.get(key)
+        if one == other:
+            continue
+        if isinstance(one, dict) and isinstance(other, dict):
+            if one.get("_target_") == other.get("_target_"):
+                yield from _differing(one, other, f"{within}{key}.")
+                continue
+            one, other = (str(made.get("_target_", made)).rpartition(".")[2] for made in (one, other))
+        yield f"{within}{key} was {one} and is {other}"
 
 
 def _opened_alone(given: str | Path, path: Path) -> FileIO:
