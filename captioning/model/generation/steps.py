@@ -66,14 +66,16 @@ class StepwiseDecoder:
         Returns:
             (R, K, V) logits.
         """
-        outputs: Any = self._decoder(
-            input_ids=token_ids,
-            position_ids=torch.full_like(token_ids[:1], position),
-            attention_mask=mask,
-            encoder_hidden_states=self._encoded,
-            past_key_values=self._cache,
-            use_cache=True,
-        )
+        # A compiled decoder, too: torch.compile can't do with caches that are views of room written into.
+        with torch.compiler.set_stance("force_eager"):
+            outputs: Any = self._decoder(
+                input_ids=token_ids,
+                position_ids=torch.full_like(token_ids[:1], position),
+                attention_mask=mask,
+                encoder_hidden_states=self._encoded,
+                past_key_values=self._cache,
+                use_cache=True,
+            )
         return outputs.logits
 
     def keep(self, rows: Tensor) -> None:
