@@ -338,7 +338,7 @@ def test_an_interruption_keeps_the_rows_so_far_and_says_where(predicted, monkeyp
     partial = tmp_path / "out.partial.jsonl"
     assert f"the 2 rows so far are in {partial}" in output
     assert [Path(row["path"]).name for row in rows(partial)] == ["1.jpg", "2.png"]
-    assert listing(tmp_path) == {photos.name, "out.partial.jsonl", "out.settings.partial.json"}
+    assert listing(tmp_path) == {photos.name, "out.partial.jsonl", "out.jsonl.settings.partial.json"}
 
 
 def test_a_process_killed_while_overwriting_leaves_the_old_rows(run_dir, photos, tmp_path, monkeypatch):

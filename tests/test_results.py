@@ -201,7 +201,7 @@ def test_an_interrupted_run_keeps_what_existed_and_says_where_its_rows_are(tmp_p
     assert output.read_text() == "precious"
     assert [row["path"] for row in rows(tmp_path / "c.partial.jsonl")] == ["a.jpg"]
     assert f"the 1 rows so far are in {tmp_path / 'c.partial.jsonl'}" in caplog.text
-    assert listing(tmp_path) == {"c.jsonl", "c.partial.jsonl", "c.settings.partial.json"}
+    assert listing(tmp_path) == {"c.jsonl", "c.partial.jsonl", "c.jsonl.settings.partial.json"}
 
 
 def test_a_run_stopped_before_its_first_row_leaves_nothing(tmp_path, caplog):
@@ -284,11 +284,11 @@ def test_a_run_does_not_go_on_from_rows_that_were_made_otherwise(tmp_path):
     said = r"made otherwise: decoding\.num_beams was 3 and is 5; say the same, or"
     with pytest.raises(UserError, match=said):
         CaptionWriter(output, other, resume=True).__enter__()
-    (tmp_path / "c.settings.partial.json").unlink()
-    with pytest.raises(UserError, match=r"c\.partial\.jsonl lacks c\.settings\.partial\.json, how its rows were made"):
+    (tmp_path / "c.jsonl.settings.partial.json").unlink()
+    with pytest.raises(UserError, match=r"c\.partial\.jsonl lacks c\.jsonl\.settings\.partial\.json, how its rows were made"):
         CaptionWriter(output, SETTINGS, resume=True).__enter__()
-    (tmp_path / "c.settings.partial.json").write_text("{")
-    with pytest.raises(UserError, match=r"c\.settings\.partial\.json is damaged"):
+    (tmp_path / "c.jsonl.settings.partial.json").write_text("{")
+    with pytest.raises(UserError, match=r"c\.jsonl\.settings\.partial\.json is damaged"):
         CaptionWriter(output, SETTINGS, resume=True).__enter__()
     assert len(rows(tmp_path / "c.partial.jsonl")) == 1
 
@@ -395,6 +395,18 @@ def test_a_folder_without_write_permission_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)  # root may write everywhere
     with pytest.raises(UserError, match=r"can't be written: Permission denied; choose another place with output="):
         check_output(tmp_path / "c.jsonl", overwrite=False)
+
+
+def test_rows_of_two_suffixes_keep_their_own_settings(tmp_path):
+    for name, decoding in (("c.jsonl", "greedy"), ("c.csv", "sampling")):
+        with pytest.raises(KeyboardInterrupt), CaptionWriter(tmp_path / name, {"decoding": decoding}) as writer:
+            writer.write_caption(0, "a.jpg", "a dog", -1.0)
+            raise KeyboardInterrupt
+    with (
+        pytest.raises(UserError, match="made otherwise: decoding was greedy and is sampling"),
+        CaptionWriter(tmp_path / "c.jsonl", {"decoding": "sampling"}, resume=True),
+    ):
+        pass
 
 
 def test_a_link_stays_a_link_and_its_target_is_replaced(tmp_path):

@@ -29,6 +29,11 @@ def settings_path(output: Path) -> Path:
     return output.with_name(f"{output.stem}.settings.json")
 
 
+def partial_settings_path(output: Path) -> Path:
+    """Where that lies until then: `captions.jsonl.settings.partial.json`, which no rows of another suffix share."""
+    return output.with_name(f"{output.name}.settings.partial.json")
+
+
 def has_rows(output: Path) -> bool:
     """Whether a run left rows of an output that it did not complete."""
     path = partial_path(output)
@@ -36,7 +41,7 @@ def has_rows(output: Path) -> bool:
 
 
 class PartialFile:
-    """`captions.partial.jsonl` and `captions.settings.partial.json`, while rows are written.
+    """`captions.partial.jsonl` and `captions.jsonl.settings.partial.json`, while rows are written.
 
     The process that has it open holds its lock, which the system frees when the process ends, however it ends. Rows
     are appended and never written again; each is in the file when `append` returns, and so survives the process. A
@@ -57,7 +62,7 @@ class PartialFile:
         self._given, self._output, self._settings = given, output, settings
         self._resume, self._overwrite = resume, overwrite
         self.path = partial_path(output)
-        self.settings_path = partial_path(settings_path(output))
+        self.settings_path = partial_settings_path(output)
 
     def open(self) -> None:
         """Own it."""
@@ -121,7 +126,7 @@ class PartialFile:
 
 def finish_completing(given: str | Path, output: Path) -> None:
     """Where a process has given its rows the name of the output, and ended before it did so with their settings."""
-    path, settings = partial_path(output), partial_path(settings_path(output))
+    path, settings = partial_path(output), partial_settings_path(output)
     if settings.is_file() and output.is_file() and not path.exists():
         with _opened_alone(given, output):
             settings.replace(settings_path(output))
