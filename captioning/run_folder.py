@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from yaml import YAMLError
 
 from captioning.errors import UserError
 from captioning.files import remove_unfinished, write_atomically
@@ -60,7 +61,15 @@ def overrides_of_run(run_dir: Path) -> list[str]:
             f"resume={run_dir} is not a run folder with .hydra/overrides.yaml; "
             "give the folder that train.py printed when it started"
         )
-    return [str(o) for o in OmegaConf.load(saved) if not str(o).startswith(("resume=", "run_dir="))]
+    try:
+        overrides = OmegaConf.load(saved)
+    except (YAMLError, OSError, ValueError):
+        overrides = None
+    if not isinstance(overrides, ListConfig):  # an empty file, too, such as a power cut leaves
+        raise UserError(
+            f"resume={run_dir}: {saved} is damaged; write the run's overrides into it again, a line each: - KEY=VALUE"
+        )
+    return [str(o) for o in overrides if not str(o).startswith(("resume=", "run_dir="))]
 
 
 def is_run(folder: Path) -> bool:

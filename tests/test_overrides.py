@@ -103,6 +103,14 @@ def test_a_run_folder_in_use_is_not_written_into(tmp_path):
         prepared_arguments([f"run_dir={tmp_path}"], CONF, "train")
 
 
+@pytest.mark.parametrize("text", ["", "{a: [", "a: 3"])
+def test_damaged_overrides_of_a_run_are_told(tmp_path, text):
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "overrides.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"overrides\.yaml is damaged; write"):
+        prepared_arguments([f"resume={tmp_path}"], CONF, "train")
+
+
 def test_a_resumed_run_keeps_its_overrides_and_takes_new_ones(tmp_path):
     (tmp_path / ".hydra").mkdir()
     (tmp_path / ".hydra" / "overrides.yaml").write_text("- data=shapes\n- model=tiny\n- run_dir=/elsewhere\n")

@@ -285,7 +285,9 @@ def test_a_run_does_not_go_on_from_rows_that_were_made_otherwise(tmp_path):
     with pytest.raises(UserError, match=said):
         CaptionWriter(output, other, resume=True).__enter__()
     (tmp_path / "c.jsonl.settings.partial.json").unlink()
-    with pytest.raises(UserError, match=r"c\.partial\.jsonl lacks c\.jsonl\.settings\.partial\.json, how its rows were made"):
+    with pytest.raises(
+        UserError, match=r"c\.partial\.jsonl lacks c\.jsonl\.settings\.partial\.json, how its rows were made"
+    ):
         CaptionWriter(output, SETTINGS, resume=True).__enter__()
     (tmp_path / "c.jsonl.settings.partial.json").write_text("{")
     with pytest.raises(UserError, match=r"c\.jsonl\.settings\.partial\.json is damaged"):
