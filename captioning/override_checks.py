@@ -55,13 +55,14 @@ def check_overrides(arguments: list[str], config_dir: Path, config_name: str, mu
 
 
 def _surely_composes(override: Override) -> bool:
-    """Whether it only sets a key that was found to exist: not one of Hydra's own, nor one that decides about others."""
+    """Whether it only sets a key that was found to exist, and not one that decides about others."""
+    return _must_exist(override) and override.key_or_group != "model.init_from"
+
+
+def _must_exist(override: Override) -> bool:
+    """Whether its key is to be one of conf/: it is neither added nor deleted, nor Hydra's own."""
     changes_keys = override.is_add() or override.is_force_add() or override.is_delete()
-    return not changes_keys and not _is_hydras(override) and override.key_or_group != "model.init_from"
-
-
-def _is_hydras(override: Override) -> bool:
-    return re.split("[./]", override.key_or_group)[0] == "hydra"
+    return not changes_keys and re.split("[./]", override.key_or_group)[0] != "hydra"
 
 
 def _composed(config_name: str, overrides: list[Override]) -> DictConfig:
@@ -110,7 +111,7 @@ def _choices_with(key: str, config_dir: Path) -> list[str]:
 
 def _check_value(override: Override, before: DictConfig, config_dir: Path) -> None:
     key = override.key_or_group
-    if override.is_add() or override.is_force_add() or override.is_delete() or _is_hydras(override):
+    if not _must_exist(override):
         return
     values = _keys(before)
     known = values | {name.partition(".")[0] for name in values}  # and the groups

@@ -208,7 +208,7 @@ def test_what_is_done_is_not_captioned_again_and_of_a_complete_output_nothing_is
     status, output = predicted(*given, "resume=runs/mine")
     assert status == 1 and "resume=runs/mine must be true or false" in error_line(output)
     status, output = predicted(*given, "resume=true", "decoding=beam")
-    assert status == 1 and "complete and was made otherwise: decoding was Greedy and is B" in error_line(output)
+    assert status == 1 and "is complete and was made otherwise: decoding was Greedy and is B" in error_line(output)
 
 
 def test_a_list_of_pictures_that_has_changed_is_not_gone_on_with(run_dir, photos, tmp_path, monkeypatch):

@@ -369,13 +369,15 @@ def test_a_refused_resume_leaves_the_run_as_it_was(command, tmp_path):
         assert {path: path.read_bytes() for path in (folder / ".hydra").iterdir()} == before
     status, output = command("train.py", f"resume={folder}", "trainer.max_epochs=2", "data.batch_size=12")
     assert status == 0, output
-    status, output = command("train.py", f"resume={folder}", "trainer.max_epochs=1")
+    status, output = command("train.py", f"resume={folder}", "trainer.max_epochs=3")
+    assert status == 0, output
+    assert "data.batch_size=12" in (folder / ".hydra" / "overrides.yaml").read_text(), "what it went on with is kept"
+    status, output = command("train.py", f"resume={folder}", "trainer.max_epochs=2")
     assert status == 1
-    assert "fewer than the 2 epochs" in output
-    kept = (folder / ".hydra" / "overrides.yaml").read_text()
-    assert "data.batch_size=12" in kept and "trainer.max_epochs=2" in kept, "what it went on with"
+    assert "fewer than the 3 epochs" in output
+    assert "trainer.max_epochs=3" in (folder / ".hydra" / "overrides.yaml").read_text()
     epochs = [row["epoch"] for row in rows_of(folder) if row["val/loss"]]
-    assert epochs == ["0", "1"]
+    assert epochs == ["0", "1", "2"]
     assert len([row for row in rows_of(folder) if row["test/loss"]]) == 1, "the last test alone"
 
 
