@@ -26,12 +26,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: setup  ## train on drawn shapes (minutes), caption held-out pictures, and say where everything is
 	@run=runs/demo-$$(date +%Y-%m-%d_%H-%M-%S) && \
 	$(BIN)/python train.py experiment=demo run_dir=$$run && \
-	$(BIN)/python -m captioning.data.shapes draw $$run/pictures && \
+	$(BIN)/python -m captioning.shapes draw $$run/pictures && \
 	$(BIN)/python predict.py checkpoint=$$run input=$$run/pictures output=$$run/captions.jsonl \
 		gallery=true heat_maps=8 heat_maps_layers=1 && \
 	printf '\n%s\n' "The first captions of $$run/captions.jsonl, and how many of all are true:" && \
 	head -n 5 $$run/captions.jsonl && \
-	$(BIN)/python -m captioning.data.shapes judge $$run/captions.jsonl && \
+	$(BIN)/python -m captioning.shapes judge $$run/captions.jsonl && \
 	printf '%s\n' "" "Look at" \
 		"  the captions      $$run/captions.jsonl, of the pictures in $$run/pictures" \
 		"  pictures, captions and where the model looked, in a browser: $$run/captions.html" \

@@ -13,16 +13,15 @@ from typing import TYPE_CHECKING
 import hydra
 from omegaconf import DictConfig
 
-from captioning.assembly.prediction import found_pictures, one_path, settings_of, split_of, text_files_of
-from captioning.commands import built, one_sentence_errors, plain, quiet_libraries, whole
+from captioning.cli import built, one_sentence_errors, plain, prepared_arguments, quiet_libraries, whole
 from captioning.errors import UserError
-from captioning.overrides import prepared_arguments
 from captioning.prediction.outputs import check_output, is_complete, real_file, rows_of
 from captioning.prediction.partial import has_rows, settings_path
 from captioning.prediction.results import CaptionWriter
+from captioning.prediction.run import found_pictures, one_path, settings_of, split_of, text_files_of
 from captioning.prediction.score_files import SCORES, TABLE
 from captioning.prediction.views import planned_views
-from captioning.run_folder import is_run
+from captioning.runs import is_run
 from captioning.weights import find_weights
 
 if TYPE_CHECKING:
@@ -67,13 +66,13 @@ def predict(cfg: DictConfig) -> Prediction:
     # Imported here, since they take seconds: help, a typo or a wrong path is answered before.
     from tqdm import tqdm
 
-    from captioning.data.randomness import addressed_seed
+    from captioning.model.build import load_captioner
     from captioning.model.generation import require_room
     from captioning.prediction.describing import Work
     from captioning.prediction.devices import autocast, chosen_devices, placed, reading_processes
-    from captioning.prediction.loading import load_captioner
     from captioning.prediction.processes import described
     from captioning.prediction.scored import ScoredSplit
+    from captioning.randomness import addressed_seed
 
     quiet_libraries()
     decoding = built(cfg.decoding, "decoding")

@@ -8,12 +8,11 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from captioning.commands import built, one_sentence_errors, quiet_libraries, whole
-from captioning.data.photographs import PhotographDataModule
-from captioning.data.prepared import packs_in
+from captioning.cli import built, one_sentence_errors, prepared_arguments, quiet_libraries, whole
+from captioning.data.datamodule import PhotographDataModule
+from captioning.data.pixel_cache import packs_in
 from captioning.errors import UserError
 from captioning.files import readable
-from captioning.overrides import prepared_arguments
 
 log = logging.getLogger("prepare")
 

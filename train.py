@@ -13,12 +13,11 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from captioning.assembly.training import callbacks_of, check_stage, checkpoints_of, model_and_data, module_of
-from captioning.commands import built, one_sentence_errors, plain, quiet_libraries, resumable, whole
-from captioning.data.layouts import recognise
+from captioning.cli import built, one_sentence_errors, plain, prepared_arguments, quiet_libraries, resumable, whole
+from captioning.data.datasets import recognise
 from captioning.files import readable
-from captioning.overrides import prepared_arguments
-from captioning.run_folder import keep_composition, last_checkpoint, tidy
+from captioning.runs import keep_composition, last_checkpoint, tidy
+from captioning.training.run import callbacks_of, check_stage, checkpoints_of, model_and_data, module_of
 from captioning.weights import find_weights
 
 if TYPE_CHECKING:
@@ -74,10 +73,9 @@ def train(cfg: DictConfig) -> Run:
     import lightning as L
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from captioning.checkpoint import refuse_fewer_epochs, refuse_other_architecture
     from captioning.model.generation import require_room
-    from captioning.resumption import refuse_other_settings, settings_of
-    from captioning.training.checkpointing import AtomicCheckpointIO
+    from captioning.runs import refuse_fewer_epochs, refuse_other_architecture, refuse_other_settings, settings_of
+    from captioning.training.checkpoints import AtomicCheckpointIO
     from captioning.training.loggers import log_config, run_loggers, wandb_runs
     from captioning.training.ranks import check_strategy, one_fate
     from captioning.training.stages import StageSchedule

@@ -42,7 +42,7 @@ def part_true(run_dir: Path, pictures: Path, precision: str) -> float:
     """The part of the pictures whose greedy caption is true."""
     output = run_dir / f"captions-{precision}.jsonl"
     run("predict.py", f"checkpoint={run_dir}", f"input={pictures}", f"output={output}", f"precision={precision}")
-    verdict = run("-m", "captioning.data.shapes", "judge", str(output)).splitlines()[0]
+    verdict = run("-m", "captioning.shapes", "judge", str(output)).splitlines()[0]
     counted = re.match(r"(\d+) of (\d+) captions are true", verdict)
     assert counted, verdict
     return int(counted[1]) / int(counted[2])
@@ -58,7 +58,7 @@ def main(seed: int, count: int) -> int:
         seconds = time.perf_counter() - start
         perplexity, floor = validation(run_dir)
         drawn = ("draw", str(pictures), "--split", "test", "--count", str(count), "--seed", str(seed))
-        run("-m", "captioning.data.shapes", *drawn)
+        run("-m", "captioning.shapes", *drawn)
         true, true_int8 = (part_true(run_dir, pictures, precision) for precision in ("32", "int8"))
     judged = f"of {count} captions"
     results = (

@@ -26,7 +26,7 @@ import numpy as np
 from measuring import Ratio, at_most, publish, ratio_table, setting
 from PIL import Image
 
-from captioning.data.pictures import FORMATS, UnreadablePicture, decode_picture, read_picture
+from captioning.data.images import FORMATS, UnreadablePicture, decode_picture, read_picture
 
 FILES, SMALL_FILES = 12_000, 1_500
 MOST_SECONDS = 10  # for one file

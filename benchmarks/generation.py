@@ -16,7 +16,7 @@ from measuring import Ratio, at_least, interleaved_seconds, publish, ratio_table
 from torch import Tensor
 from transformers import GPT2Config, VisionEncoderDecoderModel, ViTConfig
 
-from captioning.batch import PictureFormat
+from captioning.data.batch import PictureFormat
 from captioning.model.build import compose
 from captioning.model.captioner import ImageCaptioner
 from captioning.model.generation import Beam, Caption, Decoding, Greedy, Sampling, generate

@@ -19,12 +19,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from training_step import FULL, SMALL, STAGES, network_of, one_caption_a_row, random_rows
 
-from captioning.batch import CaptionBatch, PictureFormat
-from captioning.data.packing import Row, pack
+from captioning.data.batch import CaptionBatch, PictureFormat, Row, pack
+from captioning.model.build import switched
 from captioning.model.captioner import ImageCaptioner
 from captioning.model.generation import Beam, Greedy, generate
-from captioning.model.switches import switched
-from captioning.training.optimizer import build_optimizer, scale_and_clip
+from captioning.training.module import build_optimizer, scale_and_clip
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 LOSS_UNIT = 1024  # tokens; keeps fp16 gradients in range, as training does

@@ -17,7 +17,7 @@ import torch
 from measuring import at_most, publish, ratio_table, setting
 from PIL import Image
 
-from captioning.batch import PictureFormat
+from captioning.data.batch import PictureFormat
 from captioning.data.datamodule import CaptionDataModule
 from captioning.data.rows import Split
 

@@ -29,10 +29,9 @@ from torchvision import transforms
 from transformers import ViTImageProcessor
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from captioning.batch import PictureFormat
-from captioning.data.pictures import decode_picture
-from captioning.data.preparation import make_pack
-from captioning.data.prepared import find_prepared, packs_in
+from captioning.data.batch import PictureFormat
+from captioning.data.images import decode_picture
+from captioning.data.pixel_cache import find_prepared, make_pack, packs_in
 from captioning.data.transforms import EvaluationTransform, TrainingTransform
 
 GPU_PICTURES = 1800  # a second, that one GPU wants

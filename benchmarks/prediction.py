@@ -30,14 +30,14 @@ from transformers import ViTImageProcessor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import predict
-from captioning.batch import PictureFormat
+from captioning.data.batch import PictureFormat
 from captioning.data.tokenizer import CaptionTokenizer
 from captioning.model.build import compose as composed
+from captioning.model.build import load_captioner
 from captioning.model.captioner import ImageCaptioner
 from captioning.model.generation import Greedy, generate
 from captioning.prediction.batches import Share, picture_loader
 from captioning.prediction.devices import placed
-from captioning.prediction.loading import load_captioner
 from captioning.prediction.results import CaptionWriter
 from captioning.prediction.sources import PictureFiles
 

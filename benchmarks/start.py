@@ -77,7 +77,7 @@ def main(repeats: int) -> int:
 
         first = median(first_step, repeats)
         pictures, output = folder / "pictures", folder / "captions.jsonl"
-        seconds_to_end("-m", "captioning.data.shapes", "draw", str(pictures))
+        seconds_to_end("-m", "captioning.shapes", "draw", str(pictures))
         caption = ("predict.py", f"checkpoint={folder / 'run0'}", f"input={pictures}", f"output={output}")
 
         def first_caption() -> float:

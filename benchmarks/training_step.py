@@ -28,11 +28,10 @@ from measuring import (
 from torch import Tensor
 from transformers import GPT2Config, VisionEncoderDecoderModel, ViTConfig
 
-from captioning.batch import IGNORE, CaptionBatch, PictureFormat
-from captioning.data.packing import Row, pack
+from captioning.data.batch import IGNORE, CaptionBatch, PictureFormat, Row, pack
 from captioning.model.build import compose
 from captioning.model.captioner import ImageCaptioner
-from captioning.training.optimizer import build_optimizer, scale_and_clip
+from captioning.training.module import build_optimizer, scale_and_clip
 
 # Labels of each caption (GPT-2 tokens and EOS) of eight photographs of COCO's val2017: in the first four the longest
 # caption has 20 and the longest five have 73 together, in the mean of all of COCO 19.8 and 72.9.

@@ -1,20 +1,192 @@
-"""A run's captioner as a folder for transformers: `python -m captioning.export RUN_DIR FOLDER [--push OWNER/NAME]`."""
+"""A run's captioner as a folder for transformers: `python -m captioning.export RUN_DIR FOLDER [--push OWNER/NAME]`.
+
+What an exported model says of itself: data, recipe and scores, from what lies in the run's folder.
+
+A run's captioner as a folder for transformers: `python -m captioning.export RUN_DIR FOLDER [--push OWNER/NAME]`.
+"""
 
 import argparse
+import csv
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from captioning.commands import one_sentence_errors
+from captioning.cli import one_sentence_errors
 from captioning.errors import UserError
 from captioning.files import atomic_folder, readable, write_atomically
 from captioning.hub import pushed, require_push
-from captioning.model_card import RunRecord, model_card
 from captioning.weights import HuggingFaceModel, find_weights
+
+log = logging.getLogger(__name__)
+
+# What is shown of a run's configuration, where it has it: label, keys.
+RECIPE = {
+    "data": ("data.fraction", "data.layout", "data.train_pictures", "data.overfit_images"),
+    "captions": ("data.captions_per_image", "data.max_tokens"),
+    "augmentation": ("data.augmentation",),
+    "fine-tuned from": ("model.init_from",),
+    "pretrained halves": ("model.encoder", "model.decoder"),
+    "stage": ("stage.phases", "stage.warmup_steps", "stage.decay"),
+    "epochs": ("trainer.max_epochs", "trainer.limit_train_batches"),
+    "batch": ("data.batch_size", "trainer.accumulate_grad_batches", "trainer.precision"),
+    "learning rates": ("stage.learning_rates",),
+    "optimizer": ("optimizer.weight_decay", "optimizer.betas"),
+    "seed": ("seed",),
+}
+SIGNATURE = ("tokenizer", "eos", "cider")  # what scores are not comparable without
+SCORES = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "SPICE")
+
+USE = """
+## Use
+
+With transformers 5:
+
+```python
+from PIL import Image
+from transformers import AutoImageProcessor, AutoTokenizer, VisionEncoderDecoderModel
+
+name = "{name}"  # this folder, or its name on the hub
+model = VisionEncoderDecoderModel.from_pretrained(name)
+processor, tokenizer = AutoImageProcessor.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+pixel_values = processor(Image.open("photo.jpg").convert("RGB"), return_tensors="pt").pixel_values
+print(tokenizer.batch_decode(model.generate(pixel_values), skip_special_tokens=True)[0].strip())
+```
+
+With the project that trained it:
+
+```
+python predict.py checkpoint={name} input=FOLDER output=captions.jsonl
+python train.py model.init_from={name} data=coco stage=full
+```
+"""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What is known of how weights came about; a `.ckpt` file away from its run has no more than its name."""
+
+    folder: Path | None
+
+    @property
+    def config(self) -> DictConfig | None:
+        """The composed configuration that the run was started or last resumed with."""
+        file = self.folder / ".hydra" / "config.yaml" if self.folder else None
+        return OmegaConf.load(file) if file and file.is_file() else None  # type: ignore[return-value]
+
+    def recipe(self) -> dict[str, str]:
+        """`RECIPE`'s labels with what the configuration says."""
+        config = self.config
+        if config is None:
+            return {}
+        recipe: dict[str, str] = {}
+        for label, keys in RECIPE.items():
+            found = {key.rpartition(".")[2]: _selected(config, key) for key in keys}
+            if config.model.get("init_from") and label == "pretrained halves":
+                continue  # which then were not used
+            said = [_said(name, value) for name, value in found.items() if value is not None]
+            if label == "data":
+                said.insert(0, str(self.data_set()))
+            if said:
+                recipe[label] = ", ".join(said)
+        return recipe
+
+    def data_set(self) -> str | None:
+        """The name of the data set; that of its class where it has no other, as drawn shapes."""
+        config = self.config
+        if config is None:
+            return None
+        return config.data.get("dataset") or str(config.data._target_).split(".")[-3]
+
+    def halves(self) -> list[str]:
+        """The hub names of what the run started from."""
+        config = self.config
+        keys = ("model.init_from",) if config and config.model.get("init_from") else ("model.encoder", "model.decoder")
+        names = [_selected(config, key) for key in keys] if config else []
+        return [str(name) for name in names if name and not Path(str(name)).exists() and str(name)[0] not in "/.~"]
+
+    def scores(self) -> dict[str, float | str]:
+        """Scores from the run's `scores.json`, with their split and signature, and perplexities from `metrics.csv`."""
+        found: dict[str, float | str] = {}
+        for name, column in (
+            ("lowest validation perplexity of the run", "val/perplexity"),
+            ("test perplexity", "test/perplexity"),
+        ):
+            if values := self._logged(column):
+                found[name] = min(values)
+        file = self.folder / "scores.json" if self.folder else None
+        contents = json.loads(file.read_text(encoding="utf-8")) if file and file.is_file() else {}
+        found |= {name: contents[name] for name in SCORES if isinstance(contents.get(name), int | float)}
+        if split := contents.get("settings", {}).get("split"):
+            found["scores are of"] = str(split)
+        # No more of the settings: they hold paths, and a card is published.
+        signature = contents.get("signature", {})
+        found |= {name: signature[name] for name in SIGNATURE if isinstance(signature.get(name), str)}
+        return found
+
+    def results(self) -> str:
+        """The table of losses and perplexities by epoch."""
+        file = self.folder / "results.md" if self.folder else None
+        return file.read_text(encoding="utf-8") if file and file.is_file() else ""
+
+    def _logged(self, column: str) -> list[float]:
+        file = self.folder / "metrics.csv" if self.folder else None
+        if file is None or not file.is_file():
+            return []
+        with file.open(newline="", encoding="utf-8") as rows:
+            return [float(row[column]) for row in csv.DictReader(rows) if row.get(column)]
+
+
+def model_card(record: RunRecord, name: str, parameters: int) -> str:
+    """`README.md` of an exported model, with the front matter that the hub reads."""
+    from huggingface_hub import ModelCardData  # here, since it takes a third of a second
+
+    data_set, scores = record.data_set(), record.scores()
+    front = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-to-text",
+        language="en",
+        tags=["image-captioning", "vit", "gpt2", "vision-encoder-decoder"],
+        datasets=[data_set] if data_set else None,
+        base_model=record.halves() or None,
+        metrics=[name for name in scores if name in SCORES] or None,
+    )
+    parts = [
+        f"---\n{front.to_yaml()}\n---\n",
+        f"# {name}\n\nCaptions photographs: a ViT encodes the picture and GPT-2 writes the caption, with "
+        f"{parameters / 1e6:.1f} million parameters.\n",
+    ]
+    if recipe := record.recipe():
+        parts.append("## Data and recipe\n\n| what | how |\n|---|---|\n" + _rows(recipe))
+    if scores:
+        parts.append("## Scores\n\n| score | value |\n|---|---:|\n" + _rows(scores))
+    if results := record.results():
+        parts.append(f"## Training\n\n{results}")
+    return "\n".join(parts) + USE.format(name=name)
+
+
+def _rows(table: dict[str, Any]) -> str:
+    shown = {name: f"{value:.4f}" if isinstance(value, float) else str(value) for name, value in table.items()}
+    return "".join(f"| {name} | {value.replace('|', '/')} |\n" for name, value in shown.items())
+
+
+def _selected(config: DictConfig, key: str) -> Any:
+    value = OmegaConf.select(config, key)
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _said(name: str, value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {inner}" for key, inner in value.items())
+    if isinstance(value, list) and value and isinstance(value[0], dict):  # phases
+        return "; ".join(f"from epoch {phase['from_epoch']}: {', '.join(phase['train'])}" for phase in value)
+    return f"{name.replace('_', ' ')} {value}"
+
 
 log = logging.getLogger("export")
 
@@ -41,8 +213,8 @@ def export(run: str, folder: str, *, overwrite: bool = False, push: str | None =
         require_push(push)
 
     # Imported here, since they take seconds: a wrong path is answered before.
-    from captioning.model.interchange import save_model
-    from captioning.prediction.loading import load_captioner
+    from captioning.model.build import load_captioner
+    from captioning.model.huggingface import save_model
 
     captioner, tokenizer = load_captioner(weights)
     record = RunRecord(_run_of(weights))

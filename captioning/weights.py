@@ -9,9 +9,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from captioning.checkpoint import checkpoint_file
 from captioning.errors import UserError
 from captioning.hub import could_be_hub_name, fetched_file
+from captioning.runs import checkpoint_file
 
 EXAMPLE = "nlpconnect/vit-gpt2-image-captioning"
 HALVES = {"encoder": "vit", "decoder": "gpt2"}

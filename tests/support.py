@@ -20,7 +20,7 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from captioning.data.packing import Row
+from captioning.data.batch import Row
 from captioning.data.tokenizer import END_OF_TEXT, CaptionTokenizer
 from captioning.model.build import from_scratch
 from captioning.model.captioner import ImageCaptioner

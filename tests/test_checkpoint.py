@@ -7,10 +7,10 @@ import pytest
 import torch
 from support import Touches, small_captioner, trained_tokenizer
 
-from captioning.checkpoint import checkpoint_file, read_checkpoint, refuse_other_architecture
 from captioning.errors import UserError
-from captioning.model.interchange import save_model
-from captioning.prediction.loading import load_captioner
+from captioning.model.build import load_captioner
+from captioning.model.huggingface import save_model
+from captioning.runs import checkpoint_file, read_checkpoint, refuse_other_architecture
 from captioning.weights import HuggingFaceModel
 
 TOKENIZER = trained_tokenizer()

@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 from torch._utils import ExceptionWrapper
 
-from captioning.commands import built, one_sentence_errors, plain, require, whole
+from captioning.cli import built, one_sentence_errors, plain, require, whole
 from captioning.errors import UserError
 
 

@@ -13,10 +13,10 @@ from omegaconf import OmegaConf
 from support import noise_pictures, transformers_captions
 from transformers import AutoTokenizer, VisionEncoderDecoderModel
 
+from captioning.cli import quoted
 from captioning.errors import UserError
 from captioning.export import export, main
-from captioning.overrides import quoted
-from captioning.prediction.loading import load_captioner
+from captioning.model.build import load_captioner
 from captioning.weights import find_weights
 
 sys.path.insert(0, str(ROOT))

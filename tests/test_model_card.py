@@ -7,13 +7,13 @@ import pytest
 from huggingface_hub import ModelCard
 from omegaconf import OmegaConf
 
-from captioning.model_card import RunRecord, model_card
+from captioning.export import RunRecord, model_card
 
 CONFIG = {
     "run_dir": "runs/${now:%Y}",
     "seed": 7,
     "data": {
-        "_target_": "captioning.data.photographs.PhotographDataModule",
+        "_target_": "captioning.data.datamodule.PhotographDataModule",
         "dataset": "coco",
         "fraction": 0.3,
         "batch_size": 16,

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from captioning.cli import check_overrides, prepared_arguments, quoted
 from captioning.errors import UserError
-from captioning.override_checks import check_overrides
-from captioning.overrides import prepared_arguments, quoted
 
 CONF = Path(__file__).parents[1] / "conf"
 

@@ -8,7 +8,7 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captioning.data.randomness import addressed_seed
+from captioning.randomness import addressed_seed
 
 ADDRESSES = st.lists(st.integers() | st.text(), max_size=4)
 
@@ -20,7 +20,7 @@ def test_seeds_are_these_numbers_for_ever():
 
 
 def test_seeds_are_the_same_in_another_process():
-    code = "from captioning.data.randomness import addressed_seed as s; print(s(42, 1, 'été.jpg'), s(42, 1, 7))"
+    code = "from captioning.randomness import addressed_seed as s; print(s(42, 1, 'été.jpg'), s(42, 1, 7))"
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert process.stdout.split() == [str(addressed_seed(42, 1, "été.jpg")), str(addressed_seed(42, 1, 7))]
 

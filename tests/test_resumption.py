@@ -10,9 +10,9 @@ from conftest import ROOT
 from interrupted import composed, die, die_half_written, differences, killed, killed_before_change, train
 
 from captioning.errors import UserError
-from captioning.resumption import refuse_other_settings, unfinished_epoch
-from captioning.training import checkpointing
-from captioning.training.checkpointing import LastCheckpoint
+from captioning.runs import refuse_other_settings, unfinished_epoch
+from captioning.training import checkpoints as checkpointing
+from captioning.training.checkpoints import LastCheckpoint
 from captioning.training.module import CaptioningModule
 
 

@@ -17,7 +17,7 @@ from interrupted import TINY, kill_a_worker
 from lightning.pytorch.callbacks import BaseFinetuning
 
 import train as script
-from captioning.commands import one_sentence_errors
+from captioning.cli import one_sentence_errors
 from captioning.data.rows import CaptionRows, DamagedPicture
 from captioning.training.stages import ApplyStages
 

@@ -1,26 +1,165 @@
-"""A split as rows to train on, and rows as batches."""
+"""A split as rows to train on: its captions as flat arrays, the order of an epoch, and the loader.
+
+All captions of a split, tokenised once, as flat arrays in shared memory.
+
+A list of lists of Python integers would be copied into every loader worker as reference counts touch its pages. Flat
+arrays are not: workers, forked or spawned, read the same memory. COCO's 591,753 training captions take about 22 MB:
+13.86 tokens each on average (measured on the 25,014 of its validation part), BOS and EOS included, at two bytes, with
+an 8-byte offset each, and one for each of the 118,287 pictures.
+
+The order in which rows are met: that of an epoch, dealt out to the ranks, or as they lie.
+
+A split as rows to train on, and rows as batches.
+"""
 
 import logging
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from captioning.data.arrays import TokenArrays
-from captioning.data.order import EpochBatches
-from captioning.data.packing import Row, pack
-from captioning.data.randomness import addressed_seed
+from captioning.data.batch import Row, pack
+from captioning.data.tokenizer import CaptionTokenizer
 from captioning.data.transforms import EvaluationTransform, TrainingTransform, captions_mention_sides
 from captioning.errors import UserError
+from captioning.randomness import addressed_seed
 
 log = logging.getLogger(__name__)
+
+CAPTIONS_AT_ONCE = 50_000  # bounds the Python objects alive while COCO is tokenised
+
+
+class TokenArrays:
+    """The captions of N pictures: `captions_of(i)` gives picture i's, each an int array from BOS to EOS."""
+
+    def __init__(self, tokens: np.ndarray, caption_starts: np.ndarray, picture_starts: np.ndarray):
+        # torch tensors in shared memory travel to spawned workers as handles; numpy views of them index faster.
+        self._shared = [_shared(array) for array in (tokens, caption_starts, picture_starts)]
+
+    @classmethod
+    def encode(
+        cls, captions: Sequence[Sequence[str]], tokenizer: CaptionTokenizer, max_tokens: int, name: str = ""
+    ) -> "TokenArrays":
+        """Tokenise each picture's captions.
+
+        A caption of more than `max_tokens` targets (its tokens and EOS) is cut there, without an EOS, so that the
+        model never learns to stop in mid-sentence; how many were cut is one warning.
+        """
+        flat = [caption for of_picture in captions for caption in of_picture]
+        dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
+        pieces: list[np.ndarray] = []
+        lengths: list[int] = []
+        cut = 0
+        for start in range(0, len(flat), CAPTIONS_AT_ONCE):
+            encoded = tokenizer.encode(flat[start : start + CAPTIONS_AT_ONCE])
+            cut += sum(len(ids) - 1 > max_tokens for ids in encoded)
+            encoded = [ids[: max_tokens + 1] for ids in encoded]
+            pieces.append(np.fromiter((token for ids in encoded for token in ids), dtype=dtype))
+            lengths.extend(len(ids) for ids in encoded)
+        if cut:
+            log.warning(
+                "%d of %d %s captions are longer than data.max_tokens=%d and were cut", cut, len(flat), name, max_tokens
+            )
+        return cls(
+            np.concatenate(pieces) if pieces else np.empty(0, dtype),
+            np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            np.concatenate([[0], np.cumsum([len(of_picture) for of_picture in captions])]).astype(np.int64),
+        )
+
+    def captions_of(self, picture: int) -> list[np.ndarray]:
+        """Picture `picture`'s captions, each (tokens + 2,) from BOS to EOS."""
+        tokens, caption_starts, picture_starts = (shared.numpy() for shared in self._shared)
+        first, last = picture_starts[picture], picture_starts[picture + 1]
+        bounds = caption_starts[first : last + 1]
+        return [tokens[a:b] for a, b in pairwise(bounds)]
+
+    def captions_per_picture(self) -> np.ndarray:
+        """(N,) how many captions each picture has."""
+        return np.diff(self._shared[2].numpy())
+
+    @property
+    def caption_count(self) -> int:
+        return len(self._shared[1]) - 1
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that all workers share."""
+        return sum(shared.nbytes for shared in self._shared)
+
+    def __len__(self) -> int:
+        return len(self._shared[2]) - 1
+
+
+def _shared(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).share_memory_()
+
+
+def spread(count: int, total: int) -> list[int]:
+    """Up to `count` of the numbers from 0 to `total` - 1, evenly apart.
+
+    >>> spread(3, 10), spread(5, 2)
+    ([0, 3, 6], [0, 1])
+    """
+    return sorted({i * total // count for i in range(count)})
+
+
+class InOrder(Sampler[list[tuple[int, int]]]):
+    """Batches of (0, row): these rows as they are."""
+
+    def __init__(self, rows: Sequence[int], batch_size: int):
+        self._rows, self._batch_size = rows, batch_size
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for start in range(0, len(self._rows), self._batch_size):
+            yield [(0, row) for row in self._rows[start : start + self._batch_size]]
+
+    def __len__(self) -> int:
+        return -(-len(self._rows) // self._batch_size)
+
+
+class EpochBatches(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, row) for one rank; the order is a function of (seed, epoch), the same on every rank.
+
+    Each global batch of `batch_size * world_size` rows is dealt out to the ranks in turn, so that n ranks see
+    together what one process with n times the batch would see. In training, the ranks' batches are equally many: a
+    last global batch too small to give every rank a row is left out. `start` batches of an epoch are passed over.
+    """
+
+    def __init__(self, rows: int, batch_size: int, *, shuffle: bool, seed: int, rank: int = 0, world_size: int = 1):
+        self._rows, self._batch_size, self._shuffle, self._seed = rows, batch_size, shuffle, seed
+        self._rank, self._world_size = rank, world_size
+        self._epoch = 0
+        self.start = 0
+        self.sampler = self  # Lightning looks for `batch_sampler.sampler.set_epoch`
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration gives."""
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = torch.arange(self._rows)
+        if self._shuffle:
+            generator = torch.Generator().manual_seed(addressed_seed(self._seed, "order", self._epoch))
+            order = torch.randperm(self._rows, generator=generator)
+        for number in range(self.start, len(self)):
+            start = number * self._batch_size * self._world_size
+            together = order[start : start + self._batch_size * self._world_size]
+            yield [(self._epoch, int(row)) for row in together[self._rank :: self._world_size]]
+
+    def __len__(self) -> int:
+        together = self._batch_size * self._world_size
+        full, rest = divmod(self._rows, together)
+        enough = self._world_size if self._shuffle else self._rank + 1
+        return full + (rest >= enough)
+
 
 Made = TypeVar("Made")
 

@@ -1,9 +1,24 @@
-"""Captioners from pretrained checkpoints or from scratch: what `conf/model` instantiates."""
+"""Captioners from pretrained checkpoints, from scratch, or from what was trained before: what `conf/model` names.
+
+What `conf/model` may not say, refused in a sentence that names the key and the value met.
+
+Switches of a captioner that change its speed and memory, and none of its numbers.
+
+Captioners from pretrained checkpoints or from scratch: what `conf/model` instantiates.
+
+A captioner that was trained before, made ready to be trained on.
+
+Weights that were found to a captioner ready to generate.
+"""
 
 import logging
+import os
 import re
+import shutil
+import sys
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -11,27 +26,87 @@ from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     VisionEncoderDecoderConfig,
-    VisionEncoderDecoderModel,
     ViTConfig,
     ViTModel,
 )
 
-from captioning.batch import PictureFormat
-from captioning.errors import UserError
+from captioning.data.batch import PictureFormat
+from captioning.data.tokenizer import CaptionTokenizer
+from captioning.errors import UserError, require_whole
 from captioning.model.captioner import ImageCaptioner, group_of
-from captioning.model.checks import check_dropouts, check_multiples, check_positive, check_sizes
-from captioning.model.pretrained import (
+from captioning.model.huggingface import (
+    compose,
     interpolate_positions,
+    joined,
     load_config,
+    load_model,
     load_picture_format,
     load_weights,
     picture_size,
     quick_activation,
     resized,
 )
-from captioning.model.switches import switched
+from captioning.runs import read_checkpoint
+from captioning.weights import HuggingFaceModel
 
 log = logging.getLogger(__name__)
+
+
+def check_sizes(**sizes: object) -> None:
+    """Pixels, tokens, widths, layers and heads: whole numbers of at least 1."""
+    for name, value in sizes.items():
+        require_whole(f"model.{name}", value)
+
+
+def check_multiples(**sizes: tuple[int, str, int]) -> None:
+    """`name=(value, of, part)`: the value is a multiple of model.`of`, which is `part`."""
+    for name, (value, of, part) in sizes.items():
+        if value % part:
+            raise UserError(f"model.{name}={value} must be a multiple of model.{of}={part}")
+
+
+def check_positive(**values: object) -> None:
+    """Standard deviations, of weights or pixels."""
+    for name, value in values.items():
+        if not isinstance(value, int | float) or not value > 0:
+            raise UserError(f"model.{name}={value} must be a number above 0")
+
+
+def check_dropouts(**values: object) -> None:
+    """Probabilities of being dropped."""
+    for name, value in values.items():
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1:
+            raise UserError(f"model.{name}={value} must be a number from 0, which switches it off, to below 1")
+
+
+def switched(captioner: ImageCaptioner, gradient_checkpointing: bool, compile: bool) -> ImageCaptioner:
+    """The same captioner, its activations recomputed in the backward pass, or its halves compiled, or both.
+
+    Raises:
+        UserError: if there is no compiler.
+    """
+    halves: tuple[Any, Any] = (captioner.network.encoder, captioner.network.decoder.transformer)
+    if gradient_checkpointing:
+        for half in halves:  # by its newer name where transformers has it
+            enable = getattr(half, "activation_checkpointing_enable", None) or half.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
+    if compile:
+        _require_compiler()
+        # In place, so that the names of the weights stay as they are.
+        for half in halves:
+            half.compile(dynamic=True)
+    return captioner
+
+
+def _require_compiler() -> None:
+    """torch.compile writes C++ and has it compiled at the first step; without a compiler it fails there, at length."""
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")  # as torch looks for it
+    if sys.platform != "win32" and shutil.which(compiler) is None:
+        raise UserError(
+            f"model.compile=true needs a C++ compiler and {compiler} is not on this machine; install it, "
+            "name another in the environment variable CXX, or set model.compile=false"
+        )
+
 
 NEW = "cross_attention"  # the group that no checkpoint has pretrained
 POSITION_SPREAD = 0.7  # standard deviation of a new ViT's position embeddings
@@ -202,19 +277,80 @@ def from_description(description: dict[str, Any]) -> ImageCaptioner:
     return ImageCaptioner(compose(config.encoder, config.decoder), PictureFormat(**fields))
 
 
-def compose(encoder_config: ViTConfig, decoder_config: GPT2Config) -> VisionEncoderDecoderModel:
-    """A `VisionEncoderDecoderModel` of this architecture with random weights."""
-    return joined(ViTModel(encoder_config, add_pooling_layer=False), GPT2LMHeadModel(decoder_config))
+def fine_tuned(
+    captioner: ImageCaptioner,
+    *,
+    image_size: int | None,
+    dropout: float,
+    attention_dropout: float,
+    gradient_checkpointing: bool,
+    compile: bool,
+) -> ImageCaptioner:
+    """The same architecture and weights, in training mode, with these dropouts and switches.
+
+    Args:
+        captioner: whose weights these are; it is left as it was.
+        image_size: pixels; other than the captioner's, its position embeddings are interpolated. None keeps it.
+        dropout, attention_dropout, gradient_checkpointing, compile: as in `build.from_pretrained`.
+
+    Raises:
+        UserError: for an image size that patches do not tile, or a dropout that is no probability.
+    """
+    check_dropouts(dropout=dropout, attention_dropout=attention_dropout)
+    if image_size is not None:
+        check_sizes(image_size=image_size)
+    description = captioner.description()
+    description["network"]["decoder"] |= {
+        "embd_pdrop": dropout,
+        "resid_pdrop": dropout,
+        "attn_pdrop": attention_dropout,
+    }
+    trained = from_description(description)
+    trained.load_state_dict(captioner.state_dict())
+    encoder: Any = trained.network.encoder
+    if image_size is not None and (image_size, image_size) != picture_size(encoder.config):
+        interpolate_positions(encoder, image_size)
+        trained.picture_format = resized(trained.picture_format, picture_size(encoder.config))
+    return switched(trained, gradient_checkpointing, compile)
 
 
-def joined(encoder: ViTModel, decoder: GPT2LMHeadModel) -> VisionEncoderDecoderModel:
-    """Both halves as one `VisionEncoderDecoderModel`, with the settings that its `generate` reads."""
-    network = VisionEncoderDecoderModel(encoder=encoder, decoder=decoder)
-    config = decoder.config
-    for settings in (network.config, network.generation_config):
-        settings.decoder_start_token_id = config.bos_token_id
-        settings.bos_token_id = config.bos_token_id
-        settings.eos_token_id = config.eos_token_id
-        # unused by us; generate() fills finished captions with it
-        settings.pad_token_id = config.eos_token_id if config.pad_token_id is None else config.pad_token_id
-    return network
+WEIGHTS = "captioner."  # the captioner's name in the LightningModule, and so in its state dict
+
+
+def load_captioner(weights: Path | HuggingFaceModel) -> tuple[ImageCaptioner, CaptionTokenizer]:
+    """The captioner, in eval mode on the CPU, and its tokenizer, from what `find_weights` found.
+
+    Raises:
+        UserError: if the file is not one of ours, or transformers' model is not whole.
+    """
+    if isinstance(weights, HuggingFaceModel):
+        return _of_transformers(weights)
+    contents = read_checkpoint(weights)
+    try:
+        captioner = from_description(contents["captioner"]["description"])
+        tokenizer = CaptionTokenizer.from_json(contents["captioner"]["tokenizer"])
+    except Exception as error:  # of a damaged tokenizer the library raises a bare Exception
+        raise UserError(f"checkpoint {weights} describes no captioner; give one that train.py wrote") from error
+    state = {k.removeprefix(WEIGHTS): v for k, v in contents["state_dict"].items() if k.startswith(WEIGHTS)}
+    try:
+        captioner.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(
+            f"checkpoint {weights} holds weights that do not fit its own description of the model"
+        ) from error
+    return captioner.eval(), tokenizer
+
+
+def _of_transformers(weights: HuggingFaceModel) -> tuple[ImageCaptioner, CaptionTokenizer]:
+    name, key = weights.name, weights.key
+    captioner = load_model(name, key, weights.allow_pickle)
+    decoder = captioner.network.decoder.config
+    tokenizer = CaptionTokenizer.of_model(
+        name, key, bos_token_id=decoder.bos_token_id, eos_token_id=decoder.eos_token_id
+    )
+    if tokenizer.vocab_size > captioner.vocab_size:
+        raise UserError(
+            f"{key}={name} has a tokenizer of {tokenizer.vocab_size} tokens and a decoder of {captioner.vocab_size}; "
+            "put the decoder's own tokenizer there"
+        )
+    return captioner, tokenizer

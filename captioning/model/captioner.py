@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers import VisionEncoderDecoderModel
 
-from captioning.batch import IGNORE, CaptionBatch, PictureFormat
-from captioning.model.products import use_products
-from captioning.model.vocabulary_loss import summed_cross_entropy, summed_nats
+from captioning.data.batch import IGNORE, CaptionBatch, PictureFormat
+from captioning.model.cpu import use_products
+from captioning.model.loss import summed_cross_entropy, summed_nats
 
 GROUPS = ("cross_attention", "decoder", "encoder")  # what stages train, see conf/stage
 

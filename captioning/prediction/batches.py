@@ -9,8 +9,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from captioning.batch import PictureFormat
-from captioning.data.pictures import UnreadablePicture
+from captioning.data.batch import PictureFormat
+from captioning.data.images import UnreadablePicture
 from captioning.data.transforms import EvaluationTransform
 from captioning.prediction.thumbnails import thumbnail
 

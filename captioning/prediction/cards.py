@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from captioning.data.pictures import UnreadablePicture, read_picture
+from captioning.data.images import UnreadablePicture, read_picture
 from captioning.prediction.thumbnails import thumbnail, webp
 
 LOG_PROBABILITY = "log-probability"  # the key that the page sorts by, beside the names of scores

@@ -7,7 +7,7 @@ import torch
 
 from captioning.errors import UserError, require_whole
 from captioning.model.captioner import ImageCaptioner
-from captioning.model.linear import with_int8_weights, with_packed_weights
+from captioning.model.cpu import with_int8_weights, with_packed_weights
 
 MOST_READERS = 16
 PRECISIONS = {"32": None, "bf16": torch.bfloat16, "16": torch.float16, "int8": None}

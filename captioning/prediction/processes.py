@@ -14,11 +14,11 @@ from typing import Any, cast
 import torch
 
 from captioning.errors import UserError
+from captioning.model.build import load_captioner
 from captioning.model.captioner import ImageCaptioner
 from captioning.prediction.batches import Share
 from captioning.prediction.describing import Described, Work, describe
 from captioning.prediction.devices import placed
-from captioning.prediction.loading import load_captioner
 from captioning.weights import HuggingFaceModel
 
 AHEAD = 2  # batches that a process may have made before theirs is written

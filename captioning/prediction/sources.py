@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from captioning.data.pictures import read_picture
+from captioning.data.images import read_picture
 from captioning.errors import UserError
 from captioning.prediction.formats import Row
 

@@ -5,12 +5,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from captioning.batch import CaptionBatch, ImageId
-from captioning.data.arrays import TokenArrays
-from captioning.data.datamodule import CaptionDataModule
-from captioning.data.packing import Row, pack
-from captioning.data.photographs import PhotographFiles
-from captioning.data.rows import Split
+from captioning.data.batch import CaptionBatch, ImageId, Row, pack
+from captioning.data.datamodule import CaptionDataModule, PhotographFiles
+from captioning.data.rows import Split, TokenArrays
 from captioning.data.tokenizer import CaptionTokenizer
 from captioning.errors import UserError
 from captioning.prediction import formats

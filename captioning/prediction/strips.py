@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from captioning.batch import PictureFormat
+from captioning.data.batch import PictureFormat
 
 PANEL = 200  # pixels, the longer side of a panel
 COLUMNS = 6  # panels beside each other, then a new row begins

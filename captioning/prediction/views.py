@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 from PIL import Image
 
-from captioning.data.pictures import UnreadablePicture, read_picture
+from captioning.data.images import UnreadablePicture, read_picture
 from captioning.errors import UserError
 from captioning.prediction.cards import GalleryEntry
 from captioning.prediction.gallery import GalleryWriter, check_gallery

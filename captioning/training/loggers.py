@@ -1,5 +1,12 @@
-"""Where metrics go: `metrics.csv` in every run folder, and Weights & Biases unless `logger=csv`."""
+"""Where metrics go: `metrics.csv` in every run folder, and Weights & Biases unless `logger=csv`.
 
+`metrics.csv`: each logged row, in every run's folder.
+
+Where metrics go: `metrics.csv` in every run folder, and Weights & Biases unless `logger=csv`.
+"""
+
+import csv
+import io
 import logging
 import os
 import re
@@ -17,9 +24,120 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from captioning.errors import UserError
 from captioning.files import readable, write_atomically
-from captioning.training.metrics_csv import MetricsCsv
 
 log = logging.getLogger(__name__)
+
+
+class MetricsCsv(Logger):
+    """Writes every logged row to `RUN_DIR/metrics.csv`, columns `step` and the metrics' names.
+
+    Unlike Lightning's `CSVLogger` it keeps the rows of a run that resumes in the same folder. Each row is in the file
+    when `log_metrics` returns; a new column rewrites the file, atomically. What a full disk does not take waits for a
+    later row's turn.
+
+    Attributes:
+        rows: how many there are.
+        repeats: whether the last one was logged before, by the part of the run that a resumed one takes again.
+    """
+
+    def __init__(self, run_dir: Path):
+        super().__init__()
+        self._path = Path(run_dir) / "metrics.csv"
+        self._columns: list[str] = []
+        if self._path.is_file():
+            with self._path.open(newline="", encoding="utf-8") as file:
+                self._columns = next(csv.reader(file), [])
+        self.rows, self.repeats = len(self._rows()), False
+        self._waiting: list[dict[str, Any]] = []
+        self._dropped: list[tuple[int, frozenset[str]]] = []
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: `.hydra/config.yaml` holds them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Append one row."""
+        row: dict[str, Any] = {"step": step, **metrics}
+        self._waiting.append(row)
+        try:
+            self._write_waiting()
+        except OSError as error:
+            if len(self._waiting) == 1:
+                problem = error.strerror or error
+                log.warning("%s can't be written: %s; its rows wait until it can", readable(self._path), problem)
+        self.rows += 1
+        self.repeats = self._dropped[:1] == [_kind(row)]
+        self._dropped = self._dropped[1:] if self.repeats else []
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """The last chance of rows that wait."""
+        try:
+            self._write_waiting()
+        except OSError as error:
+            count, problem = len(self._waiting), error.strerror or error
+            log.error("%s lacks its last %d rows: %s", readable(self._path), count, problem)
+
+    @rank_zero_only
+    def keep(self, count: int) -> None:
+        """Keep the first rows and drop the others, which a resumed run logs again, or others in their place."""
+        rows = self._rows()
+        self._dropped = [_kind(row) for row in rows[count:]]
+        if self._dropped:
+            self._write(self._columns, rows[:count])
+        self.rows = len(rows[:count])
+
+    def will_repeat(self, step: int | None) -> bool:
+        """Whether a row of this step, to be logged next, was logged before."""
+        return any(dropped == step for dropped, _ in self._dropped[:1])
+
+    def _write_waiting(self) -> None:
+        """All rows that wait or, where the disk is full, none of them."""
+        if not self._waiting:
+            return
+        if new := {name: None for row in self._waiting for name in row if name not in self._columns}:
+            self._rewrite([*self._columns, *new])
+        size = self._path.stat().st_size
+        try:
+            with self._path.open("a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, self._columns).writerows(self._waiting)
+        except OSError:
+            os.truncate(self._path, size)
+            raise
+        self._waiting.clear()
+
+    def _rewrite(self, columns: list[str]) -> None:
+        self._write(columns, self._rows())
+        self._columns = columns
+
+    def _rows(self) -> list[dict[str, str]]:
+        if not self._path.is_file():
+            return []
+        with self._path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        return [row for row in rows if (row["step"] or "").isdecimal()]  # a power cut may leave a part of a row
+
+    def _write(self, columns: list[str], rows: list[dict[str, str]]) -> None:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(self._path, text.getvalue())
+
+
+def _kind(row: dict[str, Any]) -> tuple[int, frozenset[str]]:
+    """What tells a row from its neighbours: its step, and which metrics it has."""
+    return int(row["step"]), frozenset(name for name, value in row.items() if value not in ("", None))
+
 
 PROJECT_NAME = re.compile(r"[\w.-]{1,128}")
 

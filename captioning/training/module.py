@@ -1,4 +1,11 @@
-"""The LightningModule: one step of training or validation, and what a checkpoint holds besides weights."""
+"""The LightningModule: one step of training or validation, its optimizer, and what a checkpoint holds besides weights.
+
+Loss over many batches, exact to the token.
+
+AdamW with one parameter group for each (stage group, decayed or not), all of them there from the first step.
+
+The LightningModule: one step of training or validation, and what a checkpoint holds besides weights.
+"""
 
 import math
 from collections.abc import Callable, Iterator
@@ -7,13 +14,111 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from captioning.batch import CaptionBatch
+from captioning.data.batch import CaptionBatch
 from captioning.errors import UserError
-from captioning.model.captioner import ImageCaptioner
-from captioning.training.averages import TokenAverage, perplexity
-from captioning.training.optimizer import build_optimizer, check_settings, options_of, scale_and_clip
+from captioning.model.captioner import GROUPS, ImageCaptioner
+
+
+class TokenAverage:
+    """Sums of nats and tokens; perplexity is that of the whole, never a mean of the batches' perplexities.
+
+    Values stay on their device until they are asked for, so that adding a batch never waits for a GPU.
+    """
+
+    def __init__(self) -> None:
+        self._pending: list[Tensor] = []
+        self._nats, self._tokens = 0.0, 0
+
+    def add(self, nats: Tensor, tokens: Tensor) -> None:
+        """One batch's sums, each a () tensor."""
+        self._pending.append(torch.stack([nats.detach().float(), tokens.float()]))
+        if len(self._pending) >= 1000:
+            self._collect()
+
+    def totals(self) -> tuple[float, int]:
+        """All nats and all tokens so far; in double precision, since an epoch of COCO has 7 million tokens."""
+        self._collect()
+        return self._nats, self._tokens
+
+    def loss(self) -> float:
+        """Nats per token; NaN before the first batch."""
+        nats, tokens = self.totals()
+        return nats / tokens if tokens else math.nan
+
+    def reset(self, nats: float = 0.0, tokens: int = 0) -> None:
+        """Begin again at nothing, or at these sums."""
+        self._pending.clear()
+        self._nats, self._tokens = nats, tokens
+
+    def _collect(self) -> None:
+        if self._pending:
+            # One after the other, so that the sum is the same to the bit however often it was asked for in between.
+            for nats, tokens in torch.stack(self._pending).cpu().tolist():
+                self._nats, self._tokens = self._nats + nats, self._tokens + int(tokens)
+            self._pending.clear()
+
+
+def perplexity(loss: float) -> float:
+    """e^loss; infinite where that overflows."""
+    return math.exp(loss) if loss < 700 or math.isnan(loss) else math.inf
+
+
+def build_optimizer(
+    captioner: ImageCaptioner, *, weight_decay: float, betas: tuple[float, float], fused: bool
+) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019) over all of the captioner, whatever trains at the moment.
+
+    A frozen parameter has no gradient, so AdamW neither touches it nor keeps state for it; that the groups are
+    always the same ones lets a checkpoint of any stage load. Each param group's `name` is its stage group, by which
+    the schedule sets its rate.
+    """
+    groups = []
+    for name in GROUPS:
+        parameters = list(captioner.parameters_of(name))
+        decayed = [p for n, p in parameters if is_decayed(n, p)]
+        kept = [p for n, p in parameters if not is_decayed(n, p)]
+        groups.append({"name": name, "params": decayed, "weight_decay": weight_decay})
+        groups.append({"name": name, "params": kept, "weight_decay": 0.0})
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=betas, fused=fused)
+
+
+def options_of(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Of each param group what the configuration decides; rates are set before every step."""
+    return [{name: group[name] for name in ("weight_decay", "betas", "fused")} for group in optimizer.param_groups]
+
+
+def check_settings(weight_decay: object, betas: object) -> None:
+    """Raise UserError for values that AdamW cannot use."""
+    if not isinstance(weight_decay, int | float) or not 0 <= weight_decay < 1:
+        raise UserError(f"optimizer.weight_decay={weight_decay} must be a number from 0 to below 1")
+    pair = betas if isinstance(betas, list | tuple) else ()
+    if len(pair) != 2 or not all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in pair):
+        raise UserError(f"optimizer.betas={betas} must be two numbers from 0 to below 1, such as [0.9,0.999]")
+
+
+def is_decayed(name: str, parameter: nn.Parameter) -> bool:
+    """Matrices are decayed; biases, norms, the CLS token and position embeddings are not (as in timm and nanoGPT)."""
+    position_like = any(part in name for part in ("cls_token", "position_embeddings", "wpe"))
+    return parameter.ndim >= 2 and not position_like
+
+
+@torch.no_grad()
+def scale_and_clip(parameters: list[nn.Parameter], scale: float | Tensor, max_norm: float | None) -> Tensor:
+    """Multiply the gradients by `scale`, then shorten them to `max_norm` if they are longer; in one pass over memory.
+
+    Returns:
+        The norm of the scaled gradients before clipping, a () tensor; non-finite gradients stay non-finite.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients) * scale
+    factor = torch.as_tensor(scale, device=norm.device, dtype=norm.dtype)
+    if max_norm is not None and max_norm > 0:  # as in Lightning, 0 switches clipping off
+        factor = factor * (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_(gradients, factor)
+    return norm
+
 
 # The loss that goes into backward() is in units of this many tokens, which keeps fp16 gradients in range; it cancels
 # when the true number of tokens is known, exactly, being a power of two.

@@ -13,7 +13,7 @@ from itertools import pairwise
 import lightning as L
 from lightning.pytorch.strategies import DDPStrategy
 
-from captioning.batch import CaptionBatch
+from captioning.data.batch import CaptionBatch
 from captioning.errors import UserError
 from captioning.model.captioner import GROUPS
 from captioning.training.module import CaptioningModule

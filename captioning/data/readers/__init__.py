@@ -1,1 +1,1 @@
-"""Annotation formats -> `Photograph`s, without torch; `captioning/data/layouts.py` chooses among them."""
+"""Annotation formats -> `Photograph`s, without torch; `captioning/data/datasets.py` chooses among them."""

@@ -7,9 +7,7 @@ from pathlib import Path
 
 from pycocotools.coco import COCO
 
-from captioning.data.readers.folders import PictureFolders
-from captioning.data.readers.gathering import Gathering, inside
-from captioning.data.readers.text import Node, read_json
+from captioning.data.readers.annotations import Gathering, Node, PictureFolders, inside, read_json
 from captioning.data.records import Photograph
 from captioning.errors import UserError
 

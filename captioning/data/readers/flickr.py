@@ -1,13 +1,18 @@
-"""What the layouts of Flickr8k and Flickr30k share: rows of (name, number, caption) and lists of each split's names."""
+"""Flickr8k and Flickr30k: the original releases with their split lists, and Kaggle's files.
+
+What the layouts of Flickr8k and Flickr30k share: rows of (name, number, caption) and lists of each split's names.
+
+Flickr8k: the original release's `Flickr8k.token.txt` with its split lists, and Kaggle's `captions.txt`.
+
+Flickr30k: the original `results_20130124.token`, Kaggle's `results.csv`, the split lists of Flickr30k Entities.
+"""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from captioning.data.readers.folders import PictureFolders
-from captioning.data.readers.gathering import Gathering, inside
-from captioning.data.readers.text import read_lines
+from captioning.data.readers.annotations import Gathering, PictureFolders, inside, read_lines
 from captioning.data.records import Photograph
 from captioning.errors import UserError
 
@@ -109,3 +114,74 @@ def lists_among(files: Mapping[str, Path], lists: Mapping[str, str]) -> dict[str
             some = next(iter(there.values()))
             raise UserError(f"{some} is there, but {lists[split]} is not; add it, or remove all split lists")
     return there
+
+
+TOKENS_8K, KAGGLE_8K = "Flickr8k.token.txt", "captions.txt"
+LISTS_8K = {
+    "train": "Flickr_8k.trainImages.txt",
+    "val": "Flickr_8k.devImages.txt",
+    "test": "Flickr_8k.testImages.txt",
+}
+QUOTED = re.compile(r'"((?:[^"]|"")*)"')
+
+
+def read_official_8k(root: Path, files: Mapping[str, Path]) -> list[Photograph]:
+    """The original release; without its lists, no photograph has a split."""
+    return gather(root, token_rows(files[TOKENS_8K]), FLICKR8K_FOLDERS, lists_among(files, LISTS_8K))
+
+
+def read_kaggle_8k(root: Path, files: Mapping[str, Path]) -> list[Photograph]:
+    """Kaggle's file has no splits; the original lists are used where someone put them beside it."""
+    return gather(root, csv_rows_8k(files[KAGGLE_8K]), FLICKR8K_FOLDERS, lists_among(files, LISTS_8K))
+
+
+def csv_rows_8k(path: Path) -> Iterator[CaptionRow]:
+    """The rows `image,caption`; a caption with commas is quoted, or in some copies is not.
+
+    So the first comma ends the name, and the rest is the caption, which the csv module would cut at its commas.
+    """
+    for number, (line, text) in enumerate(read_lines(path)):
+        name, comma, caption = text.partition(",")
+        if number == 0:
+            if [name.strip().lower(), caption.strip().lower()] != ["image", "caption"]:
+                raise UserError(f"{path}:{line}: the first line is {text[:60]!r}, not 'image,caption'")
+        elif not comma or not name.strip():
+            raise UserError(f"{path}:{line}: this is not 'image,caption': {text[:60]!r}; correct the line")
+        else:
+            yield CaptionRow(_unquoted(name.strip()), None, _unquoted(caption.strip()), path, line)
+
+
+def _unquoted(field: str) -> str:
+    match = QUOTED.fullmatch(field)
+    return match[1].replace('""', '"') if match else field
+
+
+TOKENS_30K, KAGGLE_30K = "results_20130124.token", "results.csv"
+LISTS_30K = {"train": "train.txt", "val": "val.txt", "test": "test.txt"}
+HEADER_30K = ["image_name", "comment_number", "comment"]
+ROW_30K = re.compile(r"(?P<name>[^|]+)\|\s*(?P<number>\d+)\s*\|(?P<text>.*)")
+# The published file has one row without its second bar: `2199200615.jpg| 4   A dog runs across the grass .`
+ROW_WITHOUT_BAR = re.compile(r"(?P<name>[^|]+)\|\s*(?P<number>\d+)\s+(?P<text>[^|]+)")
+
+
+def read_official_30k(root: Path, files: Mapping[str, Path]) -> list[Photograph]:
+    """The original release; without the lists of Flickr30k Entities, no photograph has a split."""
+    return gather(root, token_rows(files[TOKENS_30K]), FLICKR30K_FOLDERS, lists_among(files, LISTS_30K))
+
+
+def read_kaggle_30k(root: Path, files: Mapping[str, Path]) -> list[Photograph]:
+    """Kaggle's file; the lists of Flickr30k Entities are used where someone put them beside it."""
+    return gather(root, csv_rows_30k(files[KAGGLE_30K]), FLICKR30K_FOLDERS, lists_among(files, LISTS_30K))
+
+
+def csv_rows_30k(path: Path) -> Iterator[CaptionRow]:
+    """The rows `image_name| comment_number| comment`; one without the second bar is mended."""
+    for number, (line, text) in enumerate(read_lines(path)):
+        if number == 0:
+            if [field.strip().lower() for field in text.split("|")] != HEADER_30K:
+                raise UserError(f"{path}:{line}: the first line is {text[:60]!r}, not {'| '.join(HEADER_30K)!r}")
+            continue
+        match = ROW_30K.fullmatch(text) or ROW_WITHOUT_BAR.fullmatch(text)
+        if match is None:
+            raise UserError(f"{path}:{line}: this is not 'NAME| NUMBER| CAPTION': {text[:60]!r}; correct the line")
+        yield CaptionRow(match["name"].strip(), int(match["number"]), match["text"], path, line)

@@ -3,10 +3,8 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from captioning.data.readers.annotations import Gathering, Node, PictureFolders, inside, read_json
 from captioning.data.readers.flickr import FLICKR8K_FOLDERS, FLICKR30K_FOLDERS
-from captioning.data.readers.folders import PictureFolders
-from captioning.data.readers.gathering import Gathering, inside
-from captioning.data.readers.text import Node, read_json
 from captioning.data.records import Photograph
 from captioning.errors import UserError
 

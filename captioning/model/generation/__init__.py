@@ -5,10 +5,7 @@ V vocabulary, n tokens so far, T the longest caption allowed.
 """
 
 from captioning.model.generation.beam import Beam
-from captioning.model.generation.captions import Caption
-from captioning.model.generation.generate import Decoding, generate, generate_from, require_room
-from captioning.model.generation.greedy import Greedy
-from captioning.model.generation.rollouts import Rollouts
-from captioning.model.generation.sampling import Sampling
+from captioning.model.generation.sampling import Greedy, Rollouts, Sampling
+from captioning.model.generation.steps import Caption, Decoding, generate, generate_from, require_room
 
 __all__ = ["Beam", "Caption", "Decoding", "Greedy", "Rollouts", "Sampling", "generate", "generate_from", "require_room"]

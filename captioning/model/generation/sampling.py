@@ -1,6 +1,15 @@
-"""Sampling: multinomial, with temperature, top-k and nucleus filters, and draws that belong to the picture."""
+"""Captions token by token: greedy decoding, sampling, and rollouts for self-critical training.
 
-from collections.abc import Sequence
+Captions token by token, each chosen from what the decoder says of it alone: greedy decoding and sampling.
+
+Greedy decoding.
+
+Sampling: multinomial, with temperature, top-k and nucleus filters, and draws that belong to the picture.
+
+Several captions of a picture drawn from the model's own distribution: what self-critical training learns from.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,10 +17,82 @@ import torch
 from torch import Tensor
 
 from captioning.errors import UserError
-from captioning.model.generation.captions import Caption
-from captioning.model.generation.checks import require_finite, require_whole
-from captioning.model.generation.choosing import choose_tokens
-from captioning.model.generation.steps import StepwiseDecoder
+from captioning.model.generation.steps import (
+    Caption,
+    StepwiseDecoder,
+    caption_of,
+    require_finite,
+    require_whole,
+    worth_leaving,
+)
+
+# logits (R, K, V), the pictures' places among all (R,) -> token ids (R, K)
+Choose = Callable[[Tensor, Tensor], Tensor]
+
+
+def choose_tokens(decoder: StepwiseDecoder, choose: Choose, max_new_tokens: int, count: int = 1) -> list[list[Caption]]:
+    """`count` captions of each of the decoder's pictures, K in shapes, each token as `choose` says."""
+    device, eos_token_id = decoder.device, decoder.eos_token_id
+    tokens = torch.full((decoder.pictures, count, max_new_tokens), eos_token_id, device=device)
+    log_probabilities = torch.zeros(decoder.pictures, count, device=device)  # sums
+    places = torch.arange(decoder.pictures, device=device)  # the result's row of each picture in the batch
+    unfinished = torch.ones_like(log_probabilities, dtype=torch.bool)  # (R, K)
+    token = decoder.bos()  # (R, 1), fed once for all captions of a picture
+    for step in range(max_new_tokens):
+        logits = decoder.logits(token, step, own_tokens(count, step, token)).float()  # (R, K, V), one row at first
+        logits = logits.expand(-1, count, -1)
+        token = choose(logits, places)
+        token = token.where(unfinished, eos_token_id)
+        tokens[places, :, step] = token
+        log_probability = logits.gather(-1, token[..., None])[..., 0] - logits.logsumexp(-1)
+        log_probabilities[places] += log_probability.where(unfinished, 0.0)
+        unfinished = unfinished & (token != eos_token_id)
+        described = unfinished.any(-1)  # (R,)
+        left = int(described.sum())
+        if left == 0:
+            break
+        if worth_leaving(left, len(described)):
+            rows = described.nonzero()[:, 0]
+            decoder.keep(rows)
+            places, token, unfinished = places[rows], token[rows], unfinished[rows]
+    return [
+        [caption_of(row, total, eos_token_id) for row, total in zip(rows, sums, strict=True)]
+        for rows, sums in zip(tokens.tolist(), log_probabilities.tolist(), strict=True)
+    ]
+
+
+def own_tokens(count: int, step: int, token: Tensor) -> Tensor | None:
+    """(R, 1, K, 1 + K * step) true where a caption may attend: to BOS and to its own tokens, one of K fed a step.
+
+    None for one caption, which attends to all that was fed.
+    """
+    if count == 1 or step == 0:
+        return None
+    own = torch.eye(count, dtype=torch.bool, device=token.device).repeat(1, step)  # (K, K * step)
+    return torch.nn.functional.pad(own, (1, 0), value=True).expand(len(token), 1, -1, -1)
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """The most probable token at every step."""
+
+    max_new_tokens: int  # tokens, EOS included
+
+    def __post_init__(self) -> None:
+        require_whole("max_new_tokens", self.max_new_tokens)
+
+    @property
+    def room(self) -> int:
+        """Tokens that a picture is fed."""
+        return self.max_new_tokens
+
+    def captions(self, decoder: StepwiseDecoder, addresses: Sequence[int]) -> list[Caption]:
+        """One for each of the decoder's pictures."""
+        return [caption for (caption,) in choose_tokens(decoder, self.choose, self.max_new_tokens)]
+
+    def choose(self, logits: Tensor, places: Tensor) -> Tensor:
+        """(R, K) token ids: the first of the largest logits (R, K, V), whichever picture's they are."""
+        return logits.argmax(-1)
 
 
 @dataclass(frozen=True)
@@ -89,3 +170,33 @@ class GumbelNoise:
         """(R, V) float32, the next of the pictures at these places."""
         exponential = [self._generators[i].standard_exponential(vocab_size, np.float32) for i in places]
         return -torch.from_numpy(np.stack(exponential)).clamp(min=torch.finfo(torch.float32).tiny).log()
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """`count` captions a picture, all from its one encoding and one set of projected keys.
+
+    Unlike `Sampling`, whose draws belong to a picture, these are drawn on the device, where a vocabulary of 50,257
+    tokens for each of B x K captions takes no time, and belong to the batch: the same seed and batch give the same.
+    """
+
+    max_new_tokens: int  # tokens, EOS included
+    count: int
+    seed: int
+
+    @property
+    def room(self) -> int:
+        """Tokens that a picture is fed: BOS once, then one for each of its captions a step."""
+        return 1 + (self.max_new_tokens - 1) * self.count
+
+    def captions(self, decoder: StepwiseDecoder, addresses: Sequence[int]) -> list[Caption]:
+        """One for each of the decoder's pictures, the first drawn, with all of them as its alternatives."""
+        generator = torch.Generator(decoder.device).manual_seed(self.seed)
+
+        def choose(logits: Tensor, places: Tensor) -> Tensor:
+            # Gumbel noise, as in sampling.py
+            drawn = torch.empty_like(logits).exponential_(generator=generator)
+            return (logits - drawn.clamp_(min=torch.finfo(drawn.dtype).tiny).log_()).argmax(-1)
+
+        drawn = choose_tokens(decoder, choose, self.max_new_tokens, self.count)
+        return [captions[0]._replace(alternatives=tuple(captions)) for captions in drawn]

@@ -1,17 +1,65 @@
-"""The decoder, one token a step: each picture encoded once, its keys and values projected once and kept.
+"""The decoder, one token a step, and the way into generation.
+
+What generation returns.
+
+What decodings refuse, in a sentence with the value met and a way out.
+
+The decoder, one token a step: each picture encoded once, its keys and values projected once and kept.
 
 Letters: B pictures (R of them still in the batch), K beams of a picture, P encoded patches, D decoder width,
 V vocabulary, n tokens so far, T the longest caption allowed.
+
+The way into generation.
 """
 
-from typing import Any
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, EncoderDecoderCache
 from transformers.cache_utils import DynamicLayer
 
+from captioning import errors
+from captioning.errors import UserError
 from captioning.model.captioner import ImageCaptioner
+
+
+class Caption(NamedTuple):
+    """Generated token ids, EOS excluded, and their mean log-probability in nats per token, EOS included.
+
+    The log-probability is the model's own, whatever temperature, filter or penalty chose the tokens.
+    """
+
+    token_ids: list[int]
+    log_probability: float
+    alternatives: tuple[Caption, ...] = ()  # the n best of a beam search, best first and this one among them
+
+
+def caption_of(tokens: Sequence[int], log_probability_sum: float, eos_token_id: int) -> Caption:
+    """A row of tokens cut at its first EOS, with the sum of its log-probabilities up to there.
+
+    >>> caption_of([5, 7, 2, 2], -6.0, eos_token_id=2)
+    Caption(token_ids=[5, 7], log_probability=-2.0, alternatives=())
+    """
+    row = list(tokens)
+    length = row.index(eos_token_id) if eos_token_id in row else len(row)
+    return Caption(row[:length], log_probability_sum / min(length + 1, len(row)))
+
+
+def require_whole(name: str, value: object, least: int = 1) -> None:
+    """Raise UserError unless `decoding.<name>` is a whole number of at least `least`."""
+    errors.require_whole(f"decoding.{name}", value, least)
+
+
+def require_finite(name: str, value: object) -> None:
+    """Raise UserError unless `decoding.<name>` is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(f"decoding.{name}={value} must be a finite number, such as 1.0")
+
 
 # Of the pictures held. At full size on a CPU, the copy that a quarter's leaving takes is earned back in three steps of
 # greedy decoding and in one of five beams.
@@ -122,3 +170,53 @@ class _RoomyLayer(DynamicLayer):
         keys, values = self._all_keys[:, :, : self._length], self._all_values[:, :, : self._length]
         self.keys, self.values = keys, values
         return keys, values
+
+
+class Decoding(Protocol):
+    """How captions come about: `Greedy`, `Sampling` or `Beam`."""
+
+    @property
+    def max_new_tokens(self) -> int:
+        """The most tokens of a caption, EOS included."""
+
+    @property
+    def room(self) -> int:
+        """The most tokens that the decoder is fed for a picture, those of all its beams together."""
+
+    def captions(self, decoder: StepwiseDecoder, addresses: Sequence[int]) -> list[Caption]:
+        """One for each of the decoder's pictures, which these numbers tell apart where something is drawn."""
+
+
+def require_room(captioner: ImageCaptioner, decoding: Decoding) -> None:
+    """Raise UserError if the decoder has too few positions for the longest caption."""
+    limit = captioner.max_positions - 1  # BOS takes one
+    if decoding.max_new_tokens > limit:
+        raise UserError(f"decoding.max_new_tokens={decoding.max_new_tokens} is more than this model's limit of {limit}")
+
+
+@torch.inference_mode()
+def generate(
+    captioner: ImageCaptioner, pixel_values: Tensor, decoding: Decoding, addresses: Sequence[int] | None = None
+) -> list[Caption]:
+    """One caption for each picture of (B, 3, H, W) uint8.
+
+    Args:
+        captioner: in eval mode; BOS and EOS are its decoder's.
+        pixel_values: uint8, on the captioner's device.
+        decoding: how tokens are chosen.
+        addresses: B whole numbers that tell the pictures apart in sampling; 0, 1, ... if not given.
+
+    Raises:
+        UserError: if `max_new_tokens` is more than the decoder has positions for.
+    """
+    return generate_from(captioner, captioner.encode(pixel_values), decoding, addresses)
+
+
+@torch.inference_mode()
+def generate_from(
+    captioner: ImageCaptioner, attended: Tensor, decoding: Decoding, addresses: Sequence[int] | None = None
+) -> list[Caption]:
+    """`generate`, of pictures encoded already: `attended` (B, P, D) is what `ImageCaptioner.attended` gives."""
+    require_room(captioner, decoding)
+    decoder = StepwiseDecoder(captioner, attended, decoding.room)
+    return decoding.captions(decoder, range(len(attended)) if addresses is None else addresses)

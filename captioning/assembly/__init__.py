@@ -1,1 +1,0 @@
-"""From a configuration to the parts that the scripts put together."""

@@ -1,0 +1,238 @@
+"""What a frozen encoder made of pictures, kept on the disk: the file, and how it is filled.
+
+The encoder cache on the disk: what a frozen encoder made of pictures, in a file that batches are read from.
+
+Letters: P patches (CLS included), D the encoder's width.
+
+A folder for each (encoder, picture format, number format) holds two files. `states` has the entries, (P, D) each, in
+the order in which they were made; `index` has a digest for each. An entry counts from the moment its digest is
+written, and its digest is written only after the entry is on the disk: whoever is killed leaves whole entries behind,
+and the next one goes on there. Writers hold `lock`, readers need none.
+
+Filling the encoder cache: each picture that it lacks goes through the frozen encoder once.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from captioning.data.batch import FrozenEncoder, PictureFormat
+from captioning.data.rows import Pictures
+from captioning.data.transforms import EvaluationTransform
+from captioning.errors import UserError
+
+log = logging.getLogger(__name__)
+
+STORED = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+DIGEST_BYTES = 16
+COMMIT_SECONDS = 5.0  # of work at most is lost by a kill
+
+
+class EncodedFile:
+    """The entries of one encoder, (P, D) each.
+
+    Args:
+        folder: the folder of all caches.
+        encoder: whose outputs these are.
+        picture_format: of the pictures it sees.
+        stored_as: a name in `STORED`.
+    """
+
+    def __init__(self, folder: Path, encoder: FrozenEncoder, picture_format: PictureFormat, stored_as: str):
+        self._shape, self._dtype = encoder.shape, STORED[stored_as]
+        address = json.dumps([encoder.key, asdict(picture_format), stored_as, encoder.shape])
+        self.folder = folder / digest_of(address).hex()
+        self._states, self._index = self.folder / "states", self.folder / "index"
+
+    @property
+    def entry_bytes(self) -> int:
+        """Bytes of one picture's entry."""
+        patches, width = self._shape
+        return patches * width * self._dtype.itemsize
+
+    def slots(self) -> dict[bytes, int]:
+        """The place of every whole entry, by its picture's digest."""
+        if not self._index.is_file() or not self._states.is_file():
+            return {}
+        digests = self._index.read_bytes()
+        whole = min(len(digests) // DIGEST_BYTES, self._states.stat().st_size // self.entry_bytes)
+        return {digests[i * DIGEST_BYTES : (i + 1) * DIGEST_BYTES]: i for i in range(whole)}
+
+    def entry(self, slot: int) -> Tensor:
+        """One whole entry, (P, D), copied out of the mapped file."""
+        # NumPy knows no bfloat16: bytes are mapped, and torch says what they are.
+        first = slot * self.entry_bytes
+        entry = np.array(self._mapped[first : first + self.entry_bytes])
+        return torch.from_numpy(entry).view(self._dtype).view(self._shape)
+
+    @property
+    def _mapped(self) -> np.ndarray:
+        # Mapped anew in each process, at its first use: pickled to a worker, an array would be copied.
+        if "_map" not in self.__dict__:
+            self._map = np.memmap(self._states, dtype=np.uint8, mode="r")
+        return self._map
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name != "_map"}
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Alone among the processes that write this file; waits for another one to end."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / "lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.info("encoder cache: another run is filling %s; waiting for it", self.folder)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @contextmanager
+    def appending(self) -> Iterator[Callable[[list[bytes], Tensor], None]]:
+        """Gives a function that appends entries (n, P, D) under their n digests; to be used while `locked`."""
+        whole, pending = len(self.slots()), bytearray()
+        with self._states.open("ab") as states, self._index.open("ab") as index:
+            states.truncate(whole * self.entry_bytes)  # what a killed run left beyond its last whole entry
+            index.truncate(whole * DIGEST_BYTES)
+            committed = time.monotonic()
+
+            def commit() -> None:
+                nonlocal committed
+                _sync(states)
+                index.write(pending)
+                _sync(index)
+                pending.clear()
+                committed = time.monotonic()
+
+            def append(digests: list[bytes], entries: Tensor) -> None:
+                states.write(entries.to(self._dtype).cpu().contiguous().view(torch.uint8).numpy().data)
+                pending.extend(b"".join(digests))
+                if time.monotonic() - committed > COMMIT_SECONDS:
+                    commit()
+
+            try:
+                yield append
+            finally:
+                commit()
+
+    def require_room(self, entries: int) -> None:
+        """Raise UserError if the disk cannot take so many more entries."""
+        needed, free = entries * self.entry_bytes, shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise UserError(
+                f"encoder_cache: {entries:,} pictures take {needed / 1e9:.1f} GB and {self.folder} has "
+                f"{free / 1e9:.1f} GB left; free some, name a folder on another disk in encoder_cache, "
+                "or leave encoder_cache=null"
+            )
+
+
+def _sync(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def digest_of(text: str) -> bytes:
+    """The name of an entry or a file of entries, of `DIGEST_BYTES` bytes."""
+    return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).digest()
+
+
+PICTURES_AT_ONCE = 32  # through the encoder
+
+
+class EncodedPictures:
+    """Called with i gives what the encoder made of picture i of a split, (P, D); loader workers share its pages."""
+
+    def __init__(self, file: EncodedFile, slots: np.ndarray):
+        self._file, self._slots = file, slots
+
+    def __call__(self, i: int) -> Tensor:
+        return self._file.entry(int(self._slots[i]))
+
+
+def encode_once(
+    file: EncodedFile,
+    pictures: dict[str, tuple[Pictures, int]],
+    transform: EvaluationTransform,
+    encoder: FrozenEncoder,
+    num_workers: int,
+) -> dict[str, EncodedPictures]:
+    """What `encoder` makes of each split's pictures, of which `file` gets those that it lacks.
+
+    Args:
+        file: where entries are kept.
+        pictures: each split's pictures and how many they are.
+        transform: from a picture to the encoder's uint8 pixels.
+        encoder: called only for pictures that are not in the file.
+        num_workers: processes that read pictures.
+
+    Raises:
+        UserError: if the disk has no room, or the folder cannot be written.
+    """
+    digests = {name: [digest_of(load.identity(i)) for i in range(count)] for name, (load, count) in pictures.items()}
+    wanted = {digest: (pictures[name][0], i) for name, of_split in digests.items() for i, digest in enumerate(of_split)}
+    try:
+        with file.locked():
+            present = file.slots()
+            lacking = {digest: picture for digest, picture in wanted.items() if digest not in present}
+            log.info("encoder cache: %s has %d of %d pictures", file.folder, len(wanted) - len(lacking), len(wanted))
+            if lacking:
+                _fill(file, lacking, transform, encoder, num_workers)
+    except OSError as error:
+        raise UserError(
+            f"encoder_cache: {file.folder} cannot be written ({error.strerror}); name another folder in encoder_cache"
+        ) from error
+    slots = file.slots()
+    return {name: EncodedPictures(file, np.array([slots[d] for d in of_split])) for name, of_split in digests.items()}
+
+
+def _fill(
+    file: EncodedFile,
+    lacking: dict[bytes, tuple[Pictures, int]],
+    transform: EvaluationTransform,
+    encoder: FrozenEncoder,
+    num_workers: int,
+) -> None:
+    file.require_room(len(lacking))
+    pixels = _Pixels(list(lacking.values()), transform)
+    loader = DataLoader(pixels, batch_size=PICTURES_AT_ONCE, num_workers=num_workers)
+    digests = iter(lacking)
+    with (
+        tqdm(total=len(lacking), desc="encoding each picture once", unit=" pictures") as bar,
+        file.appending() as append,
+    ):
+        for batch in loader:
+            append(list(islice(digests, len(batch))), encoder.encode(batch))
+            bar.update(len(batch))
+
+
+class _Pixels(Dataset[Tensor]):
+    """Pictures as the encoder sees them, (3, H, W) uint8."""
+
+    def __init__(self, pictures: list[tuple[Pictures, int]], transform: EvaluationTransform):
+        self._pictures, self._transform = pictures, transform
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def __getitem__(self, number: int) -> Tensor:
+        load, i = self._pictures[number]
+        return self._transform(load(i))

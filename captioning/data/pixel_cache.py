@@ -1,0 +1,288 @@
+"""Photographs stored once at about training size, so that no epoch decodes JPEGs: what lies there, and how it is made.
+
+Photographs stored once at about training size: what lies in a pack, and which packs still tell the truth.
+
+A pack is one file: a line of JSON that says how and from which files its pictures were made, then their pixels end to
+end, three bytes each: about 33 GB for COCO at 256 pixels. JPEGs of quality 90 would take 4 GB, but decoding them would
+again be most of the work, and cost detail. A pack is written whole or not at all, so there is no other manifest to fall
+out of step. A prepared picture counts only while its source has the size and time of modification that the pack names,
+and while the pack was made as this version makes packs; `preparation.py` makes them.
+
+Making the packs that `prepared.py` describes: many processes, and a kill costs only the packs in the making.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from captioning.data.images import UnreadablePicture, read_picture
+from captioning.errors import UserError
+from captioning.files import atomic_file, readable
+
+log = logging.getLogger(__name__)
+
+RECIPE = {
+    "version": 1,
+    "filter": "lanczos",
+    "pixels": "RGB, row by row",
+}  # a change makes every pack that exists worthless
+SUFFIX = ".pictures"
+PORTION = 128  # pictures in a pack, of about 36 MB: what a kill costs, and few files for a network drive
+
+Stamp = tuple[int, int]  # bytes and time of modification in nanoseconds
+
+
+@dataclass(frozen=True)
+class Pack:
+    """What the first line of a pack says of its N pictures."""
+
+    path: Path
+    size: int  # pixels of the shorter side
+    names: list[str]  # of the sources, relative to data.root
+    stamps: list[Stamp]  # of the sources
+    places: np.ndarray  # (N, 3) each picture's first byte in the pack, its width and its height
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where N photographs lie prepared; loader workers share the arrays."""
+
+    packs: np.ndarray  # paths
+    pack_of: np.ndarray  # (N,) index into `packs`; -1 where there is no current picture
+    place_of: np.ndarray  # (N, 3) the first byte there, width and height
+    size: int | None  # pixels of the shorter side, the least of all packs in use; None where none is
+
+    def __len__(self) -> int:
+        return int((self.pack_of >= 0).sum())
+
+    def load(self, i: int) -> Image.Image:
+        """Photograph i, upright RGB; raises UserError where the pack has gone or is damaged."""
+        path = Path(str(self.packs[self.pack_of[i]]))
+        start, width, height = self.place_of[i].tolist()
+        try:
+            with path.open("rb", buffering=0) as file:
+                file.seek(start)
+                return Image.frombytes("RGB", (width, height), file.read(3 * width * height))
+        except (OSError, ValueError) as error:  # ValueError: there are fewer bytes
+            raise UserError(
+                f"{path} cannot be read: {error}; delete it and run python prepare.py again, or set data.prepared=null"
+            ) from error
+
+
+def header(size: int, names: Sequence[str], stamps: Sequence[Stamp], sides: Sequence[tuple[int, int]]) -> bytes:
+    """A pack's first line; `sides` are the pictures' widths and heights as they lie there."""
+    pictures = [(name, *stamp, *wide_high) for name, stamp, wide_high in zip(names, stamps, sides, strict=True)]
+    return json.dumps({"recipe": RECIPE, "size": size, "pictures": pictures}).encode() + b"\n"
+
+
+def packs_in(folder: Path) -> list[Path]:
+    """The files of all packs, also of those that no longer count."""
+    return sorted(folder.glob(f"*{SUFFIX}"))
+
+
+def read_pack(path: Path) -> Pack | None:
+    """A pack without its pictures; None where it is not whole, or was made in another way than `RECIPE`."""
+    try:
+        with path.open("rb") as file:
+            line = file.readline()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; data.prepared=null does without it") from error
+    try:
+        told: dict[str, Any] = json.loads(line)
+        if told["recipe"] != RECIPE:
+            return None
+        names, sizes, times, widths, heights = map(list, zip(*told["pictures"], strict=True))
+        ends = len(line) + np.cumsum(3 * np.multiply(widths, heights))
+        size = int(told["size"])
+    except (ValueError, KeyError, TypeError):
+        return None
+    if path.stat().st_size != ends[-1]:
+        return None
+    starts = np.concatenate([[len(line)], ends[:-1]])
+    places = np.stack([starts, widths, heights], axis=1)
+    return Pack(path, size, names, list(zip(sizes, times, strict=True)), places)
+
+
+def find_prepared(folder: Path, root: Path, paths: Sequence[Path]) -> Places:
+    """Where these photographs lie prepared, as far as they have not changed since."""
+    names = names_under(root, paths)
+    wanted = {(name, stamp): i for i, (name, stamp) in enumerate(zip(names, stamps_of(paths), strict=True)) if stamp}
+    packs = [pack for path in packs_in(folder) if (pack := read_pack(path))]
+    pack_of, place_of, sizes = np.full(len(paths), -1, np.int32), np.zeros((len(paths), 3), np.int64), []
+    for number, pack in enumerate(packs):
+        rows = [wanted.get(source, -1) for source in zip(pack.names, pack.stamps, strict=True)]
+        current = np.array(rows) >= 0
+        pack_of[np.array(rows)[current]] = number
+        place_of[np.array(rows)[current]] = pack.places[current]
+        sizes += [pack.size] if current.any() else []
+    return Places(np.array([str(pack.path) for pack in packs]), pack_of, place_of, min(sizes, default=None))
+
+
+def names_under(root: Path, paths: Sequence[Path]) -> list[str]:
+    """The paths relative to root, with slashes, so that a data set may be moved with what was made of it."""
+    return [Path(os.path.relpath(path, root)).as_posix() for path in paths]
+
+
+def stamps_of(paths: Sequence[Path]) -> list[Stamp | None]:
+    """What tells that a file has changed; None for one that isn't there. 16 threads wait at once for slow drives."""
+    with ThreadPoolExecutor(16) as threads:
+        return list(chain.from_iterable(threads.map(lambda some: list(map(stamp_of, some)), portions(paths))))
+
+
+def stamp_of(path: Path) -> Stamp | None:
+    """The same of one file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def portions(paths: Sequence[Path]) -> Iterator[Sequence[Path]]:
+    """The photographs of one pack after the other."""
+    for start in range(0, len(paths), PORTION):
+        yield paths[start : start + PORTION]
+
+
+ASPECT = 4 / 3  # of the usual photograph
+ABANDONED_SECONDS = 3600  # after which a file under a temporary name is what a kill left behind
+
+
+@dataclass
+class Outcome:
+    """What became of some photographs: how many are stored, and why others are not."""
+
+    stored: int = 0
+    unreadable: dict[Path, str] = field(default_factory=dict)
+
+
+class Packs(Dataset[Outcome]):
+    """Item i makes pack i; a DataLoader's workers end with the process that started them, even if it is killed."""
+
+    def __init__(self, folder: Path, root: Path, paths: Sequence[Path], size: int):
+        self._folder, self._root, self._size = folder, root, size
+        self._portions = list(portions(paths))
+
+    def __len__(self) -> int:
+        return len(self._portions)
+
+    def __getitem__(self, i: int) -> Outcome:
+        return make_pack(self._folder, self._root, self._portions[i], self._size)
+
+
+def prepare_pictures(folder: Path, root: Path, paths: Sequence[Path], size: int, num_workers: int) -> Outcome:
+    """Store the photographs that are not yet stored as they are now, with `size` pixels on the shorter side.
+
+    Packs of another size or recipe are removed first, and those of which every source has changed are removed last.
+    Raises UserError where the folder cannot be written or its disk is too small.
+    """
+    _clear(folder, size)
+    places = find_prepared(folder, root, paths)
+    missing = [path for path, pack in zip(paths, places.pack_of, strict=True) if pack < 0]
+    _refuse_full_disk(folder, len(missing), size)
+    outcome = Outcome(len(places))
+    packs = Packs(folder, root, missing, size)
+    loader = DataLoader(packs, batch_size=None, num_workers=min(num_workers, len(packs)))
+    with tqdm(total=len(paths), initial=len(places), unit=" pictures", desc="preparing") as progress:
+        for made, portion in zip(loader, portions(missing), strict=True):
+            outcome.stored += made.stored
+            outcome.unreadable |= made.unreadable
+            progress.update(len(portion))
+    _remove_overtaken(folder, root, paths)
+    return outcome
+
+
+def make_pack(folder: Path, root: Path, paths: Sequence[Path], size: int) -> Outcome:
+    """Write one pack; unreadable pictures are not in it."""
+    outcome = Outcome()
+    stored: list[tuple[Path, Stamp, Image.Image]] = []
+    for path in paths:
+        stamp = stamp_of(path)  # before it is read: what changes meanwhile counts as changed
+        try:
+            image = _small(read_picture(path), size)
+        except UnreadablePicture as reason:
+            outcome.unreadable[path] = str(reason)
+            continue
+        if stamp:  # else it came after it was looked for
+            stored.append((path, stamp, image))
+    if stored:
+        of_paths, stamps, images = zip(*stored, strict=True)
+        first_line = header(size, names_under(root, of_paths), stamps, [image.size for image in images])
+        name = hashlib.blake2b(first_line, digest_size=8).hexdigest() + SUFFIX
+        _write(folder / name, chain([first_line], (image.tobytes() for image in images)))
+    outcome.stored = len(stored)
+    return outcome
+
+
+def _small(image: Image.Image, size: int) -> Image.Image:
+    """The shorter side gets `size` pixels, unless it has fewer."""
+    scale = min(1.0, size / min(image.size))
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def _write(path: Path, pieces: Iterable[bytes]) -> None:
+    try:
+        with atomic_file(path) as file:
+            file.writelines(pieces)
+    except OSError as error:
+        raise UserError(
+            f"{path.parent} cannot be written: {error.strerror or error}; make room, or choose another folder with "
+            "data.prepared=PATH; what is prepared stays"
+        ) from error
+
+
+def _clear(folder: Path, size: int) -> None:
+    """Make the folder; remove packs that were made otherwise, and what a kill left under a temporary name."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        other = [path for path in packs_in(folder) if (pack := read_pack(path)) is None or pack.size != size]
+        abandoned = [
+            path for path in folder.glob(f".*{SUFFIX}.*.tmp") if time.time() - path.stat().st_mtime > ABANDONED_SECONDS
+        ]
+        for path in (*other, *abandoned):
+            path.unlink()
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written: {error.strerror or error}; choose another folder with data.prepared=PATH"
+        ) from error
+    if other:
+        log.info("%d packs of another size or version in %s are removed", len(other), readable(folder))
+
+
+def _refuse_full_disk(folder: Path, pictures: int, size: int) -> None:
+    needed, free = pictures * 3 * size * size * ASPECT / 1e9, shutil.disk_usage(folder).free / 1e9
+    if needed > free:
+        raise UserError(
+            f"{pictures} pictures of {size} pixels take about {needed:.1f} GB, and {folder} has {free:.1f} GB left; "
+            "make room, or choose a folder on another disk with data.prepared=PATH"
+        )
+
+
+def _remove_overtaken(folder: Path, root: Path, paths: Sequence[Path]) -> None:
+    """Remove packs that hold nothing but earlier states of these photographs."""
+    asked = set(names_under(root, paths))
+    used = {str(path) for path in _in_use(folder, root, paths)}
+    for path in packs_in(folder):
+        pack = read_pack(path)
+        if pack and str(path) not in used and asked.issuperset(pack.names):
+            path.unlink()
+
+
+def _in_use(folder: Path, root: Path, paths: Sequence[Path]) -> list[Path]:
+    places = find_prepared(folder, root, paths)
+    return [Path(str(places.packs[number])) for number in set(places.pack_of.tolist()) if number >= 0]

@@ -1,0 +1,176 @@
+"""A CPU's linear layers: products by oneDNN in training; packed and int8 weights for captioning.
+
+Matrix products of a CPU's float32 training step, by oneDNN.
+
+torch hands float32 products to MKL, which on processors that are not Intel's reaches half the speed of oneDNN (AMD
+EPYC with AVX-512, one core: 105 against 220 GFLOP/s at GPT-2's shapes, both exact to rounding). A training step is
+nine tenths such products: it takes 0.6 of its time at full size, 0.67 for model=tiny. Elsewhere, and for very small
+matrices, for which oneDNN's kernels are not worth their making, everything is as torch does it.
+
+Linear layers for captioning on a CPU: oneDNN's own weight layout, in fp32 or in int8.
+
+A captioner spends nearly all its time in linear layers. Stock ones hand their weights to the CPU's BLAS as they lie;
+oneDNN wants them in blocks, and reorders them once here instead of at every call.
+"""
+
+import copy
+from collections.abc import Callable
+from itertools import chain
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers.activations import NewGELUActivation
+from transformers.pytorch_utils import Conv1D
+
+Model = TypeVar("Model", bound=nn.Module)
+
+LEAST_WEIGHTS = 2**14  # elements of a matrix
+MKL_MULTIPLIES = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+
+
+def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """a @ b.T + bias, (..., N), for a (..., K) and b (N, K); without autograd."""
+    if _worth_it(a, b):
+        return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+    return F.linear(a, b, bias)
+
+
+def use_products(network: nn.Module) -> None:
+    """Let the network's linear layers compute by `product`; their parameters, names and results stay."""
+    for module in network.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = _Linear
+        elif type(module) is Conv1D:
+            module.__class__ = _Conv1D
+
+
+def _worth_it(a: Tensor, b: Tensor) -> bool:
+    return (
+        MKL_MULTIPLIES
+        and b.numel() >= LEAST_WEIGHTS
+        and a.numel() > 0
+        and a.device.type == "cpu"
+        and a.dtype == b.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )
+
+
+class _Linear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        if _worth_it(x, self.weight):
+            return _Product.apply(x, self.weight, self.bias, False)
+        return super().forward(x)
+
+
+class _Conv1D(Conv1D):
+    """GPT-2's linear layer, whose weight is (in, out)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if _worth_it(x, self.weight):
+            return _Product.apply(x, self.weight, self.bias, True)
+        return super().forward(x)
+
+
+class _Product(torch.autograd.Function):
+    """x @ weight.T + bias, or x @ weight + bias; each gradient is a product too, and made only where one is wanted."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, weight_is_in_out: bool) -> Tensor:
+        needs_x, needs_weight, *_ = ctx.needs_input_grad
+        ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None)
+        ctx.weight_is_in_out = weight_is_in_out
+        return product(x, weight.T if weight_is_in_out else weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_y: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        flat = of_y.flatten(0, -2)  # (tokens, out)
+        of_x = of_weight = None
+        if weight is not None:
+            of_x = product(of_y, weight if ctx.weight_is_in_out else weight.T)
+        if x is not None:
+            inputs = x.flatten(0, -2)  # (tokens, in)
+            of_weight = product(inputs.T, flat.T) if ctx.weight_is_in_out else product(flat.T, inputs.T)
+        return of_x, of_weight, flat.sum(0) if ctx.needs_input_grad[2] else None, None
+
+
+def with_packed_weights(captioner: Model) -> Model:
+    """A copy for inference in fp32 on a CPU, exact to rounding; the captioner itself where there is no oneDNN.
+
+    The copy shares all other tensors with the captioner. It can't be trained, and its state dict lacks what is packed.
+    """
+    return _with_linear_layers(captioner, PackedLinear) if torch.backends.mkldnn.is_available() else captioner
+
+
+def with_int8_weights(captioner: Model) -> Model:
+    """A copy for inference on a CPU with int8 weights and dynamically quantised activations.
+
+    Needs oneDNN, `torch.backends.mkldnn.is_available()`. The copy shares all other tensors with the captioner. It can't
+    be trained, and its state dict lacks what is quantised.
+    """
+    return _with_linear_layers(captioner, Int8Linear)
+
+
+class PackedLinear(nn.Module):
+    """x @ weight.T + bias in fp32, for a weight (out, in) that oneDNN holds in its own layout."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        super().__init__()
+        # No buffer: an opaque layout has no place in a state dict.
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+        self._bias = bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
+        return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
+
+
+class Int8Linear(nn.Module):
+    """x @ weight.T + bias in int8: a weight's scale for each output channel, an activation's for each token.
+
+    A scale for each token, not for the whole batch as `torch.ao.quantization.quantize_dynamic` has it: what a picture
+    gets does not depend on its batch mates. A CPU without VNNI adds two products in 16 bits, which cuts what is larger:
+    there weights have 7 bits, of which no two can be (255 * 63 * 2 < 2 ** 15).
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        super().__init__()
+        self._scales = _scales(weight, 127 if torch.cpu._is_vnni_supported() else 63)  # (out, 1)
+        self._zeros = torch.zeros(len(weight), dtype=torch.int32)
+        quantised = (weight / self._scales).round().to(torch.int8)
+        self._weight = torch.ops.onednn.qlinear_prepack(quantised.contiguous(), None)  # it heeds no strides
+        self._bias = torch.zeros(len(weight)) if bias is None else bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
+        scales = _scales(x)  # (..., 1)
+        quantised = (x / scales).round_().add_(128).to(torch.uint8)  # unsigned, zero at 128: oneDNN's fastest
+        products = torch.ops.onednn.qlinear_pointwise(
+            quantised, 1.0, 128, self._weight, self._scales, self._zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        return torch.addcmul(self._bias, products, scales)
+
+
+def _scales(rows: Tensor, largest: int = 127) -> Tensor:
+    """(..., 1) so that each row of (..., in) divided by its scale lies in -largest..largest."""
+    return rows.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / largest
+
+
+@torch.no_grad()
+def _with_linear_layers(captioner: Model, make: Callable[[Tensor, Tensor | None], nn.Module]) -> Model:
+    shared = {id(tensor): tensor for tensor in chain(captioner.parameters(), captioner.buffers())}
+    copied = copy.deepcopy(captioner, memo=dict(shared))
+    for parent in list(copied.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.Linear):
+                setattr(parent, name, make(child.weight, child.bias))
+            elif isinstance(child, Conv1D):  # GPT-2's: the same, its weight (in, out)
+                setattr(parent, name, make(child.weight.T, child.bias))
+            elif isinstance(child, NewGELUActivation):
+                setattr(parent, name, nn.GELU(approximate="tanh"))  # the same function in one kernel, not eight
+    return copied

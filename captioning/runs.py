@@ -1,0 +1,256 @@
+"""A run's folder: reading its checkpoints, who owns it, and what a run that resumes may change.
+
+Reading checkpoints: as data, never as code, and refused in one sentence when they are not ours.
+
+Run folders as the commands meet them: new, already taken, or to be continued.
+
+What a run that resumes may change, and what it must leave: refused in a sentence, never half applied.
+"""
+
+import hashlib
+import logging
+import os
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from yaml import YAMLError
+
+from captioning.errors import UserError
+from captioning.files import readable, remove_unfinished, write_atomically
+
+log = logging.getLogger(__name__)
+
+
+def checkpoint_file(checkpoint: str | Path, key: str = "checkpoint") -> Path:
+    """The file meant by a run folder (its best, or else its last) or by a file's own path; `key` named it.
+
+    Raises:
+        UserError: if there is none.
+    """
+    path = Path(checkpoint)
+    candidates = [path / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
+    try:
+        found = next((candidate for candidate in (path, *candidates) if candidate.is_file()), None)
+    except OSError as error:
+        raise UserError(f"{key}={checkpoint} can't be looked at: {error.strerror}; check the path") from error
+    if found:
+        return found
+    names = " or ".join(str(candidate.relative_to(path)) for candidate in candidates)
+    problem = f"holds no {names}, and no config.json of transformers" if path.is_dir() else "is not there"
+    raise UserError(
+        f"{key}={checkpoint} {problem}; give a run folder of train.py, a .ckpt file, or a VisionEncoderDecoderModel's "
+        "folder or OWNER/NAME on the Hugging Face hub"
+    )
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint that `train.py` wrote, on the CPU, its tensors mapped from the file and read when used.
+
+    Raises:
+        UserError: if the file is damaged, holds anything but tensors and plain containers, or is no captioner's.
+    """
+    import torch  # here, since it takes seconds and a wrong path is answered without it
+
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"checkpoint {path} holds more than tensors and plain containers, or is no checkpoint at all; it was not "
+            "loaded, since that could run code. Give a checkpoint that train.py wrote"
+        ) from error
+    except PermissionError as error:
+        raise UserError(f"checkpoint {path} may not be read; check its permissions") from error
+    except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
+        raise UserError(f"checkpoint {path} is damaged or is no checkpoint; give another one") from error
+    ours = isinstance(checkpoint, dict) and isinstance(checkpoint.get("captioner"), dict) and "state_dict" in checkpoint
+    if not ours or not {"description", "tokenizer"} <= checkpoint["captioner"].keys():
+        raise UserError(f"checkpoint {path} is of another program or architecture; give one that train.py wrote")
+    return checkpoint
+
+
+def refuse_other_architecture(path: Path, description: dict[str, Any], tokenizer: str) -> None:
+    """Raise UserError if the checkpoint at `path` is not of the described model or its tokenizer is another."""
+    saved = read_checkpoint(path)["captioner"]
+    if differing := sorted(_differences(saved["description"], description)):
+        raise UserError(
+            f"checkpoint {path} is of another architecture ({'; '.join(differing[:3])}); "
+            "leave the model as it was, or start a new run"
+        )
+    if saved["tokenizer"] != tokenizer:
+        raise UserError(f"checkpoint {path} was trained with another tokenizer; leave data.tokenizer as it was")
+
+
+def refuse_fewer_epochs(path: Path, max_epochs: int) -> None:
+    """Raise UserError if the run of the checkpoint at `path` has more epochs behind it than `max_epochs`."""
+    done = read_checkpoint(path)["epoch"] + 1
+    if max_epochs < done:
+        raise UserError(
+            f"trainer.max_epochs={max_epochs} is fewer than the {done} epochs that {path} has behind it; "
+            "give at least as many, or leave it out"
+        )
+
+
+# What may differ between two descriptions of one architecture: the library's version, and what shapes no weight.
+SHAPES_NO_WEIGHT = ("pdrop", "dropout", "version", "name_or_path", "dtype", "use_cache", "attn_implementation")
+
+
+def _differences(saved: Any, now: Any, key: str = "") -> list[str]:
+    if isinstance(saved, dict) and isinstance(now, dict):
+        keys = (saved.keys() | now.keys()) - {k for k in saved.keys() | now.keys() if _shapes_no_weight(k)}
+        return [d for k in keys for d in _differences(saved.get(k), now.get(k), f"{key}.{k}" if key else k)]
+    if isinstance(saved, list | tuple) and isinstance(now, list | tuple):
+        saved, now = list(saved), list(now)
+    return [] if saved == now else [f"{key} was {saved} and is {now}"]
+
+
+def _shapes_no_weight(key: object) -> bool:
+    return any(part in str(key) for part in SHAPES_NO_WEIGHT)
+
+
+LAST = Path("checkpoints", "last.ckpt")
+WHOLE = (  # that are written aside
+    *(LAST, LAST.with_name("best.ckpt"), "metrics.csv", "results.md", "curves.png", "wandb-run-id.txt"),
+    *(".hydra/config.yaml", ".hydra/overrides.yaml"),
+)
+
+
+def is_requeued(run_dir: Path) -> bool:
+    """Whether SLURM has started this job before, and it left a run in `run_dir`: the same command then goes on."""
+    return os.environ.get("SLURM_RESTART_COUNT", "0") != "0" and (run_dir / ".hydra" / "overrides.yaml").is_file()
+
+
+def refuse_existing_run(run_dir: Path) -> None:
+    """Raise UserError if a run lies in `run_dir` already; one that ended before its first step doesn't count."""
+    if (run_dir / LAST).is_file():
+        raise UserError(
+            f"run_dir={run_dir} already holds a run; continue it with resume={run_dir}, or choose another run_dir"
+        )
+    if (run_dir / "metrics.csv").is_file():
+        raise UserError(
+            f"run_dir={run_dir} already holds a run without a checkpoint; begin it anew with resume={run_dir}, or "
+            "choose another run_dir"
+        )
+
+
+def make_folder(run_dir: Path) -> None:
+    """Raise UserError if `run_dir` cannot be made; Hydra would end in a stack trace."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        accessible = os.access(run_dir, os.W_OK | os.X_OK)
+        reason = "you may not write into it"
+    except OSError as error:
+        accessible, reason = False, error.strerror or str(error)
+    if not accessible:
+        raise UserError(f"run_dir={run_dir} cannot be written: {reason}; choose another folder with run_dir=...")
+
+
+def overrides_of_run(run_dir: Path) -> list[str]:
+    """The overrides that the run was started or last resumed with, save where it lies.
+
+    A run that was stopped before its first checkpoint has them already, and begins anew.
+    """
+    saved = run_dir / ".hydra" / "overrides.yaml"
+    if not saved.is_file():
+        raise UserError(
+            f"resume={run_dir} is not a run folder with .hydra/overrides.yaml; "
+            "give the folder that train.py printed when it started"
+        )
+    try:
+        overrides = OmegaConf.load(saved)
+    except (YAMLError, OSError, ValueError):
+        overrides = None
+    if not isinstance(overrides, ListConfig):  # an empty file, too, such as a power cut leaves
+        raise UserError(
+            f"resume={run_dir}: {saved} is damaged; write the run's overrides into it again, a line each: - KEY=VALUE"
+        )
+    return [str(o) for o in overrides if not str(o).startswith(("resume=", "run_dir="))]
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run of `train.py` lies there."""
+    return (folder / LAST).is_file()
+
+
+def seed_of_run(folder: Path) -> int | None:
+    """The seed that a run was started with; None where that is not told."""
+    saved = folder / ".hydra" / "config.yaml"
+    return OmegaConf.select(OmegaConf.load(saved), "seed") if saved.is_file() else None
+
+
+def last_checkpoint(run_dir: Path) -> Path | None:
+    """What a resumed run goes on from; None where it was stopped before its first checkpoint, and begins anew."""
+    if is_run(run_dir):
+        return run_dir / LAST
+    log.info("%s was stopped before its first checkpoint, and begins anew", run_dir)
+    return None
+
+
+def tidy(run_dir: Path) -> None:
+    """Delete what a process that was killed while it wrote has left of its files; none may be writing there."""
+    remove_unfinished(run_dir / name for name in WHOLE)
+
+
+def keep_composition(run_dir: Path, config: DictConfig, overrides: Sequence[str]) -> None:
+    """Let the next `resume` start from these overrides; for a resumed run, once it is known to go on."""
+    write_atomically(run_dir / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(ListConfig(list(overrides))))
+    write_atomically(run_dir / ".hydra" / "config.yaml", OmegaConf.to_yaml(config))
+
+
+SAVED_AS = "settings"  # in a checkpoint
+# These make a run what it is. A seed also divides photographs into splits where no list does.
+OF_A_RUN = ("seed", "data", "stage.best_by", "stage.self_critical")
+# On these depends which pictures the rest of an epoch, told by the number of batches done, would be.
+OF_AN_EPOCH = (
+    *("data.batch_size", "data.captions_per_image", "data.overfit_images", "data.fraction", "data.use_restval"),
+    *("data.train_pictures", "trainer.accumulate_grad_batches", "trainer.limit_train_batches", "training pictures"),
+    "processes",
+)
+
+
+def settings_of(cfg: DictConfig, training_pictures: Sequence[int | str], processes: int) -> dict[str, Any]:
+    """What `refuse_other_settings` compares, as plain values; goes into every `last.ckpt`."""
+    pictures = repr(list(training_pictures)).encode()  # their image ids, in order
+    special = {
+        "data": cfg.data.get("dataset") or _package(str(cfg.data._target_)),
+        "stage.self_critical": cfg.stage.self_critical is not None,
+        "training pictures": hashlib.blake2b(pictures, digest_size=8).hexdigest(),
+        "processes": processes,
+    }
+    return {key: special.get(key, OmegaConf.select(cfg, key)) for key in (*OF_A_RUN, *OF_AN_EPOCH)}
+
+
+def _package(target: str) -> str:
+    """Of a data set without a name: `shapes` for `captioning.shapes.datamodule.ShapesDataModule`."""
+    return target.removeprefix("captioning.").split(".")[0]
+
+
+def refuse_other_settings(path: Path, now: dict[str, Any]) -> None:
+    """Raise UserError if a run cannot go on from the checkpoint at `path` with these settings."""
+    checkpoint = read_checkpoint(path)
+    saved = checkpoint.get(SAVED_AS)
+    anew = f"start a new run from its weights with model.init_from={readable(path.parents[1])}"
+    if saved is None:
+        raise UserError(f"{path} was written by an older version, which cannot be resumed exactly; {anew}")
+    if changed := _changed(OF_A_RUN, saved, now):
+        raise UserError(f"{changed}, which a resumed run cannot change; leave it as it was, or {anew}")
+    batches = unfinished_epoch(checkpoint)
+    if batches is not None and (changed := _changed(OF_AN_EPOCH, saved, now)):
+        raise UserError(
+            f"{changed}, and the run stopped in the middle of epoch {checkpoint['epoch']}, after {batches} batches, "
+            f"whose rest would be other pictures; leave it as it was until a run has ended, or {anew}"
+        )
+
+
+def unfinished_epoch(checkpoint: dict[str, Any]) -> int | None:
+    """The batches done of the epoch that the checkpoint stands in; None at an epoch's end."""
+    loop = checkpoint["loops"]["fit_loop"]
+    epochs, batches = loop["epoch_progress"]["current"], loop["epoch_loop.batch_progress"]["current"]
+    return int(batches["completed"]) if epochs["processed"] < epochs["ready"] else None
+
+
+def _changed(keys: tuple[str, ...], saved: dict[str, Any], now: dict[str, Any]) -> str:
+    differing = [f"{key} was {saved.get(key)} and is {now[key]}" for key in keys if saved.get(key) != now[key]]
+    return "; ".join(differing[:2])

@@ -1,0 +1,291 @@
+"""Checkpoints, written whole and where a run can go on exactly; and being asked to stop.
+
+Being asked to stop: by Ctrl-C, by a scheduler, or because the run was over already.
+
+Checkpoints: written whole or not at all, read as data and never as code, and taken where a run can go on exactly.
+"""
+
+import copy
+import logging
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
+
+from captioning.errors import Stopped, UserError
+from captioning.files import atomic_file
+
+log = logging.getLogger(__name__)
+
+SAID = b"\nfinishing the step and saving, then the run ends; a second signal ends it at once\n"
+
+
+class StopSignals:
+    """Notes the first SIGINT, SIGTERM or SLURM's requeue signal; a second one ends the process at once.
+
+    SLURM sends SIGTERM after its requeue signal: that is not a second one.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._requeue: signal.Signals | None = None
+
+    def listen(self, trainer: L.Trainer) -> None:
+        """Take over from Lightning, whose handlers stop between accumulated batches, save in mid-step and do not end.
+
+        At the end of the fit Lightning puts back what was there before it came.
+        """
+        if trainer.received_sigterm:  # before the first step
+            self.received = signal.SIGTERM
+        environment = trainer._accelerator_connector.cluster_environment
+        if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+            self._requeue = signal.Signals(environment.requeue_signal or signal.SIGUSR1)
+        if threading.current_thread() is threading.main_thread():
+            for number in filter(None, (signal.SIGINT, signal.SIGTERM, self._requeue)):
+                signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is None:
+            self.received = signal.Signals(number)
+            os.write(2, SAID)  # a logger may be busy with a line of its own
+        elif self.received != self._requeue:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    def end(self, trainer: L.Trainer) -> None:
+        """Raise Stopped, with the job back in SLURM's queue if that was what the signal meant."""
+        received = self.received or signal.SIGTERM  # it may have been another rank's
+        if received == self._requeue and trainer.is_global_zero:
+            requeue()
+        raise Stopped(128 + received, received.name)
+
+
+def requeue(run: Callable[..., Any] = subprocess.run) -> None:
+    """Put this SLURM job, or task of an array of jobs, back into the queue; what fails there is said in the log."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
+    try:
+        run(["scontrol", "requeue", job], check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        log.warning("SLURM's job %s could not be put back into the queue: %s", job, error)
+
+
+class StopEarly(EarlyStopping):
+    """Lightning's, for runs that resume: the configured patience counts, and a run that it has ended stays ended."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the score and the count over, not the patience."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop at once where the run stopped when its last checkpoint was written."""
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Saves under a temporary name, syncs and renames; loads with `weights_only=True`."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Write one file; until it is whole, the one that was there before stays.
+
+        Raises:
+            OSError: if the disk is full or the folder may not be written.
+        """
+        try:
+            with atomic_file(Path(path)) as file:
+                torch.save(checkpoint, file)
+        except RuntimeError as error:  # what torch's writer makes of the file's own error
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Tensors and plain containers only; a file with anything else in it is refused."""
+        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+
+
+class Saving:
+    """Saves on all ranks together, and where the disk objects, goes on with a warning or stops: as configured.
+
+    Args:
+        on_error: `stop` or `continue`.
+    """
+
+    def __init__(self, on_error: str):
+        if on_error not in ("stop", "continue"):
+            raise UserError(f"checkpoints.on_error={on_error} is none of stop, continue")
+        self._stops = on_error == "stop"
+
+    def save(self, trainer: L.Trainer, path: Path, *, must: bool = False) -> bool:
+        """Whether it was saved; if it was not, and must be, UserError is raised on every rank."""
+        checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+        problem = ""
+        try:
+            trainer.strategy.save_checkpoint(checkpoint, path)
+        except OSError as error:
+            problem = error.strerror or str(error)
+        if problem := trainer.strategy.broadcast(problem):
+            kept = "the checkpoint before it is kept" if path.is_file() else "there is none before it"
+            said = f"{path} could not be written: {problem}; {kept}"
+            if self._stops or must:
+                raise UserError(f"{said}; mend that and resume, or go on regardless with checkpoints.on_error=continue")
+            log.warning("%s, and training goes on", said)
+        return not problem
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Lightning's, for a run folder that may have been moved: what it remembers by path, it finds in `dirpath`."""
+
+    def __init__(self, saving: Saving, **settings: Any):
+        super().__init__(filename="best", auto_insert_metric_name=False, enable_version_counter=False, **settings)
+        self._saving = saving
+
+    @property
+    def state_key(self) -> str:
+        return "best"
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the saved state over, its paths led into this run's folder."""
+        here = {key: self._here(value) for key, value in state_dict.items() if key.endswith("_path")}
+        best = {self._here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **here, "best_k_models": best, "dirpath": self.dirpath})
+
+    def _here(self, path: str) -> str:
+        assert self.dirpath is not None
+        return str(Path(self.dirpath) / Path(path).name) if path else path
+
+    def _update_best_and_save(self, current: torch.Tensor, trainer: L.Trainer, candidates: dict) -> None:
+        """As before; what could not be saved is not remembered as the best."""
+        before = copy.copy({**self.__dict__, "best_k_models": dict(self.best_k_models)})
+        self._saved = True
+        super()._update_best_and_save(current, trainer, candidates)
+        if not self._saved:
+            self.__dict__.update(before)
+
+    def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
+        self._saved = self._saving.save(trainer, Path(filepath))
+        self._last_global_step_saved, self._last_checkpoint_saved = trainer.global_step, filepath
+
+
+class LastCheckpoint(Checkpoint):
+    """`last.ckpt`, from which a run resumes: at each epoch's end, every so often, and when a signal asks to stop.
+
+    It is taken between optimizer steps alone. Where a validation comes next, or goes on, it says that the validation
+    is still to be made, which a resumed run then begins with; so a long one needs not be waited for.
+
+    Args:
+        path: of the file.
+        saving: how.
+        every_n_steps: optimizer steps; None saves by time alone.
+        every_minutes: since the last save; None saves by steps alone.
+
+    Attributes:
+        settings: plain values for the checkpoints, to compare a resumed run's with.
+    """
+
+    def __init__(self, path: Path, saving: Saving, every_n_steps: int | None, every_minutes: float | None):
+        is_number = isinstance(every_minutes, int | float) and not isinstance(every_minutes, bool)
+        if every_minutes is not None and not (is_number and every_minutes > 0):
+            raise UserError(f"checkpoints.every_minutes={every_minutes} must be a number above 0, or null")
+        self._path, self._saving = path, saving
+        self._every_n_steps, self._every_seconds = every_n_steps, 60 * every_minutes if every_minutes else None
+        self._signals = StopSignals()
+        self._step, self._saved_at = 0, 0.0
+        self._validation_due = False
+        self.settings: dict[str, Any] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._signals.listen(trainer)
+        self._step, self._saved_at = trainer.global_step, time.monotonic()
+        if self._step:
+            log.info("going on behind step %d, in epoch %d", self._step, trainer.current_epoch)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        if trainer.global_step == self._step:
+            return  # the gradients of a step are being accumulated
+        self._step = trainer.global_step
+        loop = trainer.fit_loop.epoch_loop
+        assert trainer.fit_loop._data_fetcher is not None
+        validation_due = loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+        if trainer.is_last_batch and not validation_due:
+            return  # the end of the epoch comes at once
+        stop = self._asked_to_stop(trainer)
+        if stop or self._is_time(trainer):
+            self._save(trainer, validation_due=validation_due, must=stop)
+        if stop:
+            self._signals.end(trainer)
+
+    def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        alone = trainer.world_size == 1  # ranks may have unequally many batches, and would wait for each other
+        if alone and self._between_steps(trainer) and self._signals.received:
+            self._save(trainer, validation_due=True, must=True)
+            self._signals.end(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._between_steps(trainer) and not trainer.is_last_batch and self._asked_to_stop(trainer):
+            self._save(trainer, must=True)
+            self._signals.end(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        stop = self._asked_to_stop(trainer)
+        self._save(trainer, must=stop)
+        if stop:
+            self._signals.end(trainer)
+
+    def on_test_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        if trainer.received_sigterm or self._signals.received:  # the training is over and saved; Lightning tests on
+            self._signals.end(trainer)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["settings"] = self.settings
+        settle_loops(checkpoint["loops"]["fit_loop"], self._validation_due)
+
+    def _between_steps(self, trainer: L.Trainer) -> bool:
+        """In a validation: whether no gradients wait for more batches."""
+        return not trainer.sanity_checking and not trainer.fit_loop.epoch_loop._should_accumulate()
+
+    def _asked_to_stop(self, trainer: L.Trainer) -> bool:
+        return _on_any_rank(trainer, self._signals.received is not None)
+
+    def _is_time(self, trainer: L.Trainer) -> bool:
+        by_steps = self._every_n_steps is not None and trainer.global_step % self._every_n_steps == 0
+        waited = time.monotonic() - self._saved_at
+        return _on_any_rank(trainer, by_steps or (self._every_seconds is not None and waited >= self._every_seconds))
+
+    def _save(self, trainer: L.Trainer, *, validation_due: bool = False, must: bool = False) -> None:
+        self._validation_due = validation_due
+        self._saving.save(trainer, self._path, must=must)
+        self._saved_at = time.monotonic()
+
+
+def settle_loops(fit_loop: dict[str, Any], validation_due: bool) -> None:
+    """Let the saved progress of Lightning's loops say what it means: this batch is done, and a validation is to come.
+
+    Lightning 2.6 saves it as it is in the middle of a hook, and infers from differences between its counters where
+    that was. Saved before a validation, it would resume behind it; saved behind an epoch's last batch, it would leave
+    out the epoch's end.
+    """
+    batches = fit_loop["epoch_loop.batch_progress"]
+    for counts in (batches["total"], batches["current"]):
+        counts["completed"] = counts["processed"]
+    validation = fit_loop["epoch_loop.val_loop.batch_progress"]
+    for counts in (validation["total"], validation["current"]):
+        counts.update(dict.fromkeys(counts, 0))
+    if validation_due:  # a batch that was begun and not done
+        validation["total"].update(ready=1, started=1)
+
+
+def _on_any_rank(trainer: L.Trainer, here: bool) -> bool:
+    return here if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(here, all=False)

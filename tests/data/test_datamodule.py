@@ -1,0 +1,231 @@
+"""From a handful of splits to batches through the LightningDataModule."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support import CAPTIONS, TwoColouredPictures
+
+from captioning.data.batch import IGNORE, CaptionBatch, PictureFormat
+from captioning.data.datamodule import CaptionDataModule
+from captioning.data.rows import Split
+from captioning.errors import UserError
+from captioning.shapes.datamodule import ShapesDataModule
+
+NO_AUGMENTATION = {"crop_scale": None, "brightness": 0.0, "contrast": 0.0, "flip": False}
+AUGMENTATION = {"crop_scale": [0.3, 0.9], "brightness": 0.2, "contrast": 0.2, "flip": True}
+COMMON: dict[str, Any] = {
+    "tokenizer": None,
+    "batch_size": 3,
+    "captions_per_image": 5,
+    "max_tokens": 64,
+    "num_workers": 0,
+    "augmentation": NO_AUGMENTATION,
+    "overfit_images": None,
+    "seed": 1,
+}
+COUNTS = {"train": 7, "val": 5}
+
+
+class Drawn(CaptionDataModule):
+    """Pictures of two colours; picture i of a split has 1 + i % 6 captions."""
+
+    def read(self) -> dict[str, Split]:
+        return {
+            name: Split(
+                [f"{name} {i}" for i in range(count)],
+                [[f"{CAPTIONS[k % len(CAPTIONS)]} {i}" for k in range(1 + i % 6)] for i in range(count)],
+                TwoColouredPictures(),
+            )
+            for name, count in COUNTS.items()
+        }
+
+
+def module(kind: type[CaptionDataModule] = Drawn, **changed: Any) -> CaptionDataModule:
+    made = kind(**COMMON | changed)
+    made.setup()
+    made.fit_to(PictureFormat(size=(16, 16)), max_positions=64)
+    return made
+
+
+def captions_in(made: CaptionDataModule, batches: list[CaptionBatch]) -> list[str]:
+    found = []
+    for batch in batches:
+        for index, labels in zip(batch.caption_index, batch.labels, strict=True):
+            found += [made.tokenizer.decode(labels[index == k].tolist()) for k in range(1, int(index.max()) + 1)]
+    return sorted(found)
+
+
+def captions_of(split: Split) -> list[str]:
+    return sorted(caption for captions in split.captions for caption in captions)
+
+
+def equal(one: CaptionBatch, other: CaptionBatch) -> bool:
+    names = ("pixel_values", "input_ids", "position_ids", "caption_index", "labels")
+    return one.image_ids == other.image_ids and all(torch.equal(getattr(one, n), getattr(other, n)) for n in names)
+
+
+@pytest.mark.parametrize("captions_per_image", [1, 2, 5])
+def test_every_loader_gives_every_caption_once(captions_per_image):
+    made = module(captions_per_image=captions_per_image)
+    assert captions_in(made, list(made.train_dataloader())) == captions_of(made.splits["train"])
+    assert captions_in(made, list(made.val_dataloader())) == captions_of(made.splits["val"])
+
+
+def test_batches_are_padded_only_to_their_own_longest_row():
+    batches = list(module(batch_size=1).train_dataloader())
+    assert all((batch.caption_index > 0).all() for batch in batches), "a row alone needs no padding"
+    assert len({batch.input_ids.shape[1] for batch in batches}) > 1
+
+
+def test_bytes_leave_the_loader():
+    batch = next(iter(module().train_dataloader()))
+    assert batch.pixel_values.dtype == torch.uint8 and batch.pixel_values.shape == (3, 3, 16, 16)
+
+
+def test_training_is_shuffled_and_validation_in_order():
+    made = module()
+
+    def ids(loader) -> list[str]:
+        return [image_id for batch in loader for image_id in batch.image_ids]
+
+    assert ids(made.val_dataloader()) == [f"val {i}" for i in range(5)]
+    trained = ids(made.train_dataloader())
+    assert set(trained) == {f"train {i}" for i in range(7)}
+    assert trained != sorted(trained)
+
+
+def epochs_of(made: CaptionDataModule, count: int = 2) -> list[CaptionBatch]:
+    loader = made.train_dataloader()
+    batches = []
+    for epoch in range(count):
+        loader.batch_sampler.sampler.set_epoch(epoch)  # as Lightning does
+        batches += list(loader)
+    return batches
+
+
+def test_any_number_of_workers_gives_the_same_batches():
+    alone = epochs_of(module(augmentation=AUGMENTATION))
+    shared = epochs_of(module(augmentation=AUGMENTATION, num_workers=2))
+    assert len(alone) == len(shared) == 6
+    assert all(equal(one, other) for one, other in zip(alone, shared, strict=True))
+    assert not any(equal(one, other) for one, other in zip(alone[:3], alone[3:], strict=True)), "epochs differ"
+
+
+def test_lightning_tells_the_loader_its_epoch():
+    from lightning.fabric.utilities.data import _set_sampler_epoch
+
+    made = module(augmentation=AUGMENTATION)
+    loader = made.train_dataloader()
+    _set_sampler_epoch(loader, 1)
+    assert all(equal(one, other) for one, other in zip(list(loader), epochs_of(made)[3:], strict=True))
+
+
+def test_only_training_is_augmented():
+    made, plain = module(augmentation=AUGMENTATION), module()
+    for name in ("val", "train"):
+        assert torch.equal(made.rows(name)[0, 0].pixels, plain.rows(name)[0, 0].pixels)
+    assert not torch.equal(made.rows("train", training=True)[0, 0].pixels, plain.rows("train")[0, 0].pixels)
+
+
+def test_cut_captions_are_one_warning_a_split(caplog):
+    with caplog.at_level(logging.WARNING):
+        module(max_tokens=8)
+    assert len(caplog.records) == 2
+    assert all("longer than data.max_tokens=8 and were cut" in record.getMessage() for record in caplog.records)
+
+
+def test_no_position_is_beyond_the_limit():
+    made = module(max_tokens=8)
+    batches = [*made.train_dataloader(), *made.val_dataloader()]
+    assert max(int(batch.position_ids.max()) for batch in batches) == 7
+    assert max(int((batch.labels != IGNORE).sum(1).max()) for batch in batches) > 8, "the limit is a caption's"
+
+
+def test_overfitting_trains_and_validates_on_the_same_first_captions_as_they_are():
+    made = module(overfit_images=2, augmentation=AUGMENTATION)
+    assert made.splits.keys() == {"train", "val"}
+    for loader in (made.train_dataloader(), made.val_dataloader()):
+        batches = list(loader)
+        assert sorted(image_id for batch in batches for image_id in batch.image_ids) == ["train 0", "train 1"]
+        assert captions_in(made, batches) == sorted(captions[0] for captions in made.read()["train"].captions[:2])
+        assert all(torch.equal(b.pixel_values[:, 0, :, 0], torch.full((2, 16), 255).byte()) for b in batches)
+    assert len(module(overfit_images=99).splits["train"]) == 7
+
+
+def test_a_tokenizer_is_learned_from_the_training_captions_or_loaded(tmp_path):
+    learned = module().tokenizer
+    assert 257 < learned.vocab_size <= CaptionDataModule.TRAINED_VOCAB_SIZE
+    Path(tmp_path / "tokenizer.json").write_text(learned.to_json(), encoding="utf-8")
+    assert module(tokenizer=str(tmp_path)).tokenizer.encode(CAPTIONS) == learned.encode(CAPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("batch_size", 0, r"^data\.batch_size=0 must be a whole number of at least 1$"),
+        ("batch_size", 2.5, r"data\.batch_size=2\.5 must be a whole number"),
+        ("batch_size", True, r"data\.batch_size=True must be a whole number"),
+        ("captions_per_image", 0, r"data\.captions_per_image=0 .* at least 1"),
+        ("captions_per_image", "five", r"data\.captions_per_image=five must"),
+        ("max_tokens", 1, r"data\.max_tokens=1 .* at least 2"),
+        ("max_tokens", None, r"data\.max_tokens=None must"),
+        ("num_workers", -1, r"data\.num_workers=-1 .* at least 0"),
+        ("overfit_images", 0, r"data\.overfit_images=0 .* at least 1"),
+        ("overfit_images", True, r"data\.overfit_images=True must"),
+        ("augmentation", NO_AUGMENTATION | {"brightness": 7}, r"data\.augmentation\.brightness=7"),
+        ("augmentation", NO_AUGMENTATION | {"crop_scale": [1, 0.5]}, r"data\.augmentation\.crop_scale"),
+    ],
+)
+def test_a_bad_value_is_refused_by_its_key_before_anything_is_read(key, value, said):
+    with pytest.raises(UserError, match=said):
+        Drawn(**COMMON | {key: value})
+
+
+def test_captions_longer_than_the_decoder_are_refused_with_both_numbers():
+    made = Drawn(**COMMON | {"max_tokens": 65})
+    with pytest.raises(UserError, match=r"data\.max_tokens=65 is more than the decoder's 64 positions; lower it"):
+        made.fit_to(PictureFormat(size=(16, 16)), max_positions=64)
+
+
+@pytest.mark.parametrize(("count", "expected"), [(1, [0]), (2, [0, 2]), (5, [0, 1, 2, 3, 4]), (9, [0, 1, 2, 3, 4])])
+def test_samples_are_spread_over_the_validation_pictures(count, expected):
+    made = module(augmentation=AUGMENTATION)
+    pixels, image_ids, captions = made.samples(count)
+    assert image_ids == [f"val {i}" for i in expected]
+    assert pixels[:, 1, 0, 0].tolist() == expected and pixels.dtype == torch.uint8
+    assert captions == [list(made.splits["val"].captions[i]) for i in expected]
+
+
+def shapes(**changed: Any) -> CaptionDataModule:
+    sizes = {"image_size": 16, "train_pictures": 6, "val_pictures": 4, "test_pictures": 3}
+    return module(ShapesDataModule, **sizes | changed)
+
+
+def test_shapes_have_a_test_split_and_a_floor():
+    made = shapes()
+    assert captions_in(made, list(made.test_dataloader())) == captions_of(made.splits["test"])
+    assert made.perplexity_floor is not None and 1 < made.perplexity_floor < 10
+
+
+def test_what_is_learned_by_heart_has_no_floor():
+    assert shapes(overfit_images=2).perplexity_floor is None
+    assert module().perplexity_floor is None
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_loader_goes_on_in_mid_epoch_without_loading_what_was_done(num_workers):
+    def batches(loader, epoch):
+        loader.batch_sampler.set_epoch(epoch)
+        return [batch.image_ids for batch in loader]
+
+    loader = module(num_workers=num_workers).train_dataloader()
+    whole, after = batches(loader, 1), batches(loader, 2)
+    assert loader.state_dict() == {"batches": len(whole)}
+    resumed = module(num_workers=num_workers).train_dataloader()
+    resumed.load_state_dict({"batches": 2})
+    assert len(resumed) == len(whole)
+    assert batches(resumed, 1) == whole[2:]
+    assert batches(resumed, 2) == after, "only the one epoch begins in its middle"

@@ -1,0 +1,367 @@
+"""Checkpoints come in whole, in every key format that the hub holds, or are refused in one sentence."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support import randomise
+from torch import Tensor
+from transformers import (
+    BertConfig,
+    BertModel,
+    CLIPImageProcessor,
+    GPT2Config,
+    GPT2LMHeadModel,
+    ViTConfig,
+    ViTImageProcessor,
+    ViTModel,
+)
+
+from captioning.data.batch import PictureFormat
+from captioning.errors import UserError
+from captioning.model.build import from_pretrained
+from captioning.model.captioner import ImageCaptioner, group_of
+from captioning.model.huggingface import load_config, load_picture_format
+
+VOCABULARY = 40
+VIT = ViTConfig(
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=64,
+    image_size=32,
+    patch_size=8,
+    pooler_output_size=32,
+)
+GPT2 = GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=20, bos_token_id=0, eos_token_id=0)
+
+
+def random_vit(config: ViTConfig = VIT) -> ViTModel:
+    vit = ViTModel(config)
+    randomise(vit, 0.3, seed=1)
+    return vit.eval()
+
+
+def random_gpt2() -> GPT2LMHeadModel:
+    gpt2 = GPT2LMHeadModel(GPT2)
+    randomise(gpt2, 0.3, seed=2)
+    return gpt2.eval()
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory) -> Path:
+    """A folder with `vit` and `gpt2` as the library saves them."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    random_vit().save_pretrained(folder / "vit")
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder / "vit")
+    random_gpt2().save_pretrained(folder / "gpt2")
+    return folder
+
+
+@pytest.fixture
+def copied(checkpoints: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """A copy of one of the checkpoints, to be spoiled."""
+
+    def copy(name: str) -> Path:
+        return shutil.copytree(checkpoints / name, tmp_path / name)
+
+    return copy
+
+
+@pytest.fixture
+def load(checkpoints: Path) -> Callable[..., ImageCaptioner]:
+    """`from_pretrained` on the two checkpoints, save what is given."""
+
+    def load(**changed: object) -> ImageCaptioner:
+        settings = {
+            "encoder": str(checkpoints / "vit"),
+            "decoder": str(checkpoints / "gpt2"),
+            "image_size": None,
+            "dropout": 0.1,
+            "attention_dropout": 0.0,
+            "gradient_checkpointing": False,
+            "compile": False,
+            "allow_pickle": False,
+            "vocab_size": VOCABULARY,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+        }
+        return from_pretrained(**settings | {k: str(v) if isinstance(v, Path) else v for k, v in changed.items()})
+
+    return load
+
+
+def assert_all_loaded(captioner: ImageCaptioner) -> None:
+    """Every weight is the checkpoints' own, save those of cross-attention."""
+    pretrained = {f"encoder.{k}": v for k, v in random_vit().named_parameters()}
+    pretrained |= {f"decoder.{k}": v for k, v in random_gpt2().named_parameters()}
+    new = set()
+    for name, weight in captioner.network.named_parameters():
+        if name in pretrained:
+            assert torch.equal(weight, pretrained[name]), name
+        else:
+            new.add(name)
+    assert new == {name for name, _ in captioner.parameters_of("cross_attention")}
+    assert pretrained.keys() - dict(captioner.network.named_parameters()).keys() == {
+        "encoder.pooler.dense.weight",
+        "encoder.pooler.dense.bias",
+    }
+    assert captioner.network.decoder.lm_head.weight is captioner.network.decoder.transformer.wte.weight
+    assert all(p.isfinite().all() and p.dtype == torch.float32 for p in captioner.parameters())
+
+
+def hub_vit(prefix: str) -> dict[str, Tensor]:
+    """The weights of `random_vit` under the names that the hub's ViT files use."""
+    old_names = {
+        r"^layers\.(\d+)\.attention\.([qkv])_proj": lambda m: (
+            f"encoder.layer.{m[1]}.attention.attention.{ {'q': 'query', 'k': 'key', 'v': 'value'}[m[2]] }"
+        ),
+        r"^layers\.(\d+)\.attention\.o_proj": r"encoder.layer.\1.attention.output.dense",
+        r"^layers\.(\d+)\.mlp\.fc1": r"encoder.layer.\1.intermediate.dense",
+        r"^layers\.(\d+)\.mlp\.fc2": r"encoder.layer.\1.output.dense",
+        r"^layers\.(\d+)\.layernorm": r"encoder.layer.\1.layernorm",
+    }
+    weights = {}
+    for name, weight in random_vit().state_dict().items():
+        for pattern, old in old_names.items():
+            name = re.sub(pattern, old, name)
+        weights[prefix + name] = weight.contiguous()
+    return weights
+
+
+def hub_gpt2() -> dict[str, Tensor]:
+    """The weights of `random_gpt2` as the hub's gpt2 holds them: no prefix, no head, and masks as buffers."""
+    weights = {k: v.contiguous() for k, v in random_gpt2().transformer.state_dict().items()}
+    mask = torch.ones(20, 20).tril().view(1, 1, 20, 20)
+    return weights | {f"h.{layer}.attn.bias": mask.clone() for layer in range(GPT2.n_layer)}
+
+
+def rewrite(folder: Path, weights: dict[str, Tensor]) -> Path:
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def test_every_weight_is_loaded_and_only_cross_attention_is_new(load):
+    assert_all_loaded(load())
+
+
+def test_the_hubs_names_of_a_vit_are_understood(load, copied):
+    weights = hub_vit(prefix="")
+    assert "encoder.layer.1.attention.attention.query.weight" in weights
+    assert "encoder.layer.0.layernorm_before.bias" in weights and "pooler.dense.weight" in weights
+    assert_all_loaded(load(encoder=rewrite(copied("vit"), weights)))
+
+
+def test_a_classifiers_vit_is_understood(load, copied):
+    weights = {k: v for k, v in hub_vit(prefix="vit.").items() if "pooler" not in k}
+    folder = rewrite(
+        copied("vit"), weights | {"classifier.weight": torch.ones(10, 32), "classifier.bias": torch.ones(10)}
+    )
+    config = json.loads((folder / "config.json").read_text()) | {"architectures": ["ViTForImageClassification"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert_all_loaded(load(encoder=folder))
+
+
+def test_the_hubs_names_of_gpt2_are_understood(load, copied):
+    weights = hub_gpt2()
+    assert {"wte.weight", "h.0.attn.bias", "h.1.mlp.c_fc.weight", "ln_f.bias"} <= weights.keys()
+    assert_all_loaded(load(decoder=rewrite(copied("gpt2"), weights)))
+
+
+def test_weights_in_pytorchs_own_format_are_read_where_that_is_allowed(load, copied):
+    folder = copied("gpt2")
+    (folder / "model.safetensors").unlink()
+    torch.save(hub_gpt2(), folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=rf"={folder} has no model\.safetensors .* with allow_pickle=true"):
+        load(decoder=folder)
+    assert_all_loaded(load(decoder=folder, allow_pickle=True))
+
+
+def test_half_precision_checkpoints_are_trained_in_single_precision(load, copied):
+    folder = copied("gpt2")
+    random_gpt2().half().save_pretrained(folder)
+    captioner = load(decoder=folder)
+    assert {p.dtype for p in captioner.parameters()} == {torch.float32}
+    wte = captioner.network.decoder.transformer.wte.weight
+    torch.testing.assert_close(wte, random_gpt2().transformer.wte.weight, atol=1e-3, rtol=1e-3)
+
+
+def test_other_widths_add_a_projection(load, tmp_path):
+    wide = ViTConfig(**VIT.to_dict() | {"hidden_size": 48, "pooler_output_size": 48})
+    random_vit(wide).save_pretrained(tmp_path)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    captioner = load(encoder=tmp_path)
+    assert captioner.network.enc_to_dec_proj.weight.shape == (32, 48)
+    assert group_of("enc_to_dec_proj.weight") == "cross_attention"
+    assert captioner.encode(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape == (2, 17, 32)
+
+
+def test_what_is_new_and_what_is_not_used_is_logged(load, caplog):
+    caplog.set_level("INFO", "captioning")
+    load()
+    (line,) = [record.message for record in caplog.records if record.message.startswith("new, in no checkpoint: ")]
+    new = line.partition(": ")[2].split(", ")
+    assert len(new) == 8  # 4 modules x (weight, bias), the layers of each together
+    assert "decoder.transformer.h.*.ln_cross_attn.bias (2 layers)" in new
+    assert re.search(r"not used from \S+: pooler\.dense\.bias, pooler\.dense\.weight", caplog.text)
+
+
+def test_dropout_is_the_configs(load):
+    blocks = load(dropout=0.25, attention_dropout=0.5).network.decoder.transformer.h
+    assert {(b.attn.attn_dropout.p, b.crossattention.attn_dropout.p, b.mlp.dropout.p) for b in blocks} == {
+        (0.5, 0.5, 0.25)
+    }
+
+
+@pytest.mark.parametrize("image_size", [16, 48, 64])
+def test_another_image_size_interpolates_position_embeddings_as_the_library_does(load, image_size):
+    captioner = load(image_size=image_size).eval()
+    pictures = torch.randint(0, 256, (2, 3, image_size, image_size), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = random_vit()(pixel_values=pictures.float() / 127.5 - 1, interpolate_pos_encoding=True)
+        torch.testing.assert_close(captioner.encode(pictures), expected.last_hidden_state, atol=1e-5, rtol=1e-5)
+    assert captioner.picture_format.size == (image_size, image_size)
+    assert captioner.description()["network"]["encoder"]["image_size"] == image_size
+
+
+def test_an_image_size_that_patches_do_not_tile_is_refused(load):
+    with pytest.raises(UserError, match=r"model\.image_size=36 must be a multiple of the patch size 8"):
+        load(image_size=36)
+
+
+def write_processor(folder: Path, **settings: object) -> str:
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return str(folder)
+
+
+def picture_format(folder: str) -> PictureFormat:
+    return load_picture_format(folder, load_config(folder, ViTConfig, "model.encoder"), "model.encoder")
+
+
+def test_a_processor_that_squeezes_gives_its_size_and_statistics(copied):
+    folder = copied("vit")
+    ViTImageProcessor(
+        size={"height": 24, "width": 40}, resample=3, image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6]
+    ).save_pretrained(folder)
+    expected = PictureFormat((24, 40), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bicubic")
+    assert picture_format(str(folder)) == expected
+
+
+def test_the_hubs_old_way_to_write_a_size_is_understood(copied):
+    folder = write_processor(
+        copied("vit"),
+        do_normalize=True,
+        do_resize=True,
+        image_mean=[0.5, 0.5, 0.5],
+        image_std=[0.5, 0.5, 0.5],
+        resample=2,
+        size=32,
+        feature_extractor_type="ViTFeatureExtractor",
+    )
+    assert picture_format(folder) == PictureFormat((32, 32))
+
+
+def test_a_processor_that_crops_gives_both_sizes(copied):
+    folder = copied("vit")
+    CLIPImageProcessor(size={"shortest_edge": 36}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    found = picture_format(str(folder))
+    assert (found.size, found.resize_shortest, found.resample) == ((32, 32), 36, "bicubic")
+    assert found.mean == pytest.approx((0.4815, 0.4578, 0.4082), abs=1e-4)
+
+
+def test_a_processor_that_does_not_normalise_leaves_values_in_0_to_1(copied):
+    folder = copied("vit")
+    ViTImageProcessor(size={"height": 32, "width": 32}, do_normalize=False).save_pretrained(folder)
+    assert picture_format(str(folder)) == PictureFormat((32, 32), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+def test_pictures_come_at_the_encoders_size_whatever_the_processor_says(load, copied):
+    folder = write_processor(copied("vit"), image_processor_type="ViTImageProcessor", size={"height": 48, "width": 48})
+    assert load(encoder=folder).picture_format.size == (32, 32)
+
+
+def test_another_image_size_crops_the_same_part_of_the_picture(load, copied):
+    folder = copied("vit")
+    CLIPImageProcessor(size={"shortest_edge": 36}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    found = load(encoder=folder, image_size=64).picture_format
+    assert (found.size, found.resize_shortest) == ((64, 64), 72)
+
+
+def spoil(folder: Path, name: str, weight: Tensor | None) -> Path:
+    weights = load_file(folder / "model.safetensors")
+    del weights[name]
+    return rewrite(folder, weights if weight is None else weights | {name: weight})
+
+
+def test_a_missing_weight_is_named(load, copied):
+    folder = spoil(copied("gpt2"), "transformer.h.1.mlp.c_fc.weight", None)
+    with pytest.raises(UserError, match=r"model\.decoder=\S+gpt2 .*transformer\.h\.1\.mlp\.c_fc\.weight is missing"):
+        load(decoder=folder)
+    folder = spoil(copied("vit"), "embeddings.position_embeddings", None)
+    with pytest.raises(UserError, match=r"model\.encoder=\S+vit .*embeddings\.position_embeddings is missing"):
+        load(encoder=folder)
+
+
+def test_a_weight_of_another_shape_is_named_with_both_shapes(load, copied):
+    folder = spoil(copied("gpt2"), "transformer.ln_f.weight", torch.ones(31))
+    with pytest.raises(
+        UserError, match=r"model\.decoder=.*transformer\.ln_f\.weight is \(31,\), not \(32,\)"
+    ) as caught:
+        load(decoder=folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("key", "name"), [("encoder", "vit"), ("decoder", "gpt2")])
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
+def test_a_folder_without_one_of_its_files_is_refused(load, copied, key, name, missing):
+    folder = copied(name)
+    (folder / missing).unlink()
+    with pytest.raises(UserError, match=rf"model\.{key}=\S+{name} is a folder without a readable .*{missing}"):
+        load(**{key: folder})
+
+
+def test_a_folder_without_a_picture_processor_is_refused(load, copied):
+    folder = copied("vit")
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(UserError, match=r"model\.encoder=\S+vit is a folder .* preprocessor_config\.json"):
+        load(encoder=folder)
+
+
+@pytest.mark.parametrize("damaged", ["config.json", "model.safetensors"])
+def test_a_damaged_file_is_refused(load, copied, damaged):
+    folder = copied("gpt2")
+    (folder / damaged).write_bytes((folder / damaged).read_bytes()[:100])
+    with pytest.raises(UserError, match=rf"model\.decoder=\S+gpt2 is a folder without a readable .*{damaged}"):
+        load(decoder=folder)
+
+
+def test_a_model_of_another_architecture_is_refused(load, tmp_path, checkpoints):
+    config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=20)
+    BertModel(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"model\.encoder=\S+ is a bert model; a vit model is needed"):
+        load(encoder=tmp_path)
+    with pytest.raises(UserError, match=r"model\.decoder=\S+ is a bert model; a gpt2 model is needed"):
+        load(decoder=tmp_path)
+    with pytest.raises(UserError, match=r"model\.encoder=\S+ is a gpt2 model; a vit model is needed"):
+        load(encoder=checkpoints / "gpt2")
+
+
+@pytest.mark.parametrize("name", ["google/no-such-vit", "no-such-name", "/no/such/folder", "not a name/at all/x"])
+def test_a_name_that_cannot_be_fetched_is_named_with_the_way_to_a_local_folder(load, name):
+    for key in ("encoder", "decoder"):
+        expected = (
+            rf"model\.{key}={re.escape(name)} could not be fetched.*set model\.{key} to a local folder that holds"
+        )
+        with pytest.raises(UserError, match=expected):
+            load(**{key: name})
+
+
+def test_a_vocabulary_that_is_not_the_tokenizers_is_refused(load):
+    expected = r"model\.decoder=\S+ has 40 tokens and the data's tokenizer 41; set data\.tokenizer to"
+    with pytest.raises(UserError, match=expected):
+        load(vocab_size=41)

@@ -1,0 +1,126 @@
+"""The loss in chunks is cross-entropy, and so are its gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from captioning.model import loss as vocabulary_loss
+from captioning.model.loss import summed_cross_entropy, summed_nats
+
+TOKENS, WIDTH, VOCABULARY = 23, 16, 61
+
+
+@pytest.fixture(params=[1, 8, 23, 512])
+def chunks(request, monkeypatch):
+    monkeypatch.setattr(vocabulary_loss, "CHUNK_TOKENS", request.param)
+
+
+def drawn(weight_trains=True, tokens=TOKENS, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(tokens, WIDTH, generator=generator, dtype=dtype)
+    weight = torch.randn(VOCABULARY, WIDTH, generator=generator, dtype=dtype)
+    labels = torch.randint(VOCABULARY, (tokens,), generator=generator)
+    return hidden.requires_grad_(), weight.requires_grad_(weight_trains), labels
+
+
+def whole(hidden, weight, labels):
+    return F.cross_entropy((hidden @ weight.T).float(), labels, reduction="sum")
+
+
+@pytest.mark.parametrize("weight_trains", [True, False])
+def test_loss_and_gradients_are_those_of_cross_entropy(chunks, weight_trains):
+    results = []
+    for compute in (whole, summed_cross_entropy):
+        hidden, weight, labels = drawn(weight_trains)
+        nats = compute(hidden, weight, labels)
+        (nats * 0.37).backward()
+        results.append((nats.detach(), hidden.grad, weight.grad))
+    assert (results[1][2] is not None) == weight_trains
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_weight_that_is_also_the_embedding_gets_both_gradients(chunks):
+    results = []
+    for compute in (whole, summed_cross_entropy):
+        _, weight, labels = drawn()
+        compute(F.embedding(labels.roll(1), weight) * 2, weight, labels).backward()
+        results.append(weight.grad)
+    torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-5)
+
+
+def test_a_frozen_hidden_state_gets_no_gradient_and_the_weight_its_own():
+    hidden, weight, labels = drawn()
+    summed_cross_entropy(hidden.detach(), weight, labels).backward()
+    found = weight.grad.clone()
+    weight.grad = None
+    whole(hidden.detach(), weight, labels).backward()
+    torch.testing.assert_close(found, weight.grad, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_under_autocast_the_loss_is_nearly_the_exact_one(dtype):
+    exact, mixed = drawn(), drawn()
+    with torch.autocast("cpu", dtype):
+        nats = summed_cross_entropy(*mixed)
+    assert nats.dtype == torch.float32
+    expected = whole(*exact)
+    assert nats.item() == pytest.approx(expected.item(), rel=0.01)
+    expected.backward()
+    nats.backward()
+    for found, wanted in zip(mixed[:2], exact[:2], strict=True):
+        assert found.grad.dtype == torch.float32
+        assert (found.grad - wanted.grad).norm() < 0.01 * wanted.grad.norm()
+
+
+def test_half_precision_weights_get_gradients_of_their_own_type():
+    hidden, weight, labels = drawn(dtype=torch.bfloat16)
+    summed_cross_entropy(hidden, weight, labels).backward()
+    assert hidden.grad.dtype == weight.grad.dtype == torch.bfloat16
+
+
+def test_no_labels_cost_nothing():
+    hidden, weight, labels = drawn(tokens=0)
+    nats = summed_cross_entropy(hidden, weight, labels)
+    assert nats == 0 and hidden.grad is None
+
+
+def test_no_gradient_is_made_where_none_is_wanted(monkeypatch):
+    made = []
+    monkeypatch.setattr(torch.Tensor, "scatter_add_", lambda *a: made.append(1))
+    with torch.no_grad():
+        summed_cross_entropy(*drawn())
+    assert not made
+
+
+def test_the_logits_of_all_tokens_are_never_held_at_once(monkeypatch):
+    monkeypatch.setattr(vocabulary_loss, "CHUNK_TOKENS", 4)
+    largest = []
+    softmax = F.log_softmax
+    monkeypatch.setattr(F, "log_softmax", lambda logits, axis: largest.append(len(logits)) or softmax(logits, axis))
+    hidden, weight, labels = drawn()
+    nats = summed_cross_entropy(hidden, weight, labels)
+    assert max(largest) == 4 and sum(largest) == TOKENS
+    kept = sum(t.numel() for t in nats.grad_fn.gradients if isinstance(t, torch.Tensor))
+    assert kept == hidden.numel() + weight.numel()
+
+
+def test_each_labels_nats_are_multiplied_by_its_weight(chunks):
+    weights, results = torch.randn(TOKENS, generator=torch.Generator().manual_seed(1)), []
+    for weighted in (
+        lambda h, w, labels: (F.cross_entropy(h @ w.T, labels, reduction="none") * weights).sum(),
+        lambda h, w, labels: summed_cross_entropy(h, w, labels, weights),
+    ):
+        hidden, weight, labels = drawn()
+        nats = weighted(hidden, weight, labels)
+        (nats * 0.37).backward()
+        results.append((nats.detach(), hidden.grad, weight.grad))
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_without_gradients_any_projection_will_do(chunks):
+    hidden, weight, labels = drawn()
+    with torch.no_grad():
+        nats = summed_nats(hidden, lambda x: x @ weight.T, labels)
+    torch.testing.assert_close(nats, whole(hidden, weight, labels).detach(), rtol=1e-5, atol=1e-5)

@@ -1,0 +1,338 @@
+"""A prediction that is killed ends as the one that was not, and one by several processes as one by one."""
+# ruff: noqa: F811  # two fixtures of another file
+
+import json
+import os
+import random
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from hydra import compose, initialize_config_dir
+from interrupted import CHANGES, RENAMES, killed_before_change
+from PIL import Image
+from test_predict import error_line, listing, predicted, rows, run_dir  # noqa: F401
+
+from captioning.cli import quoted
+from captioning.prediction import describing
+from captioning.prediction.partial import PartialFile
+
+COUNT, BATCH = 11, 2
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """Eleven pictures of noise; a batch of them, the third, is of bad ones alone, and so is the last picture."""
+    folder = tmp_path_factory.mktemp("photos")
+    noise = np.random.default_rng(0)
+    for number in range(COUNT):
+        path = folder / f"{number}.png"
+        Image.fromarray(noise.integers(0, 256, (30, 40, 3), np.uint8)).save(path)
+        if number in (4, 5, COUNT - 1):
+            path.write_bytes(b"")
+    return folder
+
+
+def composed(checkpoint, photos, output, *overrides):
+    settings = {"checkpoint": checkpoint, "input": photos, "output": output, "num_workers": 0, "batch_size": BATCH}
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("predict", [*(quoted(f"{key}={value}") for key, value in settings.items()), *overrides])
+
+
+def predict(config):
+    return runpy.run_path(str(ROOT / "predict.py"))["predict"](config)
+
+
+def killed(config, monkeypatch, at_append: int, torn: int = 0) -> None:
+    """Predict in a process that is killed with SIGKILL at the n-th piece of text, of which `torn` bytes are written."""
+    original, calls = PartialFile.append, []
+
+    def append(partial, text):
+        calls.append(text)
+        if len(calls) == at_append:
+            original(partial, text.encode()[:torn].decode(errors="ignore"))
+            os.kill(os.getpid(), signal.SIGKILL)
+        original(partial, text)
+
+    if (child := os.fork()) == 0:
+        try:
+            signal.alarm(60)
+            torch.set_num_threads(1)  # the threads of torch's pool stayed behind in the parent
+            monkeypatch.setattr(PartialFile, "append", append)
+            predict(config)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+
+
+CASES = {
+    "greedy, before the first row": (".jsonl", (), 1, 0),
+    "sampling, in the middle of a batch": (".jsonl", ("decoding=sampling",), 4, 20),
+    "a table, behind a batch that is all bad": (".csv", (), 7, 0),
+    "COCO results, in the last row": (".json", (), 10, 9),
+    "with text files": (".jsonl", ("text_files=true",), 8, 1),
+    "with a gallery and heat maps": (".jsonl", ("gallery=true", "heat_maps=2"), 5, 3),
+}
+
+
+@pytest.mark.parametrize(("suffix", "overrides", "at_append", "torn"), CASES.values(), ids=CASES)
+def test_a_killed_prediction_ends_with_the_same_bytes(
+    run_dir,
+    photos,
+    tmp_path,
+    monkeypatch,
+    suffix,
+    overrides,
+    at_append,
+    torn,
+):
+    pictures = shutil.copytree(photos, tmp_path / "photos")
+    torch.set_num_threads(1)
+    whole = tmp_path / "whole"
+    expected = predict(composed(run_dir, pictures, whole / f"c{suffix}", *overrides))
+    made = {path.name: path.read_bytes() for path in pictures.glob("*.txt")}
+    for name in made:
+        (pictures / name).unlink()
+    output = tmp_path / f"c{suffix}"
+    with monkeypatch.context() as patch:
+        killed(composed(run_dir, pictures, output, *overrides), patch, at_append, torn)
+    assert not output.exists()
+    before = (tmp_path / f"c.partial{suffix}").read_bytes()
+    done = predict(composed(run_dir, pictures, output, *overrides, "resume=true"))
+    assert output.read_bytes() == (whole / output.name).read_bytes()
+    assert output.read_bytes().startswith(before[: len(before) - torn]), "rows stay as they were written"
+    assert (done.captioned, done.failed) == (expected.captioned, expected.failed) == (8, 3)
+    assert (tmp_path / "c.settings.json").read_bytes() == (whole / "c.settings.json").read_bytes()
+    assert {path.name: path.read_bytes() for path in pictures.glob("*.txt")} == made
+    if "gallery=true" in overrides:
+        assert (tmp_path / "c.html").read_bytes() == (whole / "c.html").read_bytes()
+        assert listing(tmp_path / "c.heat_maps") == {"0.png", "1.png"}
+    assert not list(tmp_path.glob("*.partial*"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kinds", "least"),
+    [
+        pytest.param((), RENAMES, 3, id="a rename"),
+        pytest.param((), CHANGES, 20, marks=pytest.mark.slow, id="any change"),
+        pytest.param(
+            ("gallery=true", "heat_maps=2", "text_files=true"),
+            CHANGES,
+            60,
+            marks=pytest.mark.slow,
+            id="any change, with all that goes beside it",
+        ),
+    ],
+)
+def test_before_whichever_change_on_the_disk_it_is_killed_it_goes_on(
+    run_dir, photos, tmp_path, overrides, kinds, least
+):
+    torch.set_num_threads(1)
+    found: list[dict[str, bytes]] = []
+    for n in range(200):
+        folder = tmp_path / str(n)
+        pictures = shutil.copytree(photos, folder / "photos")
+        config = composed(run_dir, pictures, folder / "c.jsonl", *overrides)
+        if n and not killed_before_change(lambda config=config: predict(config), folder, n, kinds):
+            break  # it makes fewer changes
+        predict(composed(run_dir, pictures, folder / "c.jsonl", *overrides, f"resume={str(n > 0).lower()}"))
+        found.append(contents(folder))
+        assert found[-1] == found[0], f"killed before change {n}"
+    assert len(found) > least
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below it, but for the settings, which name the folder."""
+    files = (path for path in folder.rglob("*") if path.is_file() and "settings" not in path.name)
+    return {str(path.relative_to(folder)): path.read_bytes().replace(bytes(folder), b"") for path in files}
+
+
+EVERY_MOMENT = [
+    (suffix, at_append, torn)
+    for suffix, last in {".jsonl": 11, ".csv": 11, ".json": 8}.items()
+    for at_append in range(1, last + 2)  # the end of the file is the last piece of text
+    for torn in (0, 15)
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("suffix", "at_append", "torn"), EVERY_MOMENT)
+def test_wherever_it_is_killed_it_ends_with_the_same_bytes(
+    run_dir, photos, tmp_path, monkeypatch, suffix, at_append, torn
+):
+    torch.set_num_threads(1)
+    predict(composed(run_dir, photos, tmp_path / "whole" / f"c{suffix}", "decoding=sampling"))
+    output = tmp_path / f"c{suffix}"
+    with monkeypatch.context() as patch:
+        killed(composed(run_dir, photos, output, "decoding=sampling"), patch, at_append, torn)
+    predict(composed(run_dir, photos, output, "decoding=sampling", "resume=true"))
+    assert output.read_bytes() == (tmp_path / "whole" / output.name).read_bytes()
+
+
+def test_what_is_done_is_not_captioned_again_and_of_a_complete_output_nothing_is(
+    predicted,
+    photos,
+    tmp_path,
+    monkeypatch,
+):
+    generated, original = [], describing.generate_from
+
+    def generate(*arguments):
+        generated.append(arguments)
+        if len(generated) == 4:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(describing, "generate_from", generate)
+    given = (f"input={photos}", f"batch_size={BATCH}")
+    status, output = predicted(*given)
+    assert status == 1 and "interrupted" in output and "resume=true goes on" in output
+    assert len(rows(tmp_path / "out.partial.jsonl")) == 8
+    status, output = predicted(*given)
+    assert "go on from them with resume=true, or begin anew with overwrite=true" in error_line(output)
+    generated.clear()
+    status, output = predicted(*given, "resume=true")
+    assert status == 2 and len(generated) == 1, output + "8 and 9 are made, and 10 is bad"
+    generated.clear()
+    status, output = predicted(*given, "resume=true")
+    assert status == 2 and "out.jsonl is complete: 8 captions" in output and not generated
+    status, output = predicted(*given, "resume=runs/mine")
+    assert status == 1 and "resume=runs/mine must be true or false" in error_line(output)
+    status, output = predicted(*given, "resume=true", "decoding=beam")
+    assert status == 1 and "is complete and was made otherwise: decoding was Greedy and is B" in error_line(output)
+
+
+def test_a_list_of_pictures_that_has_changed_is_not_gone_on_with(run_dir, photos, tmp_path, monkeypatch):
+    pictures = shutil.copytree(photos, tmp_path / "photos")
+    config = composed(run_dir, pictures, tmp_path / "c.jsonl")
+    with monkeypatch.context() as patch:
+        killed(config, patch, 4)
+    (pictures / "12.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"made otherwise: pictures\.number was 11 and is 12; pictures\.digest was"):
+        predict(composed(run_dir, pictures, tmp_path / "c.jsonl", "resume=true"))
+    (pictures / "12.png").unlink()
+    (pictures / "9.png").unlink()
+    (pictures / "9.png").symlink_to("nowhere")  # it vanished: that is a row, and no end
+    done = predict(composed(run_dir, pictures, tmp_path / "c.jsonl", "resume=true"))
+    assert (done.captioned, done.failed) == (7, 4)
+    assert [row["error"] for row in rows(tmp_path / "c.jsonl")[9:]] == ["no such file", "empty file"]
+
+
+def test_two_processes_make_the_file_of_one(predicted, photos, tmp_path):
+    given = (f"input={photos}", f"batch_size={BATCH}", "heat_maps=[3.png]", "gallery=true", "decoding=sampling")
+    assert predicted(*given)[0] == 2
+    status, output = predicted(*given, "trainer.devices=2", f"output={tmp_path / 'two.jsonl'}")
+    assert status == 2, output
+    assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "out.jsonl").read_bytes()
+    strips = [(tmp_path / f"{name}.heat_maps" / "3.png").read_bytes() for name in ("out", "two")]
+    assert strips[0] == strips[1]
+    assert "OMP_WAIT_POLICY" not in os.environ and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at_append", [3, COUNT - 1])  # much is left, or one batch, which leaves a process without any
+def test_two_processes_resume_what_one_began(run_dir, photos, tmp_path, monkeypatch, at_append):
+    predict(composed(run_dir, photos, tmp_path / "one.jsonl"))
+    with monkeypatch.context() as patch:
+        killed(composed(run_dir, photos, tmp_path / "two.jsonl"), patch, at_append)
+    predict(composed(run_dir, photos, tmp_path / "two.jsonl", "resume=true", "trainer.devices=2"))
+    assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("precision", ["32", "int8"])
+def test_more_processes_than_batches_make_the_file_of_one(predicted, photos, tmp_path, precision):
+    given = (f"input={photos}", f"batch_size={COUNT}", f"precision={precision}")
+    predicted(*given)
+    predicted(*given, "trainer.devices=2", f"output={tmp_path / 'two.jsonl'}")
+    assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "out.jsonl").read_bytes()
+
+
+def test_more_processes_than_devices_of_a_kind_or_none_are_refused(predicted, tmp_path, monkeypatch):
+    status, output = predicted("trainer.devices=0")
+    assert status == 1 and "trainer.devices=0 must be a whole number of at least 1" in error_line(output)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("victim", ["a process", "the parent"])
+def test_a_process_that_is_killed_ends_the_run_and_leaves_no_other(run_dir, tmp_path, victim):
+    noise = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for number in range(3000):
+        Image.fromarray(noise.integers(0, 256, (8, 8, 3), np.uint8)).save(tmp_path / "photos" / f"{number}.png")
+    given = {"checkpoint": run_dir, "input": tmp_path / "photos", "output": tmp_path / "c.jsonl", "batch_size": BATCH}
+    command = [
+        sys.executable,
+        str(ROOT / "predict.py"),
+        "trainer.devices=2",
+        *(quoted(f"{k}={v}") for k, v in given.items()),
+    ]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    partial = tmp_path / "c.partial.jsonl"
+    while not (partial.is_file() and partial.stat().st_size):
+        time.sleep(0.2)
+        assert running.poll() is None
+    spawned = [
+        pid
+        for pid in children(running.pid)
+        if b"multiprocessing.spawn" in (Path("/proc") / pid / "cmdline").read_bytes()
+    ]
+    assert len(spawned) == 2
+    os.kill(int(random.Random(1).choice(spawned)) if victim == "a process" else running.pid, signal.SIGKILL)
+    _, said = running.communicate(timeout=60)
+    if victim == "a process":
+        assert running.returncode == 1
+        assert "error: captioning process" in said and "ended by SIGKILL, most often because memory ran out" in said
+        assert "Traceback" not in said
+    until = time.monotonic() + 30
+    while any((Path("/proc") / pid).exists() for pid in spawned):
+        assert time.monotonic() < until, "an orphan lives on"
+        time.sleep(0.5)
+    assert all(json.loads(line) for line in partial.read_text().splitlines())
+
+
+def children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def test_a_folder_of_all_that_goes_wrong_gives_a_row_for_each_file_and_an_end(predicted, photos, tmp_path):
+    folder = tmp_path / "awkward"
+    folder.mkdir()
+    sound = (photos / "0.png").read_bytes()
+    names = [b"two\nlines.png", b"latin\xe9.png", b"-rf.png", b"'; rm.png"]
+    for name in names:
+        (folder / os.fsdecode(name)).write_bytes(sound)
+    (folder / "dangling.png").symlink_to("nowhere")
+    (folder / "itself.png").symlink_to("itself.png")
+    (folder / "circle").symlink_to(folder)
+    os.mkfifo(folder / "pipe.png")
+    (folder / "folder.png").mkdir()
+    (folder / "half.png").write_bytes(sound[: len(sound) // 2])
+    status, output = predicted(f"input={folder}")
+    assert status == 2, output
+    found = {os.fsencode(Path(row["path"]).name): row for row in rows(tmp_path / "out.jsonl")}
+    assert found.keys() == {*names, b"dangling.png", b"itself.png", b"pipe.png", b"half.png"}
+    assert all("caption" in found[name] for name in names)
+    reasons = {name: row["error"] for name, row in found.items() if "error" in row}
+    assert reasons == {
+        b"dangling.png": "no such file",
+        b"itself.png": "Too many levels of symbolic links",
+        b"pipe.png": "not a regular file",
+        b"half.png": "truncated PNG",
+    }
+
+
+@pytest.mark.slow
+def test_100_000_pictures_take_no_more_memory_than_a_thousand():
+    command = [sys.executable, str(ROOT / "benchmarks" / "predict_memory.py")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
