@@ -15,7 +15,7 @@ FILES = [*MODULES.values(), *SCRIPTS]
 # What each room may import beside itself; a name with a dot is one module of another room. `data.batch` is the
 # contract between data and model, and the tokenizer comes with weights. The small modules at the top know nothing of
 # pictures, captions or networks.
-SMALL = {"errors", "files", "hub", "randomness", "metrics"}
+SMALL = {"errors", "files", "hub", "randomness", "metrics", "progress"}
 MAY_IMPORT = {
     "data": SMALL,
     "shapes": SMALL | {"data"},

@@ -1,0 +1,80 @@
+"""How far a long piece of work is: a bar on a terminal, elsewhere (a log file, CI, SLURM) a line now and then."""
+
+import logging
+import sys
+import time
+from types import TracebackType
+from typing import Protocol, Self
+
+from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+
+EVERY_SECONDS = 30
+
+
+class Progress(Protocol):
+    """Counts what is done in a `with` block."""
+
+    def update(self, n: int = 1) -> object:
+        """So many more are done."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> object: ...
+
+
+def progress(total: int, desc: str, unit: str, *, initial: int = 0, leave: bool = True, delay: float = 0) -> Progress:
+    """A bar of tqdm's, or where stderr is no terminal `ProgressLines`.
+
+    Args:
+        total: how many there are.
+        desc, unit: what is done to them, such as `captioning`, and what they are, such as `pictures`.
+        initial: so many were done before.
+        leave: whether the bar, or a last line, is there when the work is done.
+        delay: seconds before a bar is shown.
+    """
+    if sys.stderr.isatty():
+        return tqdm(total=total, desc=desc, unit=f" {unit}", initial=initial, leave=leave, delay=delay)
+    return ProgressLines(total, desc, unit, initial, leave)
+
+
+class ProgressLines:
+    """Logs a line every `EVERY_SECONDS` of work, and one at its end if `leave`.
+
+    >>> ProgressLines(2000, "captioning", "pictures").line(500, seconds=10)
+    'captioning: 500 of 2,000 pictures, 50.0 pictures/s, 0:00:30 left'
+    """
+
+    def __init__(self, total: int, desc: str, unit: str, initial: int = 0, leave: bool = True):
+        self._total, self._desc, self._unit, self._leave = total, desc, unit, leave
+        self._initial = self._done = initial
+        self._start = self._last = time.monotonic()
+
+    def update(self, n: int = 1) -> None:
+        """So many more are done."""
+        self._done += n
+        now = time.monotonic()
+        if now - self._last >= EVERY_SECONDS and self._done < self._total:
+            self._last = now
+            logger.info("%s", self.line(self._done, now - self._start))
+
+    def line(self, done: int, seconds: float) -> str:
+        """What is logged when so many are done, after so many seconds."""
+        rate = (done - self._initial) / max(seconds, 1e-9)
+        words = f"{self._desc}: {done:,} of {self._total:,} {self._unit}, {rate:.1f} {self._unit}/s"
+        if rate == 0 or done >= self._total:
+            return words
+        left = round((self._total - done) / rate)
+        return f"{words}, {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._leave and kind is None:
+            logger.info("%s", self.line(self._done, time.monotonic() - self._start))
