@@ -19,7 +19,7 @@ from PIL import Image
 
 from captioning.data.batch import PictureFormat
 from captioning.data.datamodule import CaptionDataModule
-from captioning.data.rows import Split
+from captioning.data.records import Split
 
 PICTURES, CAPTIONS = 118_287, 591_753  # of COCO 2017's training part
 WORKERS = 2

@@ -18,7 +18,8 @@ from lightning.pytorch.callbacks import BaseFinetuning
 
 import train as script
 from captioning.cli import one_sentence_errors
-from captioning.data.rows import CaptionRows, DamagedPicture
+from captioning.data.records import DamagedPicture
+from captioning.data.rows import CaptionRows
 from captioning.training.stages import ApplyStages
 
 

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-ImageId = int | str  # COCO's number, or a file name
+from captioning.data.records import ImageId
+
 IGNORE = -100  # the label of a position that is not scored, cross-entropy's own default
 
 
@@ -89,7 +90,7 @@ class CaptionBatch:
 class Row(NamedTuple):
     """One picture, as pixels or as what the encoder made of them, and the captions that share it in this batch."""
 
-    image_id: int | str
+    image_id: ImageId
     pixels: Tensor | None  # (3, H, W) uint8
     captions: list[np.ndarray]  # each from BOS to EOS
     encoder_hidden_states: Tensor | None = None  # (P, D)

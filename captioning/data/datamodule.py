@@ -29,17 +29,8 @@ from captioning.data.datasets import find_photographs
 from captioning.data.encoder_cache import STORED, EncodedFile, EncodedPictures, encode_once
 from captioning.data.images import UnreadablePicture, read_picture
 from captioning.data.pixel_cache import Outcome, Places, find_prepared, packs_in, prepare_pictures
-from captioning.data.records import Photograph
-from captioning.data.rows import (
-    CaptionRows,
-    DamagedPicture,
-    EpochBatches,
-    InOrder,
-    Split,
-    TokenArrays,
-    row_loader,
-    spread,
-)
+from captioning.data.records import DamagedPicture, Photograph, Split
+from captioning.data.rows import CaptionRows, EpochBatches, InOrder, TokenArrays, row_loader, spread
 from captioning.data.splits import check_division, refuse_empty, split_photographs, without_unreadable
 from captioning.data.tokenizer import CaptionTokenizer
 from captioning.data.transforms import EvaluationTransform, TrainingTransform

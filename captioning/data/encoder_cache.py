@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from captioning.data.batch import FrozenEncoder, PictureFormat
-from captioning.data.rows import Pictures
+from captioning.data.records import Pictures
 from captioning.data.transforms import EvaluationTransform
 from captioning.errors import UserError
 

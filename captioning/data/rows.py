@@ -16,20 +16,18 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from captioning.data.batch import Row, pack
+from captioning.data.records import DamagedPicture, Split
 from captioning.data.tokenizer import CaptionTokenizer
 from captioning.data.transforms import EvaluationTransform, TrainingTransform, captions_mention_sides
-from captioning.errors import UserError
 from captioning.randomness import addressed_seed
 
 log = logging.getLogger(__name__)
@@ -162,39 +160,6 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
 
 
 Made = TypeVar("Made")
-
-
-class DamagedPicture(UserError):
-    """A picture of a data set turns out to be unreadable after set-up has taken it as sound."""
-
-
-class Pictures(Protocol):
-    """Numbered pictures; must be picklable, for workers."""
-
-    def __call__(self, i: int) -> Image.Image:
-        """Picture i, upright RGB."""
-
-    def identity(self, i: int) -> str:
-        """Changes whenever picture i does, and is no other picture's; found without decoding it."""
-
-
-@dataclass(frozen=True)
-class Split:
-    """N pictures and their captions, as annotation files or the drawn data set give them."""
-
-    image_ids: Sequence[int | str]
-    captions: Sequence[Sequence[str]]
-    load: Pictures
-    load_augmented: Callable[[int], Image.Image] | None = None  # the same, perhaps smaller, to be cropped and jittered
-    skips_damaged: bool = False  # whether rows go on without a picture that raises DamagedPicture
-
-    def __len__(self) -> int:
-        return len(self.image_ids)
-
-    def first(self, pictures: int, captions: int) -> "Split":
-        """The same data set cut to its first pictures and the first captions of each."""
-        fewer = [of_picture[:captions] for of_picture in self.captions[:pictures]]
-        return replace(self, image_ids=self.image_ids[:pictures], captions=fewer, load_augmented=None)
 
 
 class CaptionRows(Dataset[Row]):

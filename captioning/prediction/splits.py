@@ -5,9 +5,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from captioning.data.batch import CaptionBatch, ImageId, Row, pack
+from captioning.data.batch import CaptionBatch, Row, pack
 from captioning.data.datamodule import CaptionDataModule, PhotographFiles
-from captioning.data.rows import Split, TokenArrays
+from captioning.data.records import ImageId, Split
+from captioning.data.rows import TokenArrays
 from captioning.data.tokenizer import CaptionTokenizer
 from captioning.errors import UserError
 from captioning.prediction import formats

@@ -1,7 +1,7 @@
 """Draws a folder of pictures, and judges the captions that a model gave them.
 
-python -m captioning.data.shapes draw FOLDER --split test --count 64 --seed 42 --image-size 48
-python -m captioning.data.shapes judge captions.jsonl
+python -m captioning.shapes draw FOLDER --split test --count 64 --seed 42 --image-size 48
+python -m captioning.shapes judge captions.jsonl
 """
 
 import argparse

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from captioning.data.datamodule import CaptionDataModule
-from captioning.data.rows import Split
+from captioning.data.records import Split
 from captioning.errors import UserError
 from captioning.shapes.grammar import captions_of, perplexity_floor
 from captioning.shapes.scenes import draw, scene_of, split_indices

@@ -31,7 +31,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from captioning.data.batch import CaptionBatch, FrozenEncoder, ImageId
+from captioning.data.batch import CaptionBatch, FrozenEncoder
+from captioning.data.records import ImageId
 from captioning.errors import UserError
 from captioning.evaluation.scoring import score
 from captioning.files import readable, write_atomically

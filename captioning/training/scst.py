@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captioning.data.batch import IGNORE, CaptionBatch, ImageId
+from captioning.data.batch import IGNORE, CaptionBatch
+from captioning.data.records import ImageId
 from captioning.errors import UserError, require_whole
 from captioning.evaluation.cider import CiderD, PreparedReferences
 from captioning.evaluation.tokenizer import tokenize

@@ -10,7 +10,7 @@ from support import CAPTIONS, TwoColouredPictures
 
 from captioning.data.batch import IGNORE, CaptionBatch, PictureFormat
 from captioning.data.datamodule import CaptionDataModule
-from captioning.data.rows import Split
+from captioning.data.records import Split
 from captioning.errors import UserError
 from captioning.shapes.datamodule import ShapesDataModule
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from captioning.data.batch import PictureFormat
 from captioning.data.datamodule import PhotographDataModule, PhotographFiles
-from captioning.data.rows import DamagedPicture
+from captioning.data.records import DamagedPicture
 from captioning.errors import UserError
 
 CROPS = {"crop_scale": [0.7, 1.0], "brightness": 0.0, "contrast": 0.0, "flip": True}

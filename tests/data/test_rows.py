@@ -17,7 +17,8 @@ from support import TwoColouredPictures, own_megabytes, trained_tokenizer
 from torch.utils.data import DataLoader
 
 from captioning.data.batch import PictureFormat
-from captioning.data.rows import CaptionRows, EpochBatches, Split, TokenArrays
+from captioning.data.records import Split
+from captioning.data.rows import CaptionRows, EpochBatches, TokenArrays
 from captioning.data.transforms import EvaluationTransform, TrainingTransform
 
 TOKENIZER = trained_tokenizer()

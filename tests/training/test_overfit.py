@@ -11,7 +11,7 @@ from PIL import Image
 from support import CAPTIONS
 
 from captioning.data.datamodule import CaptionDataModule
-from captioning.data.rows import Split
+from captioning.data.records import Split
 from captioning.model.generation import Greedy, generate
 
 sys.path.insert(0, str(ROOT))
