@@ -26,7 +26,7 @@ from hydra import compose, initialize_config_dir
 from measuring import at_least, publish, ratio_table, setting, table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from train import train
+from captioning.training.run import train
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 Curve = list[tuple[float, float]]  # (seconds of training, validation perplexity)

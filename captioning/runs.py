@@ -206,18 +206,16 @@ OF_A_RUN = ("seed", "data", "stage.best_by", "stage.self_critical")
 OF_AN_EPOCH = (
     *("data.batch_size", "data.captions_per_image", "data.overfit_images", "data.fraction", "data.use_restval"),
     *("data.train_pictures", "trainer.accumulate_grad_batches", "trainer.limit_train_batches", "training pictures"),
-    "processes",
 )
 
 
-def settings_of(cfg: DictConfig, training_pictures: Sequence[int | str], processes: int) -> dict[str, Any]:
-    """What `refuse_other_settings` compares, as plain values; goes into every `last.ckpt`."""
+def settings_of(cfg: DictConfig, training_pictures: Sequence[int | str]) -> dict[str, Any]:
+    """What `refuse_other_settings` compares, as plain values; with the number of processes in every `last.ckpt`."""
     pictures = repr(list(training_pictures)).encode()  # their image ids, in order
     special = {
         "data": cfg.data.get("dataset") or _package(str(cfg.data._target_)),
         "stage.self_critical": cfg.stage.self_critical is not None,
         "training pictures": hashlib.blake2b(pictures, digest_size=8).hexdigest(),
-        "processes": processes,
     }
     return {key: special.get(key, OmegaConf.select(cfg, key)) for key in (*OF_A_RUN, *OF_AN_EPOCH)}
 
@@ -237,7 +235,7 @@ def refuse_other_settings(path: Path, now: dict[str, Any]) -> None:
     if changed := _changed(OF_A_RUN, saved, now):
         raise UserError(f"{changed}, which a resumed run cannot change; leave it as it was, or {anew}")
     batches = unfinished_epoch(checkpoint)
-    if batches is not None and (changed := _changed(OF_AN_EPOCH, saved, now)):
+    if batches is not None and (changed := _changed((*OF_AN_EPOCH, "processes"), saved, now)):
         raise UserError(
             f"{changed}, and the run stopped in the middle of epoch {checkpoint['epoch']}, after {batches} batches, "
             f"whose rest would be other pictures; leave it as it was until a run has ended, or {anew}"

@@ -13,7 +13,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from resume import differences  # noqa: E402
 
-from train import train  # noqa: E402
+from captioning.training.run import train  # noqa: E402
 
 __all__ = [
     "CHANGES",

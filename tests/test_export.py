@@ -20,8 +20,8 @@ from captioning.model.build import load_captioner
 from captioning.weights import find_weights
 
 sys.path.insert(0, str(ROOT))
+from captioning.training.run import train
 from predict import predict
-from train import train
 
 SMALL = [
     "experiment=demo",

@@ -16,10 +16,10 @@ import torch
 from interrupted import TINY, kill_a_worker
 from lightning.pytorch.callbacks import BaseFinetuning
 
-import train as script
 from captioning.cli import one_sentence_errors
 from captioning.data.records import DamagedPicture
 from captioning.data.rows import CaptionRows
+from captioning.training import run as script
 from captioning.training.stages import ApplyStages
 
 
@@ -31,7 +31,7 @@ def main(run_dir: str, do: str, *overrides: str) -> None:
         CaptionRows.__getitem__ = damaged
     from hydra import compose, initialize_config_dir
 
-    with initialize_config_dir(str(Path(script.__file__).parent / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
         config = compose("train", [*TINY, "trainer.devices=2", f"run_dir={run_dir}", *overrides])
     with one_sentence_errors():
         script.train(config)

@@ -25,6 +25,7 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoi
 
 from captioning.errors import Stopped, UserError
 from captioning.files import atomic_file
+from captioning.runs import SAVED_AS
 
 log = logging.getLogger(__name__)
 
@@ -188,23 +189,27 @@ class LastCheckpoint(Checkpoint):
     Args:
         path: of the file.
         saving: how.
+        settings: plain values for the checkpoints, to compare a resumed run's with.
         every_n_steps: optimizer steps; None saves by time alone.
         every_minutes: since the last save; None saves by steps alone.
-
-    Attributes:
-        settings: plain values for the checkpoints, to compare a resumed run's with.
     """
 
-    def __init__(self, path: Path, saving: Saving, every_n_steps: int | None, every_minutes: float | None):
+    def __init__(
+        self,
+        path: Path,
+        saving: Saving,
+        settings: dict[str, Any],
+        every_n_steps: int | None,
+        every_minutes: float | None,
+    ):
         is_number = isinstance(every_minutes, int | float) and not isinstance(every_minutes, bool)
         if every_minutes is not None and not (is_number and every_minutes > 0):
             raise UserError(f"checkpoints.every_minutes={every_minutes} must be a number above 0, or null")
-        self._path, self._saving = path, saving
+        self._path, self._saving, self._settings = path, saving, settings
         self._every_n_steps, self._every_seconds = every_n_steps, 60 * every_minutes if every_minutes else None
         self._signals = StopSignals()
         self._step, self._saved_at = 0, 0.0
         self._validation_due = False
-        self.settings: dict[str, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._signals.listen(trainer)
@@ -249,7 +254,7 @@ class LastCheckpoint(Checkpoint):
             self._signals.end(trainer)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["settings"] = self.settings
+        checkpoint[SAVED_AS] = self._settings | {"processes": trainer.world_size}
         settle_loops(checkpoint["loops"]["fit_loop"], self._validation_due)
 
     def _between_steps(self, trainer: L.Trainer) -> bool:

@@ -22,7 +22,7 @@ from captioning.model import build as loading
 from captioning.prediction import describing
 
 sys.path.insert(0, str(ROOT))
-from train import train
+from captioning.training.run import train
 
 TRAINING = [
     "experiment=demo",

@@ -14,7 +14,7 @@ from test_predict import TRAINING, error_line, listing, rows
 
 from captioning.evaluation.coco_files import read_results
 from captioning.evaluation.scoring import score
-from train import train
+from captioning.training.run import train
 
 WANDB = Path(sys.executable).with_name("wandb")
 DATA = ["data=shapes", "data.train_pictures=24", "data.val_pictures=8", "data.test_pictures=4", "java=false"]

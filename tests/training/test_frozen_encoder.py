@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from captioning.model.captioner import ImageCaptioner
 
 sys.path.insert(0, str(ROOT))
-from train import train
+from captioning.training.run import train
 
 SMALL = [
     "experiment=demo",

@@ -15,7 +15,7 @@ from captioning.data.records import Split
 from captioning.model.generation import Greedy, generate
 
 sys.path.insert(0, str(ROOT))
-from train import train
+from captioning.training.run import train
 
 DRAWN = [f"data.{key}" for key in ("dataset", "root", "layout", "fraction", "use_restval", "on_missing", "prepared")]
 

@@ -17,7 +17,7 @@ from captioning.model.generation import Greedy, generate
 from captioning.training import callbacks as scores
 from captioning.training.callbacks import LOGGED, CaptionScores, check_best_by
 from captioning.training.module import CaptioningModule
-from train import train
+from captioning.training.run import train
 
 SHORT = ["trainer.max_epochs=2", "sample_pictures=0", "logger=csv"]
 

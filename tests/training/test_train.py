@@ -20,7 +20,7 @@ from captioning.model.build import load_captioner
 from captioning.training.callbacks import ResultsTable
 
 sys.path.insert(0, str(ROOT))
-from train import train
+from captioning.training.run import train
 
 SMALL = [
     "experiment=demo",
