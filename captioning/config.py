@@ -1,0 +1,767 @@
+"""The configuration: every key of `conf/` once, with its type, its range and a sentence that says what it is.
+
+`checked(cfg, TrainConfig)` turns what Hydra composed into a frozen object, or ends in one sentence on the first value
+that cannot be meant: `data.batch_size=abc must be a whole number of at least 1`. Defaults stand in `conf/` alone. What
+depends on the machine, on a model's weights or on files is checked where those are known.
+
+A new key is one line in its section here and one in its file of `conf/`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import types
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SerializeAsAny,
+    Strict,
+    Tag,
+    ValidationError,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+
+from captioning.errors import UserError
+
+GROUPS = ("cross_attention", "decoder", "encoder")  # of a model's weights, which a stage trains or leaves
+PERPLEXITY = "val/perplexity"
+SCORES = ("val/bleu_1", "val/bleu_2", "val/bleu_3", "val/bleu_4", "val/rouge_l", "val/cider")
+
+Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
+Count = Annotated[int, Ge(1)]
+Whole = Annotated[int, Ge(0)]
+Positive = Annotated[float, Gt(0)]
+Share = Annotated[float, Ge(0), Lt(1)]  # a probability, or a change relative to 1
+Limit = Annotated[int, Ge(0)] | Annotated[float, Ge(0), Le(1)]  # so many, or a part of all
+Part = Annotated[float, Gt(0), Le(1)]
+Text = Annotated[str, MinLen(1), BeforeValidator(lambda v: str(v) if type(v) in (int, float) else v)]  # a path: 2024
+
+
+def key(says: str, *, must: str = "", way_out: str = "", example: str = "", default: Any = ...) -> Any:
+    """A key: what it is, and what a sentence about a wrong value adds.
+
+    Args:
+        says: one short sentence.
+        must: what a value must be, where its type and range don't say it well enough.
+        way_out: what to do instead, after a semicolon.
+        example: a value, where there is no default.
+        default: for arguments of other libraries alone, whose defaults are not repeated in `conf/`.
+    """
+    return Field(default, description=says, json_schema_extra={"must": must, "way_out": way_out, "example": example})
+
+
+class Section(BaseModel):
+    """Some keys that belong together, frozen; a key that it doesn't know is refused."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        defer_build=True,  # at the first use, of one kind alone: a quarter second
+        allow_inf_nan=False,
+        populate_by_name=True,
+    )
+
+    def plain(self) -> dict[str, Any]:
+        """As plain containers, with the keys as they are in `conf/`."""
+        return self.model_dump(by_alias=True, exclude_unset=True)
+
+
+class Built(Section):
+    """A section that says by `_target_` what is built of it: that is called with the other keys as arguments."""
+
+    target: str = Field(alias="_target_", description="The Python name of what is built of the other keys.")
+
+
+class Own(Built):
+    """What a user's own `_target_` gets, whatever that is."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+def by_target(**kinds: str) -> Discriminator:
+    """Chooses the section's class by its `_target_`, the user's own for any other."""
+
+    def tag(value: Any) -> str:
+        target = value.get("_target_") if isinstance(value, Mapping) else getattr(value, "target", None)
+        return f"<{next((name for name, known in kinds.items() if known == target), 'own')}>"
+
+    return Discriminator(tag)
+
+
+# ---------------------------------------------------------------------------------------------------------------- data
+
+
+class AugmentationConfig(Section):
+    """How training pictures are varied; none of it makes a caption false."""
+
+    crop_scale: Annotated[tuple[Part, Part], Strict(False)] | None = key(
+        "Part of the picture's area that a random crop keeps, from and to.",
+        must="null or two parts of the area in rising order, above 0 and at most 1, for example [0.7,1.0]",
+    )
+    brightness: Share = key("Relative change of brightness at most.", must="a number from 0 (off) to below 1")
+    contrast: Share = key("Relative change of contrast at most.", must="a number from 0 (off) to below 1")
+    flip: bool = key("Whether pictures are mirrored of whose captions none says left or right.")
+
+    @model_validator(mode="after")
+    def _rises(self) -> AugmentationConfig:
+        if self.crop_scale and self.crop_scale[0] > self.crop_scale[1]:
+            raise UserError(
+                f"data.augmentation.crop_scale={shown(self.crop_scale)} must be "
+                f"{_extra(type(self).model_fields['crop_scale'], 'must')}"
+            )
+        return self
+
+    @property
+    def switched_on(self) -> list[str]:
+        """The overrides that would switch off what is on."""
+        off = {"crop_scale": "null", "brightness": "0", "contrast": "0", "flip": "false"}
+        return [f"data.augmentation.{name}={word}" for name, word in off.items() if getattr(self, name)]
+
+
+class DataConfig(Built):
+    """What every data set of ours has."""
+
+    tokenizer: Text | None = key("GPT-2 tokenizer: hub name or folder; null trains a small one on the captions.")
+    batch_size: Count = key("Rows of a step and process: pictures, each with its captions.")
+    captions_per_image: Count = key("Captions that share one encoded picture.")
+    max_tokens: Annotated[int, Ge(2)] = key("Tokens of a caption, EOS included; longer ones are cut.")
+    num_workers: Whole = key("Processes that load pictures.")
+    augmentation: AugmentationConfig = key("How training pictures are varied.")
+    overfit_images: Count | None = key("Train and validate on the first so many photographs, one caption each.")
+    seed: Seed = key("Of order, augmentation and choice of captions, and of splits where no list divides them.")
+
+
+class PhotographsConfig(DataConfig):
+    """Photographs in files, with captions in annotation files: COCO, Flickr30k, Flickr8k."""
+
+    dataset: Text = key("Which data set it is.")
+    root: Text = key("The folder with pictures and captions.", must="a folder", way_out="set data.root=PATH")
+    layout: Text = key("Which annotation files to read, where several lie under root.")
+    fraction: Part = key("Part of the training photographs.")
+    use_restval: bool = key("Whether Karpathy's restval photographs join train.")
+    on_missing: Literal["error", "skip"] = key("What to do where a picture is missing or cannot be read.")
+    prepared: Text | None = key(
+        "Folder of pictures that prepare.py stored small; auto is ROOT/prepared, null reads none."
+    )
+
+
+class ShapesConfig(DataConfig):
+    """Drawn shapes."""
+
+    image_size: Count | None = key(
+        "Pixels of a side.", must="a whole number of pixels", way_out="add model=tiny, or data.image_size=224"
+    )
+    train_pictures: Count = key("Pictures to train on.")
+    val_pictures: Count = key("Pictures to validate on.")
+    test_pictures: Count = key("Pictures to test on.")
+
+
+class OwnDataConfig(Own):
+    """A user's own data module."""
+
+
+Data = Annotated[
+    Annotated[PhotographsConfig, Tag("<photographs>")]
+    | Annotated[ShapesConfig, Tag("<shapes>")]
+    | Annotated[OwnDataConfig, Tag("<own>")],
+    by_target(
+        photographs="captioning.data.datamodule.PhotographDataModule",
+        shapes="captioning.shapes.datamodule.ShapesDataModule",
+    ),
+]
+
+# --------------------------------------------------------------------------------------------------------------- model
+
+
+class ModelConfig(Built):
+    """What every captioner of ours has."""
+
+    init_from: Text | None = key(
+        "Fine-tune these weights: a run, .ckpt file, VisionEncoderDecoderModel's folder or hub name.",
+        example="runs/MY_RUN",
+    )
+    dropout: Share = key(
+        "Of the decoder's embeddings and residual branches.",
+        must="a number from 0, which switches it off, to below 1",
+    )
+    attention_dropout: Share = key(
+        "Of the decoder's attention weights; above 0 its fast kernels cannot be used.",
+        must="a number from 0, which switches it off, to below 1",
+    )
+    gradient_checkpointing: bool = key("Recompute activations in the backward pass: less memory, a third more time.")
+    compile: bool = key("torch.compile both halves.")
+
+
+class TinyModelConfig(ModelConfig):
+    """A small captioner from scratch: what `captioning.model.build.from_scratch` makes."""
+
+    image_size: Count = key("Pixels of a side.")
+    patch_size: Count = key("Pixels of a patch's side.")
+    encoder_width: Count = key("Width of the encoder.")
+    encoder_layers: Count = key("Layers of the encoder.")
+    encoder_heads: Count = key("Attention heads of the encoder.")
+    decoder_width: Count = key("Width of the decoder.")
+    decoder_layers: Count = key("Layers of the decoder.")
+    decoder_heads: Count = key("Attention heads of the decoder.")
+    max_positions: Count = key("Tokens that the decoder has positions for.")
+    initializer_range: Positive = key("Standard deviation of new matrices; 0.02 is meant for widths of 768.")
+    pixel_mean: float = key("Of the pixels' values in 0..1, all channels.")
+    pixel_std: Positive = key("Standard deviation of the pixels' values.")
+
+    @model_validator(mode="after")
+    def _divides(self) -> TinyModelConfig:
+        for name, of in (
+            ("encoder_width", "encoder_heads"),
+            ("decoder_width", "decoder_heads"),
+            ("image_size", "patch_size"),
+        ):
+            value, part = getattr(self, name), getattr(self, of)
+            if value % part:
+                raise UserError(f"model.{name}={value} must be a multiple of model.{of}={part}")
+        return self
+
+
+class PretrainedModelConfig(ModelConfig):
+    """A pretrained ViT and GPT-2: what `captioning.model.build.from_pretrained` makes."""
+
+    encoder: Text = key("A vision encoder.", must="a hub name or a local folder")
+    decoder: Text = key("A GPT-2.", must="a hub name or a local folder")
+    image_size: Count | None = key("Pixels of a side; other than the encoder's, its positions are interpolated.")
+    allow_pickle: bool = key("May weights of transformers come in a pickle? It is read as data.")
+
+
+class OwnModelConfig(Own):
+    """A user's own model."""
+
+    init_from: Text | None = key("Fine-tune these weights.", default=None)
+
+
+Model = Annotated[
+    Annotated[TinyModelConfig, Tag("<tiny>")]
+    | Annotated[PretrainedModelConfig, Tag("<pretrained>")]
+    | Annotated[OwnModelConfig, Tag("<own>")],
+    by_target(tiny="captioning.model.build.from_scratch", pretrained="captioning.model.build.from_pretrained"),
+]
+
+# --------------------------------------------------------------------------------------------------------------- stage
+
+
+class PhaseConfig(Section):
+    """From an epoch on, exactly these groups train."""
+
+    from_epoch: Whole = key("The epoch, counted from 0, in which the phase begins.")
+    train: list[Literal[GROUPS]] = key("The groups that train.", must=f"a list of some of {', '.join(GROUPS)}")  # type: ignore[valid-type]
+
+
+class LearningRatesConfig(Section):
+    """Peaks, of each group that trains."""
+
+    cross_attention: Positive | None = key("Of cross-attention and what joins the halves.", default=None)
+    decoder: Positive | None = key("Of the rest of the decoder.", default=None)
+    encoder: Positive | None = key("Of the encoder.", default=None)
+
+
+class SelfCriticalConfig(Section):
+    """Self-critical training, whose reward is the CIDEr-D of captions that the model draws."""
+
+    samples: Annotated[int, Ge(2)] = key("Captions drawn of each picture; the baseline of one is the others' mean.")
+    max_new_tokens: Annotated[int, Ge(2)] = key("Tokens of a drawn caption at most, EOS included.")
+
+
+class StageConfig(Section):
+    """What trains when, and how fast."""
+
+    epochs: Count = key("Epochs of the run.")
+    phases: Annotated[list[PhaseConfig], MinLen(1)] = key(
+        "From which epoch which groups train.",
+        must="a list of phases, such as [{from_epoch: 0, train: [cross_attention]}]",
+    )
+    learning_rates: LearningRatesConfig = key("Each group's peak.")
+    warmup_steps: Whole = key("Optimizer steps over which a group's rate grows, from where it starts to train.")
+    decay: Literal["cosine", "linear", "none"] = key("Of all rates, to 0 at the end of the run.")
+    best_by: Literal[(PERPLEXITY, *SCORES)] = key("The metric that best.ckpt is chosen by.")  # type: ignore[valid-type]
+    self_critical: SelfCriticalConfig | None = key("Train by the CIDEr of drawn captions, instead of cross-entropy.")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> StageConfig:
+        starts = [phase.from_epoch for phase in self.phases]
+        if starts[0] != 0 or any(b <= a for a, b in pairwise(starts)):
+            raise UserError(f"stage.phases must start at from_epoch 0 and go on in increasing order, not {starts}")
+        for phase in self.phases:
+            if not phase.train:
+                raise UserError(
+                    f"stage.phases trains nothing from epoch {phase.from_epoch}; it must name some of "
+                    f"{', '.join(GROUPS)}"
+                )
+            for group in phase.train:
+                if getattr(self.learning_rates, group) is None:
+                    raise UserError(
+                        f"stage.learning_rates.{group} is missing, and {group} trains from epoch {phase.from_epoch}; "
+                        "give it a number above 0"
+                    )
+        return self
+
+    def first_epoch_of(self, group: str) -> int | None:
+        """The first epoch in which a group trains; None if it never does."""
+        return next((phase.from_epoch for phase in self.phases if group in phase.train), None)
+
+
+# ------------------------------------------------------------------------------------------------------------ decoding
+
+
+class DecodingConfig(Built):
+    """How a caption is chosen."""
+
+    max_new_tokens: Count = key("Tokens of a caption at most, EOS included.")
+
+
+class GreedyConfig(DecodingConfig):
+    """The likeliest token each time."""
+
+
+class SamplingConfig(DecodingConfig):
+    """Drawn tokens."""
+
+    temperature: Positive = key(
+        "Lower is safer, higher more varied.",
+        must="above 0",
+        way_out="for the most probable word each time, use decoding=greedy",
+    )
+    top_k: Count | None = key("Choose among the so many likeliest tokens.")
+    top_p: Part = key(
+        "Choose among the likeliest tokens that together have this probability.",
+        must="above 0 and at most 1",
+        way_out="1 keeps every token",
+    )
+    seed: Seed = key("Of the draws.")
+
+
+class BeamConfig(DecodingConfig):
+    """Beam search."""
+
+    num_beams: Count = key("Beginnings of captions that are kept at each step.")
+    length_penalty: Annotated[float, Ge(-10), Le(10)] = key(
+        "Scores are divided by tokens ** this: 0 favours short captions, 2 long ones.",
+        way_out="1 compares the means of tokens",
+    )
+    early_stopping: Literal[True, False, "never"] = key(
+        "When a search ends: true, when num_beams captions have ended; false, never: when no better one is in sight."
+    )
+    no_repeat_ngram_size: Whole = key("No run of so many tokens comes twice; 0 lets them.")
+    min_new_tokens: Whole = key("Tokens of a caption at least, EOS excluded.")
+    n_best: Count = key("Captions kept of each picture; more than 1 are its alternatives.")
+
+    @model_validator(mode="after")
+    def _agrees(self) -> BeamConfig:
+        if self.min_new_tokens > self.max_new_tokens:
+            raise UserError(
+                f"decoding.min_new_tokens={self.min_new_tokens} must be at most "
+                f"decoding.max_new_tokens={self.max_new_tokens}"
+            )
+        if self.n_best > self.num_beams:
+            raise UserError(
+                f"decoding.n_best={self.n_best} must be at most decoding.num_beams={self.num_beams}; "
+                f"for more captions, search with decoding.num_beams={self.n_best}"
+            )
+        return self
+
+
+class OwnDecodingConfig(Own):
+    """A user's own decoding."""
+
+
+Decoding = Annotated[
+    Annotated[GreedyConfig, Tag("<greedy>")]
+    | Annotated[SamplingConfig, Tag("<sampling>")]
+    | Annotated[BeamConfig, Tag("<beam>")]
+    | Annotated[OwnDecodingConfig, Tag("<own>")],
+    by_target(**{name.lower(): f"captioning.model.generation.{name}" for name in ("Greedy", "Sampling", "Beam")}),
+]
+
+# ----------------------------------------------------------------------------------------------- the rest of a training
+
+
+class TrainerConfig(Own):
+    """Arguments of lightning.Trainer: those that conf/ sets or that are looked at here; any other may be added."""
+
+    accelerator: Text = key("cpu, gpu, or auto: a GPU if there is one.")
+    devices: Annotated[int, Ge(-1)] | str | list[Whole] = key(
+        "Devices of a machine, each with a process of its own.", must="auto, a number of devices, or a list of them"
+    )
+    num_nodes: Count = key("Machines.", default=1)
+    strategy: Text | dict[str, Any] = key("auto: one process, or DDP for several devices.")
+    precision: Text = key("32-true, 16-mixed or bf16-mixed.")
+    max_epochs: Count = key("Epochs of the run.")
+    gradient_clip_val: Annotated[float, Ge(0)] | None = key("Norm at most of a step's mean gradient.")
+    accumulate_grad_batches: Count = key("Batches of an optimizer step.")
+    log_every_n_steps: Count = key("Optimizer steps between logged rows.")
+    num_sanity_val_steps: Annotated[int, Ge(-1)] = key("Batches of a validation before the first epoch; -1: all.")
+    enable_model_summary: bool = key("Whether Lightning prints a table of the model's parts.")
+    enable_checkpointing: bool = key("Whether checkpoints are written.", default=True)
+    enable_progress_bar: bool = key("Whether progress is shown.", default=True)
+    check_val_every_n_epoch: Count | None = key("Epochs between validations.", default=1)
+    limit_train_batches: Limit | None = key("Batches of an epoch at most, or a part of them.", default=None)
+    limit_val_batches: Limit | None = key("The same of a validation.", default=None)
+    limit_test_batches: Limit | None = key("The same of the test.", default=None)
+    profiler: Text | dict[str, Any] | None = key("Where the time goes.", default=None)
+
+
+class WandbConfig(Built):
+    """Weights & Biases."""
+
+    run_dir: Text | None = key("Where its files lie.")
+    project: Annotated[str, Field(pattern=r"^[\w.-]{1,128}$")] = key(
+        "The project there.", must="a name of letters, digits, '-', '_' and '.'"
+    )
+    name: Text | None = key("The run's name there; null is the run folder's.")
+    group: Text | None = key("The group of runs there.")
+
+
+class OwnLoggerConfig(Own):
+    """A user's own logger, or one of Lightning's."""
+
+
+Logger = Annotated[
+    Annotated[WandbConfig, Tag("<wandb>")] | Annotated[OwnLoggerConfig, Tag("<own>")],
+    by_target(wandb="captioning.training.loggers.wandb_logger"),
+]
+
+
+class OptimizerConfig(Section):
+    """AdamW."""
+
+    weight_decay: Share = key("Of matrices alone.")
+    betas: Annotated[tuple[Share, Share], Strict(False)] = key(
+        "Of its running means.", must="two numbers from 0 to below 1, such as [0.9,0.999]"
+    )
+
+
+class CheckpointsConfig(Section):
+    """When last.ckpt is written, beside the end of each epoch and a signal."""
+
+    every_n_steps: Count | None = key("Optimizer steps between two.")
+    every_minutes: Positive | None = key("Minutes between two.")
+    on_error: Literal["stop", "continue"] = key("What to do where one can't be written.")
+
+
+class ScoresConfig(Section):
+    """Scores of captions that the model makes of validation pictures."""
+
+    pictures: Whole = key("Pictures that are captioned; 0 makes no scores.")
+    every_n_epochs: Count = key("Epochs between scores.")
+
+
+class TrainConfig(Section):
+    """`conf/train.yaml`."""
+
+    seed: Seed = key("Of weights, order, augmentation and choice of captions.")
+    run_dir: Text = key("The folder of everything that a run writes.")
+    resume: Text | None = key("A run folder: continue there.")
+    allow_pickle: bool = key("May weights of transformers come in a pickle? It is read as data.")
+    data: SerializeAsAny[Data] = key("The data set.")
+    model: SerializeAsAny[Model] = key("The captioner.")
+    stage: StageConfig = key("What trains when, and how fast.")
+    decoding: SerializeAsAny[Decoding] = key("How captions are made after each validation.")
+    trainer: TrainerConfig = key("Arguments of lightning.Trainer.")
+    logger: dict[str, SerializeAsAny[Logger]] = key("Loggers beside metrics.csv.", default={})
+    optimizer: OptimizerConfig = key("AdamW's options.")
+    encoder_cache: Text | None = key("Folder where each picture's encoding is kept; auto is data/encoder_cache.")
+    encoder_cache_dtype: Literal["bfloat16", "float32"] = key("Numbers of an encoding on disk.")
+    checkpoints: CheckpointsConfig = key("When last.ckpt is written.")
+    max_skipped_steps: Whole = key("Steps that may be skipped since their loss or gradient is not finite.")
+    early_stopping_epochs: Count | None = key("Stop after so many epochs without a better val/perplexity.")
+    scores: ScoresConfig = key("Scores of generated captions.")
+    sample_pictures: Whole = key("Pictures in W&B's table after each validation; 0 makes none.")
+
+    @model_validator(mode="after")
+    def _agrees(self) -> TrainConfig:
+        best_by, scores = self.stage.best_by, self.scores
+        if best_by != PERPLEXITY and not scores.pictures:
+            raise UserError(f"stage.best_by={best_by} needs captions to score; set scores.pictures above 0")
+        if best_by != PERPLEXITY and scores.every_n_epochs > self.trainer.max_epochs:
+            raise UserError(
+                f"stage.best_by={best_by} is never measured, with scores.every_n_epochs={scores.every_n_epochs} and "
+                f"trainer.max_epochs={self.trainer.max_epochs}; lower the first"
+            )
+        if self.stage.self_critical and self.model.init_from is None and self.resume is None:
+            raise UserError(
+                "self-critical training (stage=scst) goes on from a trained model; say which with "
+                "model.init_from=RUN_DIR, a run of train.py with another stage"
+            )
+        if isinstance(self.data, ShapesConfig) and self.data.image_size is None and self.model.init_from is None:
+            raise UserError(
+                "data.image_size=null must be a whole number of pixels; add model=tiny, or data.image_size=224"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _encodes_once(self) -> TrainConfig:
+        """A cache of encodings needs the same pictures and the same encoder in every epoch."""
+        if self.encoder_cache is None:
+            return self
+        start = self.stage.first_epoch_of("encoder")
+        if start is not None:
+            raise UserError(
+                f"encoder_cache={self.encoder_cache} needs an encoder that stays as it is, and this stage trains it "
+                f"from epoch {start}; choose stage=cross_attention or stage=decoder, or leave encoder_cache=null"
+            )
+        data = self.data
+        if isinstance(data, OwnDataConfig) or data.overfit_images is not None:
+            return self
+        if on := data.augmentation.switched_on:
+            raise UserError(
+                f"encoder_cache={self.encoder_cache} needs pictures that are the same in every epoch; switch their "
+                f"augmentation off with {' '.join(on)}, or leave encoder_cache=null"
+            )
+        return self
+
+
+# ---------------------------------------------------------------------------------------------- prediction, preparation
+
+
+class ProcessesConfig(Section):
+    """Of a prediction."""
+
+    devices: Count = key("Processes that divide the pictures: each has its own GPU, on a CPU they share the cores.")
+
+
+class PredictConfig(Section):
+    """`conf/predict.yaml`."""
+
+    checkpoint: Text = key(
+        "A run folder, a .ckpt file, or a VisionEncoderDecoderModel's folder or hub name.",
+        must="one path",
+        example="runs/MY_RUN",
+    )
+    allow_pickle: bool = key("May a model of transformers have its weights in a pickle? It is read as data.")
+    input: Text | list[Text] | None = key("A folder, a pattern, a picture, a .txt list of paths, or a list of them.")
+    split: Text = key("Which split of data is captioned and scored.")
+    java: bool = key("A split's METEOR and SPICE too, where their Java parts are.")
+    output: Text = key("The file of captions: .jsonl, .csv or .json.", must="one path", example="captions.jsonl")
+    text_files: bool = key("Also write each caption beside its picture.", way_out="true writes a.txt beside a.jpg")
+    gallery: bool | Text | None = key(
+        "A page of pictures and captions.", must="true, false or a path such as captions.html"
+    )
+    heat_maps: Whole | Text | list[Whole | Text] = key(
+        "Where the model looked: of so many pictures, or of those named.",
+        must="a number of pictures, or names of some such as [a.jpg,b.jpg]",
+    )
+    heat_maps_layers: Whole | list[Whole] | None = key(
+        "Layers of the decoder, counted from 0; null averages all.", must="a layer such as 2, a list of some, or null"
+    )
+    overwrite: bool = key("May an existing output be replaced?")
+    resume: bool = key(
+        "Go on from what a stopped prediction left.", way_out="true goes on where output=... was stopped"
+    )
+    batch_size: Count = key("Pictures captioned together.")
+    num_workers: Whole | Literal["auto"] = key(
+        "Processes that read pictures ahead.", must="auto, or a whole number of at least 0"
+    )
+    device: Text = key("cpu, cuda, cuda:1, mps; auto takes a GPU if there is one.")
+    trainer: ProcessesConfig = key("How many processes caption.")
+    precision: Literal[32, "32", "bf16", 16, "16", "int8"] = key("Of the model's numbers.")
+    seed: Seed = key("Of sampling, and of splits where no list divides the photographs.")
+    run_dir: Text | None = key("Where W&B's files of a split lie.")
+    data: SerializeAsAny[Data] | None = key("A data set instead of input.", default=None)
+    decoding: SerializeAsAny[Decoding] = key("How captions are chosen.")
+    logger: dict[str, SerializeAsAny[Logger]] = key("Loggers of a split's scores.", default={})
+
+    @model_validator(mode="after")
+    def _agrees(self) -> PredictConfig:
+        if self.data is None and self.input is None:
+            raise UserError("input is missing; say which, for example input=my_photos, or data=coco split=val")
+        if self.data is not None and self.input is not None:
+            name = getattr(self.data, "dataset", "shapes")
+            raise UserError(f"input={shown(self.input)} and data={name} are both given; leave one out")
+        if self.data is not None and self.text_files:
+            raise UserError(
+                "text_files=true writes beside the pictures of input=..., not into a data set; leave it out"
+            )
+        return self
+
+
+class PrepareConfig(Section):
+    """`conf/prepare.yaml`."""
+
+    size: Annotated[int, Ge(32), Le(4096)] = key(
+        "Pixels of the shorter side.", way_out="data.prepared=null trains on the files as they are"
+    )
+    num_workers: Whole | None = key("Processes; null takes every core.")
+    seed: Seed = key("As in training: it chooses the pictures of data.fraction.")
+    data: SerializeAsAny[Data] = key("The data set.")
+
+    @model_validator(mode="after")
+    def _has_files(self) -> PrepareConfig:
+        if not isinstance(self.data, PhotographsConfig):
+            raise UserError("data=shapes draws its pictures; prepare.py is for data=coco, flickr30k and flickr8k")
+        return self
+
+
+KINDS: dict[str, type[Section]] = {"train": TrainConfig, "predict": PredictConfig, "prepare": PrepareConfig}
+
+# ------------------------------------------------------------------------------------------- from values to a sentence
+
+Kind = TypeVar("Kind", bound=Section)
+
+
+def checked(cfg: DictConfig, kind: type[Kind], **known: Any) -> Kind:
+    """The configuration as an object, its interpolations resolved.
+
+    Args:
+        cfg: as Hydra composed it.
+        kind: `TrainConfig`, `PredictConfig` or `PrepareConfig`.
+        known: values that are known only now, in place of those in `cfg`.
+
+    Raises:
+        UserError: one sentence on the first value that cannot be meant.
+    """
+    values = _resolved(OmegaConf.merge(cfg, known), kind)
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_sentence(error, kind, values)) from None
+
+
+def shown(value: Any) -> str:
+    """As one would type it: `null`, `true`, `[0.7,1.0]`."""
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(shown, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{name}: {shown(inner)}' for name, inner in value.items())}}}"
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+
+
+def fields_of(kind: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """The dotted name of each key, of all kinds that a section may be of, and what is known of it."""
+    for name, field in kind.model_fields.items():
+        inner = f"{prefix}{field.alias or name}"
+        yield inner, field
+        for section in _sections(field.annotation):
+            for known in (inner, f"{inner}.*") if get_origin(field.annotation) in (dict, list) else (inner,):
+                yield from fields_of(section, f"{known}.")
+
+
+def _resolved(cfg: Any, kind: type[Section]) -> dict[str, Any]:
+    try:
+        values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        name = str(error.full_key)
+        raise UserError(_missing(name, _field_at(kind, name.split(".")))) from error
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{error.full_key} cannot be read: {reason}; ${{ begins a reference to another key") from error
+    return dict(values)  # type: ignore[arg-type]
+
+
+def _sentence(error: ValidationError, kind: type[Section], values: dict[str, Any]) -> str:
+    first = error.errors(include_url=False)[0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, UserError):  # a rule of several keys, which has its own words
+        return str(cause)
+    path = [part for part in first["loc"] if not str(part).startswith("<")]
+    field, met = _met(kind, path)
+    is_whole, path = met == path, met
+    name, value = ".".join(map(str, path)), _value_at(values, path)
+    if first["type"] == "extra_forbidden":
+        return f"there is no key {'.'.join(map(str, first['loc']))} here; conf/ lists them all"
+    if field is None or (first["type"] == "missing" and is_whole) or (value is None and _extra(field, "example")):
+        return _missing(name, field)
+    if words := _words(field.annotation):
+        near = difflib.get_close_matches(str(value), words, n=1)
+        return f"{name}={shown(value)} is none of {', '.join(words)}" + (f"; did you mean {near[0]}?" if near else "")
+    way_out = _extra(field, "way_out")
+    must = _extra(field, "must") or _allowed(field.annotation, field.metadata)
+    example = f", for example {name}={given}" if (given := _extra(field, "example")) else ""
+    return f"{name}={shown(value)} must be {must}{example}" + (f"; {way_out}" if way_out else "")
+
+
+def _missing(name: str, field: FieldInfo | None) -> str:
+    if field is not None and (example := _extra(field, "example")):
+        return f"{name} is missing; say which, for example {name}={example}"
+    return f"{name} is missing" + (f": {field.description}" if field is not None else "")
+
+
+def _met(kind: type[Section], path: list[Any]) -> tuple[FieldInfo | None, list[Any]]:
+    """The innermost key on the path of an error, and its own path: what lies deeper is a part of its value."""
+    field: FieldInfo | None = None
+    kinds, met = [kind], list[Any]()
+    for part in path:
+        found = next((f for k in kinds for n, f in k.model_fields.items() if part in (n, f.alias)), None)
+        if found is not None:
+            field, kinds, met = found, _sections(found.annotation), [*met, part]
+        elif field is not None and kinds and get_origin(field.annotation) in (dict, list):
+            met = [*met, part]
+        else:
+            break
+    return field, met
+
+
+def _field_at(kind: type[Section], path: list[str]) -> FieldInfo | None:
+    return _met(kind, path)[0]
+
+
+def _value_at(values: Any, path: list[Any]) -> Any:
+    for part in path:
+        try:
+            values = values[part]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return values
+
+
+def _extra(field: FieldInfo, name: str) -> str:
+    extra = field.json_schema_extra
+    return str(extra.get(name, "")) if isinstance(extra, dict) else ""
+
+
+def _sections(annotation: Any) -> list[type[Section]]:
+    """The sections that a key may hold, also in a list or by names."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in _sections(part)]
+
+
+def _words(annotation: Any) -> list[str]:
+    """Those that a key may be, where it may be no other."""
+    words = get_args(annotation) if get_origin(annotation) is Literal else ()
+    return list(dict.fromkeys(map(shown, words)))
+
+
+def _allowed(annotation: Any, metadata: list[Any]) -> str:
+    """What a value must be, by its type and range."""
+    if get_origin(annotation) is Annotated:
+        annotation, *more = get_args(annotation)
+        return _allowed(annotation, [*metadata, *more])
+    if get_origin(annotation) in (Union, types.UnionType):
+        kinds = [_allowed(one, metadata) for one in get_args(annotation) if one is not type(None)]
+        return ", or ".join([*kinds, *(["null"] if type(None) in get_args(annotation) else [])])
+    if annotation is bool:
+        return "true or false"
+    if annotation in (int, float):
+        return ("a whole number" if annotation is int else "a number") + _range(metadata)
+    return "text" if annotation is str else "a list" if get_origin(annotation) is list else "a section of keys"
+
+
+def _range(metadata: list[Any]) -> str:
+    names = ("ge", "gt", "le", "lt")
+    limits = {name: getattr(limit, name) for limit in metadata for name in names if hasattr(limit, name)}
+    least, above, most, below = map(limits.get, names)
+    end = f" to {most}" if most is not None else f" to below {below}" if below is not None else ""
+    if least is not None and end:
+        return f" from {least}{end}"
+    if above is not None:
+        return f" above {above}" + (f" and at most {most}" if most is not None else "")
+    return f" of at least {least}" if least is not None else ""
