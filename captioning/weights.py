@@ -1,4 +1,4 @@
-"""Where a captioner's weights lie: a run, a `.ckpt` file, a folder or hub name of transformers. Told without torch."""
+"""Where a captioner's weights lie: a run, a `.ckpt` file, a folder or hub name of transformers. Found without torch."""
 
 import json
 from collections.abc import Iterable
@@ -11,10 +11,11 @@ from omegaconf import DictConfig
 
 from captioning.errors import UserError
 from captioning.hub import could_be_hub_name, fetched_file
+from captioning.model.encoders import ENCODERS
 from captioning.runs import checkpoint_file
 
 EXAMPLE = "nlpconnect/vit-gpt2-image-captioning"
-HALVES = {"encoder": "vit", "decoder": "gpt2"}
+HALVES = {"encoder": tuple(ENCODERS), "decoder": ("gpt2",)}  # the architectures of each, by transformers' names
 FILES = "config.json, model.safetensors, preprocessor_config.json and the tokenizer's files"
 # What model.init_from leaves to the configuration; all else of the model comes from there.
 STILL_FREE = ("init_from", "dropout", "attention_dropout", "gradient_checkpointing", "compile")
@@ -22,7 +23,7 @@ STILL_FREE = ("init_from", "dropout", "attention_dropout", "gradient_checkpointi
 
 @dataclass(frozen=True)
 class HuggingFaceModel:
-    """transformers' `VisionEncoderDecoderModel` of a ViT and a GPT-2, and the key that named it."""
+    """transformers' `VisionEncoderDecoderModel` of one of `ENCODERS` and a GPT-2, and the key that named it."""
 
     name: str  # hub name or local folder
     key: str
@@ -44,7 +45,7 @@ def find_weights(given: str | Path, key: str = "checkpoint", allow_pickle: bool 
         config = _fetched_config(str(given), key)
     else:
         return checkpoint_file(given, key)
-    _require_vit_gpt2(_read(config, given, key), given, key)
+    _require_known_halves(_read(config, given, key), given, key)
     return HuggingFaceModel(str(given), key, allow_pickle)
 
 
@@ -90,19 +91,22 @@ def _read(config: Path, given: str | Path, key: str) -> dict[str, Any]:
     return contents if isinstance(contents, dict) else {}
 
 
-def _require_vit_gpt2(config: dict[str, Any], given: str | Path, key: str) -> None:
-    way_out = f"give a VisionEncoderDecoderModel of a ViT and a GPT-2, such as {EXAMPLE}"
+def _require_known_halves(config: dict[str, Any], given: str | Path, key: str) -> None:
+    encoders = " or ".join(family.name for family in ENCODERS.values())
+    way_out = f"give a VisionEncoderDecoderModel of a {encoders} and a GPT-2, such as {EXAMPLE}"
     kind = config.get("model_type")
-    if kind in HALVES.values():
-        half = next(half for half, its_kind in HALVES.items() if its_kind == kind)
-        raise UserError(
-            f"{key}={given} is a {kind} model alone, half a captioner; {way_out}, or train one with "
-            f"model.{half}={given}"
-        )
+    for half, known in HALVES.items():
+        if kind in known:
+            raise UserError(
+                f"{key}={given} is a {kind} model alone, half a captioner; {way_out}, or train one with "
+                f"model.{half}={given}"
+            )
     if kind != "vision-encoder-decoder":
         raise UserError(f"{key}={given} is a {kind} model, by its config.json; {way_out}")
-    for half, needed in HALVES.items():
+    for half, known in HALVES.items():
         part = config.get(half)
         found = part.get("model_type") if isinstance(part, dict) else None
-        if found != needed:
-            raise UserError(f"{key}={given} has a {found} as its {half}, and a {needed} is needed; {way_out}")
+        if found not in known:
+            raise UserError(
+                f"{key}={given} has a {found} as its {half}, and a {' or '.join(known)} is needed; {way_out}"
+            )

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "config": SMALL,
     "cli": SMALL | {"config", "runs", "weights"},
     "runs": SMALL,
-    "weights": SMALL | {"runs"},
+    "weights": SMALL | {"runs", "model.encoders"},
 }
 # Where everything is put together, as in a script.
 SEE_ALL = {"captioning.training.run", "captioning.prediction.run"}

@@ -1,7 +1,7 @@
 """Where the decoder looks: the weights of its cross-attention, for one picture and one caption.
 
-Letters: T tokens of the caption, L layers, P encoded patches (CLS included), D decoder width, H and W picture height
-and width.
+Letters: T tokens of the caption, L layers, P encoded patches (prefix tokens included), D decoder width, H and W
+picture height and width.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,8 +26,8 @@ def cross_attention(
     """How much each patch was attended to when each token of a caption was chosen: (T, rows, columns) float32.
 
     Map t is of the position that is fed token t - 1 (BOS for the first) and predicts token t. Heads are averaged, and
-    then layers. ViT's CLS position has no place in the picture and is left out; what remains isn't scaled up, so the
-    sum of a map is the share of attention that the patches got, at most 1.
+    then layers. Prefix tokens have no place in the picture and are left out; what remains isn't scaled up, so the sum
+    of a map is the share of attention that the patches got, at most 1.
 
     Args:
         captioner: in eval mode.
@@ -45,7 +45,7 @@ def cross_attention(
             use_cache=False,
         )
     attended = torch.stack(weights).float().mean((0, 1, 2))  # (L, 1, heads, T, P) -> (T, P)
-    return attended[:, 1:].unflatten(1, _patch_grid(captioner, pixel_values))
+    return attended[:, captioner.prefix_tokens :].unflatten(1, captioner.patch_grid(pixel_values.shape[-2:]))
 
 
 @contextmanager
@@ -65,9 +65,3 @@ def _weights_of(layers: Sequence[nn.Module], decoder: Any) -> Iterator[list[Tens
         decoder.set_attn_implementation(usual)
         for hook in hooks:
             hook.remove()
-
-
-def _patch_grid(captioner: ImageCaptioner, pixel_values: Tensor) -> tuple[int, int]:
-    patch = captioner.network.encoder.config.patch_size
-    high, wide = (patch, patch) if isinstance(patch, int) else patch
-    return pixel_values.shape[-2] // high, pixel_values.shape[-1] // wide

@@ -1,14 +1,6 @@
-"""Captioners from pretrained checkpoints, from scratch, or from what was trained before: what `conf/model` names.
+"""Ways to a captioner: from pretrained halves, from scratch, from its description, from weights that were found.
 
-What `conf/model` may not say, refused in a sentence that names the key and the value met.
-
-Switches of a captioner that change its speed and memory, and none of its numbers.
-
-Captioners from pretrained checkpoints or from scratch: what `conf/model` instantiates.
-
-A captioner that was trained before, made ready to be trained on.
-
-Weights that were found to a captioner ready to generate.
+`conf/model` names the first two; `fine_tuned` makes one of the last ready to be trained on.
 """
 
 import logging
@@ -18,33 +10,26 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    VisionEncoderDecoderConfig,
-    ViTConfig,
-    ViTModel,
-)
+from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel, VisionEncoderDecoderConfig
 
 from captioning.data.batch import PictureFormat
 from captioning.data.tokenizer import CaptionTokenizer
 from captioning.errors import UserError, require_whole
 from captioning.model.captioner import ImageCaptioner, group_of
+from captioning.model.encoders import ENCODERS, FROM_SCRATCH, family_of, picture_size, resized
 from captioning.model.huggingface import (
     compose,
-    interpolate_positions,
     joined,
     load_config,
     load_model,
     load_picture_format,
     load_weights,
-    picture_size,
     quick_activation,
-    resized,
 )
 from captioning.runs import read_checkpoint
 from captioning.weights import HuggingFaceModel
@@ -109,7 +94,7 @@ def _require_compiler() -> None:
 
 
 NEW = "cross_attention"  # the group that no checkpoint has pretrained
-POSITION_SPREAD = 0.7  # standard deviation of a new ViT's position embeddings
+POSITION_SPREAD = 0.7  # standard deviation of a new encoder's position embeddings
 
 
 def from_pretrained(
@@ -126,10 +111,10 @@ def from_pretrained(
     bos_token_id: int,
     eos_token_id: int,
 ) -> ImageCaptioner:
-    """A pretrained ViT and a pretrained GPT-2, joined by new cross-attention layers.
+    """A pretrained encoder and a pretrained GPT-2, joined by new cross-attention layers.
 
     Args:
-        encoder: hub name or local folder of a ViT.
+        encoder: hub name or local folder of one of `ENCODERS`.
         decoder: hub name or local folder of a GPT-2.
         image_size: pixels; other than the checkpoint's, its position embeddings are interpolated. None keeps it.
         dropout: of the decoder's embeddings and residual branches.
@@ -145,8 +130,8 @@ def from_pretrained(
     check_dropouts(dropout=dropout, attention_dropout=attention_dropout)
     if image_size is not None:
         check_sizes(image_size=image_size)
-    encoder_config = load_config(encoder, ViTConfig, "model.encoder")
-    decoder_config = load_config(decoder, GPT2Config, "model.decoder")
+    encoder_config = load_config(encoder, ENCODERS, "model.encoder")
+    decoder_config = load_config(decoder, [GPT2Config.model_type], "model.decoder")
     if decoder_config.vocab_size != vocab_size:
         raise UserError(
             f"model.decoder={decoder} has {decoder_config.vocab_size} tokens and the data's tokenizer {vocab_size}; "
@@ -163,8 +148,10 @@ def from_pretrained(
             "eos_token_id": eos_token_id,
         }
     )
-    vit = load_weights(
-        ViTModel, encoder, encoder_config, "model.encoder", allow_pickle=allow_pickle, add_pooling_layer=False
+    family = ENCODERS[encoder_config.model_type]
+    encoder_config.update(family.config)
+    encoded = load_weights(
+        family.model, encoder, encoder_config, "model.encoder", allow_pickle=allow_pickle, **family.arguments
     )
     gpt2 = load_weights(
         GPT2LMHeadModel,
@@ -175,10 +162,10 @@ def from_pretrained(
         allow_pickle=allow_pickle,
     )
     picture_format = load_picture_format(encoder, encoder_config, "model.encoder")
-    if image_size is not None and (image_size, image_size) != picture_size(encoder_config):
-        interpolate_positions(vit, image_size)
-    captioner = ImageCaptioner(joined(vit, gpt2), resized(picture_format, picture_size(vit.config)))
+    captioner = ImageCaptioner(joined(encoded, gpt2), picture_format)
     log.info("new, in no checkpoint: %s", ", ".join(_layers_together(n for n, _ in captioner.parameters_of(NEW))))
+    if image_size is not None:
+        captioner = _changed(captioner, image_size)
     return switched(captioner, gradient_checkpointing, compile)
 
 
@@ -230,7 +217,8 @@ def from_scratch(
     )
     check_positive(initializer_range=initializer_range, pixel_std=pixel_std)
     check_dropouts(dropout=dropout, attention_dropout=attention_dropout)
-    encoder_config = ViTConfig(
+    encoder_config = AutoConfig.for_model(
+        FROM_SCRATCH.model_type,
         hidden_size=encoder_width,
         num_hidden_layers=encoder_layers,
         num_attention_heads=encoder_heads,
@@ -254,9 +242,10 @@ def from_scratch(
         eos_token_id=eos_token_id,
         initializer_range=initializer_range,
     )
-    encoder, decoder = ViTModel(encoder_config, add_pooling_layer=False), GPT2LMHeadModel(decoder_config)
+    encoder = FROM_SCRATCH.model(encoder_config, **FROM_SCRATCH.arguments)
+    decoder = GPT2LMHeadModel(decoder_config)
     # Beside what a patch shows, a position of the usual spread is too faint to be learned in minutes.
-    nn.init.normal_(encoder.embeddings.position_embeddings, std=POSITION_SPREAD)
+    nn.init.normal_(encoder.get_parameter(FROM_SCRATCH.positions), std=POSITION_SPREAD)
     picture_format = PictureFormat((image_size, image_size), mean=(pixel_mean,) * 3, std=(pixel_std,) * 3)
     captioner = ImageCaptioner(joined(encoder, decoder), picture_format)
     return switched(captioner, gradient_checkpointing, compile)
@@ -299,19 +288,23 @@ def fine_tuned(
     check_dropouts(dropout=dropout, attention_dropout=attention_dropout)
     if image_size is not None:
         check_sizes(image_size=image_size)
-    description = captioner.description()
-    description["network"]["decoder"] |= {
-        "embd_pdrop": dropout,
-        "resid_pdrop": dropout,
-        "attn_pdrop": attention_dropout,
-    }
-    trained = from_description(description)
-    trained.load_state_dict(captioner.state_dict())
-    encoder: Any = trained.network.encoder
-    if image_size is not None and (image_size, image_size) != picture_size(encoder.config):
-        interpolate_positions(encoder, image_size)
-        trained.picture_format = resized(trained.picture_format, picture_size(encoder.config))
+    trained = _changed(captioner, image_size, embd_pdrop=dropout, resid_pdrop=dropout, attn_pdrop=attention_dropout)
     return switched(trained, gradient_checkpointing, compile)
+
+
+def _changed(captioner: ImageCaptioner, image_size: int | None, **decoder: float) -> ImageCaptioner:
+    """The same weights for pictures of another size and with these values in the decoder's configuration."""
+    description, state = captioner.description(), captioner.state_dict()
+    description["network"]["decoder"] |= decoder
+    encoder: Any = captioner.network.encoder
+    if image_size is not None and (image_size, image_size) != picture_size(encoder.config):
+        family = family_of(encoder)
+        state[f"network.encoder.{family.positions}"] = family.interpolated_positions(encoder, image_size)
+        description["network"]["encoder"]["image_size"] = image_size
+        description["picture_format"] = asdict(resized(captioner.picture_format, (image_size, image_size)))
+    changed = from_description(description)
+    changed.load_state_dict(state)
+    return changed
 
 
 WEIGHTS = "captioner."  # the captioner's name in the LightningModule, and so in its state dict

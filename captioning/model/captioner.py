@@ -1,12 +1,12 @@
-"""The captioner: a ViT whose output GPT-2 attends to, trained on rows of several captions per encoded picture.
+"""The captioner: an encoder whose output GPT-2 attends to, trained on rows of several captions per encoded picture.
 
-Letters: B rows (one picture each), P encoded patches (CLS included), S packed tokens of a row, N labelled positions
-of the batch, D decoder width, V vocabulary, H and W picture height and width.
+Letters: B rows (one picture each), P encoded patches (prefix tokens included), S packed tokens of a row, N labelled
+positions of the batch, D decoder width, V vocabulary, H and W picture height and width.
 """
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import VisionEncoderDecoderModel
 
 from captioning.data.batch import IGNORE, CaptionBatch, PictureFormat
-from captioning.model.cpu import use_products
+from captioning.model.encoders import family_of, patch_grid, picture_size
 from captioning.model.loss import summed_cross_entropy, summed_nats
 
 GROUPS = ("cross_attention", "decoder", "encoder")  # what stages train, see conf/stage
@@ -41,7 +41,6 @@ class ImageCaptioner(nn.Module):
     def __init__(self, network: VisionEncoderDecoderModel, picture_format: PictureFormat):
         super().__init__()
         self.network = network
-        use_products(network)
         self.picture_format = picture_format
         # Constants of the checkpoint's processor: on the model's device, but not weights.
         mean, std = torch.tensor(picture_format.mean), torch.tensor(picture_format.std)
@@ -120,6 +119,11 @@ class ImageCaptioner(nn.Module):
         """The named parameters of one of `GROUPS`; together the groups hold each parameter once."""
         return ((name, p) for name, p in self.network.named_parameters() if group_of(name) == group)
 
+    def is_decayed(self, name: str, parameter: nn.Parameter) -> bool:
+        """Whether weight decay is for it: matrices, not biases, norms, prefix tokens and positions (as in timm)."""
+        vectors = {f"encoder.{inside}" for inside in family_of(self.network.encoder).undecayed}
+        return parameter.ndim >= 2 and name not in vectors and "wpe" not in name
+
     def set_trainable(self, groups: Collection[str]) -> None:
         """Let exactly `groups` train: the rest needs no gradient and is in eval mode, its dropout off.
 
@@ -134,11 +138,20 @@ class ImageCaptioner(nn.Module):
             module.training = group_of(name) in groups or any(p.requires_grad for p in module.parameters())
         self.training = any(p.requires_grad for p in self.parameters())
 
+    @property
+    def prefix_tokens(self) -> int:
+        """How many of the P have no place in the picture; they come first."""
+        return family_of(self.network.encoder).prefix_tokens(self.network.encoder)
+
+    def patch_grid(self, size: Sequence[int]) -> tuple[int, int]:
+        """(rows, columns) of the other P, for a picture of (H, W)."""
+        return patch_grid(self.network.encoder.config, size)
+
     def encoder_shape(self) -> tuple[int, int]:
         """(P, encoder width) of one picture's encoder states."""
-        encoder: Any = self.network.encoder
-        _, patches, width = encoder.embeddings.position_embeddings.shape
-        return patches, width
+        config: Any = self.network.encoder.config
+        rows, columns = self.patch_grid(picture_size(config))
+        return self.prefix_tokens + rows * columns, config.hidden_size
 
     def encoder_fingerprint(self) -> str:
         """A digest of the encoder's weights and architecture, the same wherever they were loaded from."""

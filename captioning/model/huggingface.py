@@ -1,16 +1,11 @@
-"""Weights in and out of the Hugging Face ecosystem, checked: every one is loaded or listed as new.
+"""Weights in and out of transformers' formats, checked: every one is loaded or listed as new, none fetched in silence.
 
-Pretrained weights in, checked: every weight is loaded or listed as new, and nothing is fetched in silence.
-
-Also what another picture size changes of them.
-
-Whole captioners in and out of transformers' format: a folder or hub name of its `VisionEncoderDecoderModel`.
+Encoder and decoder come in alone, or together as its `VisionEncoderDecoderModel`, and go out together.
 """
 
 import logging
 import pickle
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +15,6 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
-    CLIPImageProcessor,
     GenerationConfig,
     GPT2Config,
     GPT2LMHeadModel,
@@ -28,9 +22,6 @@ from transformers import (
     PreTrainedModel,
     VisionEncoderDecoderConfig,
     VisionEncoderDecoderModel,
-    ViTConfig,
-    ViTImageProcessor,
-    ViTModel,
 )
 from transformers.utils import logging as transformers_logging
 
@@ -38,18 +29,17 @@ from captioning.data.batch import PictureFormat
 from captioning.errors import UserError
 from captioning.hub import out_of_reach
 from captioning.model.captioner import ImageCaptioner
+from captioning.model.cpu import use_products
+from captioning.model.encoders import ENCODERS, family_of, picture_format_of, processor_of
 
 log = logging.getLogger(__name__)
 
-# Pillow's numbers, which processors store.
-RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 
-
-def load_config(name: str, kind: type[PreTrainedConfig], key: str) -> Any:
+def load_config(name: str, model_types: Collection[str], key: str) -> Any:
     """The configuration of the checkpoint `name` (hub name or local folder).
 
     Raises:
-        UserError: if it cannot be had, or describes another architecture than `kind`.
+        UserError: if it is not available, or describes none of these architectures.
     """
     if not isinstance(name, str) or not name:
         raise UserError(f"{key}={name} must be a hub name or a local folder")
@@ -57,8 +47,9 @@ def load_config(name: str, kind: type[PreTrainedConfig], key: str) -> Any:
         config = AutoConfig.from_pretrained(name, local_files_only=out_of_reach(), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise _unavailable(name, key, "config.json") from error
-    if not isinstance(config, kind):
-        raise UserError(f"{key}={name} is a {config.model_type} model; a {kind.model_type} model is needed here")
+    if config.model_type not in model_types:
+        needed = " or ".join(model_types)
+        raise UserError(f"{key}={name} is a {config.model_type} model; a {needed} model is needed here")
     return config
 
 
@@ -79,7 +70,7 @@ def load_weights(
     PyTorch's own files too, but as data: what would run code is refused. Code that comes with a model never runs.
 
     Raises:
-        UserError: if the weights cannot be had, or lack one, or hold one of another shape.
+        UserError: if they are not available, lack a weight, or hold one of another shape.
     """
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # its load report says in a table what we check and log in a line
@@ -103,7 +94,7 @@ def load_weights(
     except (OSError, SafetensorError) as error:
         if not allow_pickle and _lacks_safetensors(name):
             raise UserError(
-                f"{key}={name} has no model.safetensors that can be had; weights in a pickle (pytorch_model.bin) are "
+                f"{key}={name} has no model.safetensors; weights in a pickle (pytorch_model.bin) are "
                 "read with allow_pickle=true alone, as data: code in them does not run even so"
             ) from error
         raise _unavailable(name, key, "model.safetensors") from error
@@ -130,8 +121,8 @@ def _lacks_safetensors(name: str) -> bool:
     return (folder / "pytorch_model.bin").is_file() and not (folder / "model.safetensors").is_file()
 
 
-def load_picture_format(name: str, config: ViTConfig, key: str) -> PictureFormat:
-    """How the checkpoint's own processor prepares pictures: size, mean, std and filter.
+def load_picture_format(name: str, config: Any, key: str) -> PictureFormat:
+    """How the checkpoint's own processor prepares pictures, at the size that its encoder takes.
 
     Raises:
         UserError: if the checkpoint has no `preprocessor_config.json`.
@@ -140,31 +131,7 @@ def load_picture_format(name: str, config: ViTConfig, key: str) -> PictureFormat
         processor = AutoImageProcessor.from_pretrained(name, local_files_only=out_of_reach(), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise _unavailable(name, key, "preprocessor_config.json") from error
-    size = processor.size
-    shortest = size.get("shortest_edge") if processor.do_resize else None
-    final = processor.crop_size if getattr(processor, "do_center_crop", False) else size
-    height, width = picture_size(config)
-    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
-    # Its statistics are of bytes times this factor, usually 1/255; ours are of values in 0..1.
-    scale = 255 * (processor.rescale_factor if processor.do_rescale else 1)
-    return PictureFormat(
-        size=(final.get("height") or height, final.get("width") or width),
-        mean=_of_channels(mean, scale),
-        std=_of_channels(std, scale),
-        resample=RESAMPLING[int(processor.resample)],
-        resize_shortest=shortest,
-    )
-
-
-def _of_channels(values: Sequence[float], scale: float) -> tuple[float, float, float]:
-    red, green, blue = (value / scale for value in values)
-    return red, green, blue
-
-
-def picture_size(config: ViTConfig) -> tuple[int, int]:
-    """(height, width) of the pictures that a ViT takes, in pixels; a configuration may give one number for both."""
-    size = config.image_size
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
+    return picture_format_of(processor, config)
 
 
 def _unavailable(name: str, key: str, file: str) -> UserError:
@@ -184,31 +151,6 @@ def quick_activation(config: GPT2Config) -> None:
         config.activation_function = "gelu_pytorch_tanh"
 
 
-def interpolate_positions(encoder: ViTModel, image_size: int) -> None:
-    """Resize a ViT to pictures of `image_size` pixels; its position embeddings are interpolated (bicubic), in place."""
-    embeddings, config = encoder.embeddings, encoder.config
-    patch_size: Any = config.patch_size
-    if image_size < 1 or image_size % patch_size:
-        raise UserError(f"model.image_size={image_size} must be a multiple of the patch size {patch_size}")
-    patches = (image_size // patch_size) ** 2
-    with torch.no_grad():
-        as_if = torch.empty(1, patches + 1, config.hidden_size)
-        positions = embeddings.interpolate_pos_encoding(as_if, image_size, image_size)
-    embeddings.position_embeddings = nn.Parameter(positions.clone())
-    embeddings.image_size = embeddings.patch_embeddings.image_size = (image_size, image_size)
-    embeddings.patch_embeddings.num_patches = patches
-    config.image_size = image_size
-
-
-def resized(picture_format: PictureFormat, size: tuple[int, int]) -> PictureFormat:
-    """The same format for pictures of (height, width) pixels; where the middle is cut out, the same part of it."""
-    shortest = picture_format.resize_shortest
-    if shortest is not None:
-        shortest = round(shortest * min(size) / min(picture_format.size))
-    return replace(picture_format, size=size, resize_shortest=shortest)
-
-
-POOLER = "encoder.pooler."  # a ViT's layer for classification, which captions don't need
 # Of a checkpoint's generation settings, those that `decoding` decides instead.
 OVERRULED = (
     *("max_length", "max_new_tokens", "min_length", "num_beams", "early_stopping", "length_penalty"),
@@ -223,22 +165,25 @@ def load_model(name: str, key: str, allow_pickle: bool = False) -> ImageCaptione
     and become its decoder's.
 
     Raises:
-        UserError: if weights, configuration or processor cannot be had, do not fit together, or name no BOS or EOS.
+        UserError: if weights, configuration or processor are not available, don't fit, or name no BOS or EOS.
     """
-    config = load_config(name, VisionEncoderDecoderConfig, key)
+    config = load_config(name, [VisionEncoderDecoderConfig.model_type], key)
+    family = ENCODERS[config.encoder.model_type]
+    config.encoder.update(family.config)
     quick_activation(config.decoder)
     network = load_weights(
         VisionEncoderDecoderModel,
         name,
         config,
         key,
-        may_be_new=lambda weight: weight.startswith(POOLER),
+        may_be_new=lambda weight: family.spare is not None and weight.startswith(f"encoder.{family.spare}."),
         allow_pickle=allow_pickle,
     )
-    network.encoder.pooler = None
+    if family.spare is not None:
+        setattr(network.encoder, family.spare, None)
+    use_products(network)
     _take_special_tokens(network, name, key)
-    picture_format = resized(load_picture_format(name, config.encoder, key), picture_size(config.encoder))
-    return ImageCaptioner(network, picture_format).eval()
+    return ImageCaptioner(network, load_picture_format(name, config.encoder, key)).eval()
 
 
 def _take_special_tokens(network: VisionEncoderDecoderModel, name: str, key: str) -> None:
@@ -279,7 +224,7 @@ def save_model(captioner: ImageCaptioner, folder: Path, generation: dict[str, An
 
     `generation` holds keys of transformers' `GenerationConfig`; BOS, EOS and padding are the captioner's own.
     """
-    network = _with_pooler(captioner)
+    network = _with_spare_module(captioner)
     config: Any = captioner.network.config
     bos, eos, pad = config.decoder.bos_token_id, config.decoder.eos_token_id, config.pad_token_id
     network.generation_config = GenerationConfig(
@@ -288,46 +233,37 @@ def save_model(captioner: ImageCaptioner, folder: Path, generation: dict[str, An
     network.save_pretrained(folder)
     for file in folder.iterdir():  # safetensors gives the file to its owner alone
         file.chmod(file.stat().st_mode | (folder / "config.json").stat().st_mode)
-    _image_processor(captioner.picture_format).save_pretrained(folder)
+    processor_of(captioner.picture_format).save_pretrained(folder)
 
 
-def _with_pooler(captioner: ImageCaptioner) -> VisionEncoderDecoderModel:
-    """The network with the pooler that transformers would otherwise miss, of zeros: its output goes nowhere."""
+def _with_spare_module(captioner: ImageCaptioner) -> VisionEncoderDecoderModel:
+    """The network with the module that transformers would otherwise miss, of zeros: its output goes nowhere."""
     config: Any = captioner.network.config
-    network: Any = compose(config.encoder, config.decoder)
-    network.encoder.pooler = ViTModel(config.encoder).pooler
-    for weight in network.encoder.pooler.parameters():
-        nn.init.zeros_(weight)
+    family, network = family_of(captioner.network.encoder), compose(config.encoder, config.decoder)
+    if family.spare is not None:
+        spare = getattr(family.model(config.encoder), family.spare)
+        for weight in spare.parameters():
+            nn.init.zeros_(weight)
+        setattr(network.encoder, family.spare, spare)
     network.load_state_dict(captioner.network.state_dict(), strict=False)
     return network.eval()
 
 
-def _image_processor(picture_format: PictureFormat) -> Any:
-    height, width = picture_format.size
-    size = {"height": height, "width": width}
-    common: dict[str, Any] = {
-        "image_mean": list(picture_format.mean),
-        "image_std": list(picture_format.std),
-        "resample": {name: number for number, name in RESAMPLING.items()}[picture_format.resample],
-    }
-    if picture_format.resize_shortest is None:
-        return ViTImageProcessor(size=size, **common)
-    return CLIPImageProcessor(size={"shortest_edge": picture_format.resize_shortest}, crop_size=size, **common)
-
-
-def compose(encoder_config: ViTConfig, decoder_config: GPT2Config) -> VisionEncoderDecoderModel:
+def compose(encoder_config: Any, decoder_config: GPT2Config) -> VisionEncoderDecoderModel:
     """A `VisionEncoderDecoderModel` of this architecture with random weights."""
-    return joined(ViTModel(encoder_config, add_pooling_layer=False), GPT2LMHeadModel(decoder_config))
+    family = ENCODERS[encoder_config.model_type]
+    return joined(family.model(encoder_config, **family.arguments), GPT2LMHeadModel(decoder_config))
 
 
-def joined(encoder: ViTModel, decoder: GPT2LMHeadModel) -> VisionEncoderDecoderModel:
-    """Both halves as one `VisionEncoderDecoderModel`, with the settings that its `generate` reads."""
+def joined(encoder: PreTrainedModel, decoder: GPT2LMHeadModel) -> VisionEncoderDecoderModel:
+    """Both halves as one `VisionEncoderDecoderModel`, with the token ids that its `generate` reads."""
     network = VisionEncoderDecoderModel(encoder=encoder, decoder=decoder)
+    use_products(network)
     config = decoder.config
-    for settings in (network.config, network.generation_config):
-        settings.decoder_start_token_id = config.bos_token_id
-        settings.bos_token_id = config.bos_token_id
-        settings.eos_token_id = config.eos_token_id
+    for part in (network.config, network.generation_config):
+        part.decoder_start_token_id = config.bos_token_id
+        part.bos_token_id = config.bos_token_id
+        part.eos_token_id = config.eos_token_id
         # unused by us; generate() fills finished captions with it
-        settings.pad_token_id = config.eos_token_id if config.pad_token_id is None else config.pad_token_id
+        part.pad_token_id = config.eos_token_id if config.pad_token_id is None else config.pad_token_id
     return network

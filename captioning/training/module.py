@@ -77,8 +77,8 @@ def build_optimizer(
     groups = []
     for name in GROUPS:
         parameters = list(captioner.parameters_of(name))
-        decayed = [p for n, p in parameters if is_decayed(n, p)]
-        kept = [p for n, p in parameters if not is_decayed(n, p)]
+        decayed = [p for n, p in parameters if captioner.is_decayed(n, p)]
+        kept = [p for n, p in parameters if not captioner.is_decayed(n, p)]
         groups.append({"name": name, "params": decayed, "weight_decay": weight_decay})
         groups.append({"name": name, "params": kept, "weight_decay": 0.0})
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=betas, fused=fused)
@@ -96,12 +96,6 @@ def check_settings(weight_decay: object, betas: object) -> None:
     pair = betas if isinstance(betas, list | tuple) else ()
     if len(pair) != 2 or not all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in pair):
         raise UserError(f"optimizer.betas={betas} must be two numbers from 0 to below 1, such as [0.9,0.999]")
-
-
-def is_decayed(name: str, parameter: nn.Parameter) -> bool:
-    """Matrices are decayed; biases, norms, the CLS token and position embeddings are not (as in timm and nanoGPT)."""
-    position_like = any(part in name for part in ("cls_token", "position_embeddings", "wpe"))
-    return parameter.ndim >= 2 and not position_like
 
 
 @torch.no_grad()

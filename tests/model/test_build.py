@@ -10,8 +10,8 @@ from captioning.data.batch import pack
 from captioning.errors import UserError
 from captioning.model.build import from_description
 from captioning.model.captioner import GROUPS
+from captioning.model.encoders import resized
 from captioning.model.generation import Greedy, generate
-from captioning.model.huggingface import resized
 
 
 @pytest.fixture(scope="module")

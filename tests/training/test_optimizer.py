@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from captioning.model.build import from_scratch
-from captioning.training.module import build_optimizer, is_decayed, scale_and_clip
+from captioning.training.module import build_optimizer, scale_and_clip
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_the_groups_hold_every_parameter_once(captioner):
 
 
 def test_only_matrices_are_decayed(captioner):
-    names = {name: is_decayed(name, p) for name, p in captioner.network.named_parameters()}
+    names = {name: captioner.is_decayed(name, p) for name, p in captioner.network.named_parameters()}
     assert names["decoder.transformer.h.0.mlp.c_fc.weight"]
     assert names["decoder.transformer.wte.weight"]
     assert not names["decoder.transformer.h.0.mlp.c_fc.bias"]
