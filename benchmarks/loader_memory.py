@@ -76,8 +76,7 @@ def main(part: int) -> int:
     """Print a row for each tenth of the epoch; 1 if a worker's own memory grew."""
     torch.set_num_threads(1)
     data = MadeUpCaptions(part)
-    data.setup()
-    data.fit_to(PictureFormat(size=(16, 16)), max_positions=64)
+    data.connect(data.new_tokenizer(), PictureFormat(size=(16, 16)), max_positions=64)
     print(setting())
     captions = sum(map(len, data.splits["train"].captions))
     print(f"{len(data.splits['train'])} pictures, {captions} captions, {WORKERS} workers; MB a worker")

@@ -161,9 +161,7 @@ class PhotographsConfig(DataConfig):
 class ShapesConfig(DataConfig):
     """Drawn shapes."""
 
-    image_size: Count | None = key(
-        "Pixels of a side.", must="a whole number of pixels", way_out="add model=tiny, or data.image_size=224"
-    )
+    image_size: Count | None = key("Pixels of a side; null draws them at the size that the model takes.")
     train_pictures: Count = key("Pictures to train on.")
     val_pictures: Count = key("Pictures to validate on.")
     test_pictures: Count = key("Pictures to test on.")
@@ -500,10 +498,6 @@ class TrainConfig(Section):
             raise UserError(
                 "self-critical training (stage=scst) goes on from a trained model; say which with "
                 "model.init_from=RUN_DIR, a run of train.py with another stage"
-            )
-        if isinstance(self.data, ShapesConfig) and self.data.image_size is None and self.model.init_from is None:
-            raise UserError(
-                "data.image_size=null must be a whole number of pixels; add model=tiny, or data.image_size=224"
             )
         return self
 

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 
 from captioning.data.batch import FrozenEncoder, PictureFormat
 from captioning.data.datasets import find_photographs
-from captioning.data.encoder_cache import STORED, EncodedFile, EncodedPictures, encode_once
+from captioning.data.encoder_cache import EncodedFile, EncodedPictures, encode_once
 from captioning.data.images import UnreadablePicture, read_picture
 from captioning.data.pixel_cache import Outcome, Places, find_prepared, packs_in, prepare_pictures
 from captioning.data.records import DamagedPicture, Photograph, Split
@@ -78,7 +78,6 @@ class CaptionDataModule(L.LightningDataModule):
         ):
             require_whole(f"data.{name}", value, least)
         self._tokenizer_name = tokenizer
-        self._given_tokenizer: CaptionTokenizer | None = None
         self.batch_size = batch_size
         self._captions_per_image = captions_per_image
         self.max_tokens = max_tokens
@@ -87,46 +86,9 @@ class CaptionDataModule(L.LightningDataModule):
         TrainingTransform(PictureFormat(size=(1, 1)), **augmentation)  # objects to bad values now, not in mid-run
         self._overfit_images = overfit_images
         self.seed = seed
-        self._picture_format: PictureFormat | None = None
-        self._encoder_cache: tuple[Path, str] | None = None
+        self._connection: tuple[CaptionTokenizer, PictureFormat] | None = None
+        self.tokens: dict[str, TokenArrays] = {}
         self._encoded: dict[str, EncodedPictures] = {}
-
-    def fit_to(self, picture_format: PictureFormat, max_positions: int) -> None:
-        """Take over how the model wants its pictures, and refuse captions longer than it has positions for."""
-        if self.max_tokens > max_positions:
-            raise UserError(
-                f"data.max_tokens={self.max_tokens} is more than the decoder's {max_positions} positions; lower it"
-            )
-        self._picture_format = picture_format
-
-    def plan_encoder_cache(self, folder: str, stored_as: str) -> None:
-        """Let `encode` keep what it makes in `folder`, as `bfloat16` or `float32` numbers.
-
-        Raises:
-            UserError: for another number format, or if augmentation shows the encoder a new picture each epoch.
-        """
-        if stored_as not in STORED:
-            raise UserError(f"encoder_cache_dtype={stored_as} is none of {', '.join(STORED)}")
-        off = {"crop_scale": "null", "brightness": "0", "contrast": "0", "flip": "false"}
-        on = [f"data.augmentation.{name}={off[name]}" for name, value in self._augmentation.items() if value]
-        if on and self._overfit_images is None:
-            raise UserError(
-                f"encoder_cache={folder} needs pictures that are the same in every epoch; switch their augmentation "
-                f"off with {' '.join(on)}, or leave encoder_cache=null"
-            )
-        self._encoder_cache = (Path(folder), stored_as)
-
-    def encode(self, encoder: FrozenEncoder) -> None:
-        """Have every picture encoded that the cache lacks; from now on batches hold `encoder_hidden_states`."""
-        assert self._encoder_cache is not None and self._picture_format is not None
-        folder, stored_as = self._encoder_cache
-        self._encoded = encode_once(
-            EncodedFile(folder, encoder, self._picture_format, stored_as),
-            {name: (split.load, len(split)) for name, split in self.splits.items()},
-            EvaluationTransform(self._picture_format),
-            encoder,
-            self._num_workers,
-        )
 
     @abstractmethod
     def read(self) -> dict[str, Split]:
@@ -143,30 +105,83 @@ class CaptionDataModule(L.LightningDataModule):
         log.info("%s", "; ".join(sizes))
         return splits
 
-    def use_tokenizer(self, tokenizer: CaptionTokenizer) -> None:
-        """Tokenise with the one that the model was trained with, whatever the configuration says; before `setup`."""
-        assert "tokenizer" not in vars(self), "captions were tokenised already"
-        self._given_tokenizer = tokenizer
+    def new_tokenizer(self) -> CaptionTokenizer:
+        """The tokenizer of a model that has none yet: GPT-2's, or a small one learned from the training captions.
 
-    @cached_property
-    def tokenizer(self) -> CaptionTokenizer:
-        """The one given, or GPT-2's, or a small one learned from the training captions."""
-        if self._given_tokenizer is not None:
-            return self._given_tokenizer
+        Reads the data set, so that a mistake in it is met before any model is built.
+        """
+        captions = self.splits["train"].captions
         if self._tokenizer_name is not None:
             return CaptionTokenizer.from_pretrained(self._tokenizer_name)
-        return CaptionTokenizer.train(chain.from_iterable(self.splits["train"].captions), self.TRAINED_VOCAB_SIZE)
+        return CaptionTokenizer.train(chain.from_iterable(captions), self.TRAINED_VOCAB_SIZE)
 
-    def setup(self, stage: str | None = None) -> None:
-        """Read and tokenise everything once; `train()` calls it first, so that bad data is met before any model."""
-        self._tokens  # noqa: B018  # computed here, kept by cached_property
+    def connect(
+        self, tokenizer: CaptionTokenizer, picture_format: PictureFormat, max_positions: int, only: str | None = None
+    ) -> None:
+        """Fit captions and pictures to a model; from now on there are batches.
 
-    @cached_property
-    def _tokens(self) -> dict[str, TokenArrays]:
-        return {
-            name: TokenArrays.encode(split.captions, self.tokenizer, self.max_tokens, name)
-            for name, split in self.splits.items()
-        }
+        Args:
+            tokenizer: the model's, whatever the configuration says.
+            picture_format: how its encoder wants pictures.
+            max_positions: tokens that its decoder has positions for.
+            only: the one split that is wanted; None is all.
+
+        Raises:
+            UserError: the data set cannot be read or has no such split, or a caption is longer than the decoder takes.
+        """
+        if only is not None and only not in self.splits:
+            raise UserError(f"split={only} is not in this data set; it has {', '.join(self.splits)}")
+        self._connection = tokenizer, picture_format
+        self.tokens = {}
+        for name in [only] if only else self.splits:
+            tokens = TokenArrays.encode(self.splits[name].captions, tokenizer, self.max_tokens, name)
+            if tokens.longest > max_positions:
+                raise UserError(
+                    f"data.max_tokens={self.max_tokens} is more than the decoder's {max_positions} positions, and a "
+                    f"caption of {name} has {tokens.longest} tokens; lower it"
+                )
+            self.tokens[name] = tokens
+
+    @property
+    def tokenizer(self) -> CaptionTokenizer:
+        """The model's."""
+        return self._connected[0]
+
+    @property
+    def picture_format(self) -> PictureFormat:
+        """How the model's encoder wants pictures."""
+        return self._connected[1]
+
+    @property
+    def _connected(self) -> tuple[CaptionTokenizer, PictureFormat]:
+        assert self._connection, "connect(...) says first which model the data is for"
+        return self._connection
+
+    def require_unaugmented(self, setting: str) -> None:
+        """Raise UserError for a setting that needs pictures which are the same in every epoch, if they are not."""
+        off = {"crop_scale": "null", "brightness": "0", "contrast": "0", "flip": "false"}
+        on = [f"data.augmentation.{name}={off[name]}" for name, value in self._augmentation.items() if value]
+        if on and self._overfit_images is None:
+            raise UserError(
+                f"{setting} needs pictures that are the same in every epoch; switch their augmentation off with "
+                f"{' '.join(on)}, or leave it out"
+            )
+
+    def encode(self, encoder: FrozenEncoder, folder: Path, stored_as: str) -> None:
+        """Have every picture encoded that the cache in `folder` lacks; from now on batches hold its outputs.
+
+        Args:
+            encoder: as it stays for the whole run.
+            folder: of all caches.
+            stored_as: the number format that outputs are kept in, `bfloat16` or `float32`.
+        """
+        self._encoded = encode_once(
+            EncodedFile(folder, encoder, self.picture_format, stored_as),
+            {name: (split.load, len(split)) for name, split in self.splits.items()},
+            EvaluationTransform(self.picture_format),
+            encoder,
+            self._num_workers,
+        )
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled and augmented."""
@@ -182,17 +197,12 @@ class CaptionDataModule(L.LightningDataModule):
 
     def rows(self, split: str, training: bool = False, captions_per_image: int | None = None) -> CaptionRows:
         """The rows of one split, augmented if they are to train on; `captions_per_image` are the usual if not given."""
-        assert self._picture_format is not None, "fit_to comes before any loader is made"
+        evaluation = EvaluationTransform(self.picture_format)
         augmented = training and self._overfit_images is None
-        return CaptionRows(
-            self.splits[split],
-            self._tokens[split],
-            captions_per_image or self._captions_per_image,
-            self.seed,
-            EvaluationTransform(self._picture_format),
-            TrainingTransform(self._picture_format, **self._augmentation) if augmented else None,
-            self._encoded.get(split),
-        )
+        augmentation = TrainingTransform(self.picture_format, **self._augmentation) if augmented else None
+        per_image = captions_per_image or self._captions_per_image
+        parts = self.splits[split], self.tokens[split]
+        return CaptionRows(*parts, per_image, self.seed, evaluation, augmentation, self._encoded.get(split))
 
     def samples(self, count: int) -> tuple[Tensor, list[int | str], list[list[str]]]:
         """Up to `count` validation pictures, spread over the split: (count, 3, H, W) uint8, image ids, captions."""
@@ -307,7 +317,12 @@ class PhotographDataModule(CaptionDataModule):
         self.prepared_folder = self._root / "prepared" if prepared in ("auto", None) else Path(prepared)
 
     def read(self) -> dict[str, Split]:
-        """Read the annotation files and divide the photographs."""
+        """Read the annotation files and divide the photographs; a folder of prepared pictures must hold some."""
+        if self._prepared not in ("auto", None) and not packs_in(self.prepared_folder):
+            raise UserError(
+                f"data.prepared={self._prepared} holds no prepared pictures; make them with python prepare.py and the "
+                "same data=... data.root=... data.prepared=..., or leave data.prepared out"
+            )
         divided = self._divided().items()
         return {name: _split(photographs, self._on_missing) for name, photographs in divided if photographs}
 
@@ -318,18 +333,13 @@ class PhotographDataModule(CaptionDataModule):
         paths = [photograph.path for photograph in self._divided()["train"]]
         return prepare_pictures(self.prepared_folder, self._root, paths, size, num_workers)
 
-    def setup(self, stage: str | None = None) -> None:
-        """As before; a folder of prepared pictures that was named must hold some."""
-        if self._prepared not in ("auto", None) and not packs_in(self.prepared_folder):
-            raise UserError(
-                f"data.prepared={self._prepared} holds no prepared pictures; make them with python prepare.py and the "
-                "same data=... data.root=... data.prepared=..., or leave data.prepared out"
-            )
-        super().setup(stage)
-
-    def fit_to(self, picture_format: PictureFormat, max_positions: int) -> None:
+    def connect(
+        self, tokenizer: CaptionTokenizer, picture_format: PictureFormat, max_positions: int, only: str | None = None
+    ) -> None:
         """As before; it also settles from where training reads its pictures, for that depends on their size."""
-        super().fit_to(picture_format, max_positions)
+        super().connect(tokenizer, picture_format, max_positions, only)
+        if only not in (None, "train"):
+            return
         if self._prepared is not None and self._overfit_images is None:
             files = self.splits["train"].load
             assert isinstance(files, PhotographFiles)

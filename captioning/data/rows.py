@@ -84,6 +84,11 @@ class TokenArrays:
         return np.diff(self._shared[2].numpy())
 
     @property
+    def longest(self) -> int:
+        """Targets of the longest caption: its tokens and EOS."""
+        return int(np.diff(self._shared[1].numpy()).max(initial=1)) - 1
+
+    @property
     def caption_count(self) -> int:
         return len(self._shared[1]) - 1
 

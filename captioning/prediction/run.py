@@ -58,14 +58,12 @@ def found_pictures(cfg: DictConfig, output: Path) -> FoundPictures | None:
 
 def split_of(cfg: DictConfig, captioner: ImageCaptioner, tokenizer: CaptionTokenizer) -> CaptionedSplit:
     """The split that `data` and `split` name, as the captioner wants it."""
-    from captioning.prediction.splits import read_split
+    from captioning.prediction.splits import CaptionedSplit
 
-    if "image_size" in cfg.data:  # drawn at the size that the model takes
-        cfg.data.image_size = max(captioner.picture_format.size)
     warn_of_other_seed(cfg)
     datamodule = built(cfg.data, "data")
-    datamodule.use_tokenizer(tokenizer)
-    return read_split(datamodule, cfg.split, tokenizer)
+    datamodule.connect(tokenizer, captioner.picture_format, captioner.max_positions, only=cfg.split)
+    return CaptionedSplit(datamodule, cfg.split)
 
 
 def warn_of_other_seed(cfg: DictConfig) -> None:

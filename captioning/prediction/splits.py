@@ -7,10 +7,7 @@ from PIL import Image
 
 from captioning.data.batch import CaptionBatch, Row, pack
 from captioning.data.datamodule import CaptionDataModule, PhotographFiles
-from captioning.data.records import ImageId, Split
-from captioning.data.rows import TokenArrays
-from captioning.data.tokenizer import CaptionTokenizer
-from captioning.errors import UserError
+from captioning.data.records import ImageId
 from captioning.prediction import formats
 from captioning.prediction.sources import PictureFiles
 
@@ -19,16 +16,15 @@ class CaptionedSplit:
     """N pictures by their places, each with what it is called, its image id and its own captions.
 
     Args:
-        split: of a data module.
+        datamodule: connected to the model.
         name: what the split is called.
-        tokenizer: the model's.
-        max_tokens: longer captions are cut before perplexity is measured, as they were in training.
     """
 
-    def __init__(self, split: Split, name: str, tokenizer: CaptionTokenizer, max_tokens: int):
+    def __init__(self, datamodule: CaptionDataModule, name: str):
+        split = datamodule.splits[name]
         self.image_ids: list[ImageId] = list(split.image_ids)
         self.captions: list[Sequence[str]] = list(split.captions)
-        self._tokens = TokenArrays.encode(split.captions, tokenizer, max_tokens, name)
+        self._tokens = datamodule.tokens[name]
         if isinstance(split.load, PhotographFiles):
             self.paths = [Path(split.load.path(i)) for i in range(len(split))]
             self.load: Callable[[int], Image.Image] = PictureFiles(self.paths)
@@ -46,15 +42,3 @@ class CaptionedSplit:
     def batch(self, places: Sequence[int]) -> CaptionBatch:
         """All captions of the pictures at these places, without the pictures: one row each, in this order."""
         return pack([Row(self.image_ids[place], None, self._tokens.captions_of(place)) for place in places])
-
-
-def read_split(datamodule: CaptionDataModule, name: str, tokenizer: CaptionTokenizer) -> CaptionedSplit:
-    """The split of this name.
-
-    Raises:
-        UserError: if the data set has none, or cannot be read.
-    """
-    splits = datamodule.splits
-    if name not in splits:
-        raise UserError(f"split={name} is not in this data set; it has {', '.join(splits)}")
-    return CaptionedSplit(splits[name], name, tokenizer, datamodule.max_tokens)

@@ -1,6 +1,7 @@
 """`data=shapes` as a data module: its pictures are drawn once, when the splits are read."""
 
 import hashlib
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -9,47 +10,74 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from captioning.data.batch import PictureFormat
 from captioning.data.datamodule import CaptionDataModule
 from captioning.data.records import Split
-from captioning.errors import UserError
+from captioning.data.tokenizer import CaptionTokenizer
+from captioning.errors import require_whole
 from captioning.shapes.grammar import captions_of, perplexity_floor
 from captioning.shapes.scenes import draw, scene_of, split_indices
 
 
 class DrawnPictures:
-    """N drawn pictures in shared memory, (N, H, W, 3) uint8; called with i gives picture i."""
+    """The pictures of N scenes, drawn once into shared memory, (N, H, W, 3) uint8; called with i gives picture i."""
 
-    def __init__(self, seed: int, indices: range, image_size: int):
-        pictures = np.stack([draw(scene_of(seed, index), image_size) for index in indices])
-        self._pictures: Tensor = torch.from_numpy(pictures).share_memory_()
+    def __init__(self, seed: int, indices: Sequence[int]):
+        self._seed, self._indices = seed, indices
+        self._pictures: Tensor | None = None
+
+    def draw(self, image_size: int) -> None:
+        """Draw all of them, `image_size` pixels a side, unless they are."""
+        if self._pictures is None or self._pictures.shape[1] != image_size:
+            pictures = np.stack([draw(scene_of(self._seed, index), image_size) for index in self._indices])
+            self._pictures = torch.from_numpy(pictures).share_memory_()
 
     def __call__(self, i: int) -> Image.Image:
-        return Image.fromarray(self._pictures[i].numpy())
+        return Image.fromarray(self._pixels(i))
 
     def identity(self, i: int) -> str:
         """A digest of its pixels."""
-        return hashlib.blake2b(self._pictures[i].numpy().tobytes(), digest_size=16).hexdigest()
+        return hashlib.blake2b(self._pixels(i).tobytes(), digest_size=16).hexdigest()
+
+    def _pixels(self, i: int) -> np.ndarray:
+        assert self._pictures is not None, "a data module's connect(...) says first how large they are drawn"
+        return self._pictures[i].numpy()
 
 
 class ShapesDataModule(CaptionDataModule):
-    """Drawn shapes; `train_pictures`, `val_pictures` and `test_pictures` say how many, `image_size` in pixels."""
+    """Drawn shapes.
 
-    def __init__(self, *, image_size: int, train_pictures: int, val_pictures: int, test_pictures: int, **common: Any):
+    Args:
+        image_size: pixels a side; None is the size that the model takes.
+        train_pictures, val_pictures, test_pictures: how many are drawn.
+    """
+
+    def __init__(
+        self, *, image_size: int | None, train_pictures: int, val_pictures: int, test_pictures: int, **common: Any
+    ):
         super().__init__(**common)
-        if not isinstance(image_size, int) or image_size < 1:
-            raise UserError(
-                f"data.image_size={image_size} must be a whole number of pixels; add model=tiny, or data.image_size=224"
-            )
+        if image_size is not None:
+            require_whole("data.image_size", image_size, 1)
         self._image_size = image_size
         self._counts = {"train": train_pictures, "val": val_pictures, "test": test_pictures}
 
     def read(self) -> dict[str, Split]:
-        """Draw every split."""
-        return {name: self._drawn(split_indices(name, count)) for name, count in self._counts.items()}
+        """The captions of every split; pictures are drawn once their size is known."""
+        return {name: self._split(split_indices(name, count)) for name, count in self._counts.items()}
 
-    def _drawn(self, indices: range) -> Split:
+    def _split(self, indices: range) -> Split:
         captions = [captions_of(self.seed, index) for index in indices]
-        return Split(list(indices), captions, DrawnPictures(self.seed, indices, self._image_size))
+        return Split(list(indices), captions, DrawnPictures(self.seed, indices))
+
+    def connect(
+        self, tokenizer: CaptionTokenizer, picture_format: PictureFormat, max_positions: int, only: str | None = None
+    ) -> None:
+        """As before, and draw the pictures."""
+        super().connect(tokenizer, picture_format, max_positions, only)
+        for name in [only] if only else self.splits:
+            pictures = self.splits[name].load
+            assert isinstance(pictures, DrawnPictures)
+            pictures.draw(self._image_size or max(picture_format.size))
 
     @cached_property
     def perplexity_floor(self) -> float | None:

@@ -292,7 +292,14 @@ class EncodeOnce(L.Callback):
     """Has the data module encode every picture with the encoder that the run will keep, and no step run it again.
 
     At the start of a fit the weights are on their device and a resumed run's are loaded; loaders are made later.
+
+    Args:
+        folder: of all caches.
+        stored_as: the number format that the encoder's outputs are kept in, `bfloat16` or `float32`.
     """
+
+    def __init__(self, folder: Path, stored_as: str):
+        self._folder, self._stored_as = folder, stored_as
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, CaptioningModule)
@@ -305,7 +312,8 @@ class EncodeOnce(L.Callback):
 
         captioner.network.encoder.eval()  # as it is in every step of the run
         key = f"{captioner.encoder_fingerprint()} {precision.precision}"
-        trainer.datamodule.encode(FrozenEncoder(key, captioner.encoder_shape(), encode))  # type: ignore[attr-defined]
+        frozen = FrozenEncoder(key, captioner.encoder_shape(), encode)
+        trainer.datamodule.encode(frozen, self._folder, self._stored_as)  # type: ignore[attr-defined]
 
 
 class SkippedSteps(L.Callback):

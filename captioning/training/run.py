@@ -191,17 +191,16 @@ def model_and_data(
     cfg: DictConfig, schedule: StageSchedule, weights: Path | HuggingFaceModel | None
 ) -> tuple[ImageCaptioner, CaptionDataModule]:
     """Each fitted to the other: the tokenizer decides the vocabulary, the encoder how pictures must look."""
-    start = _fine_tuned(cfg, weights) if weights else None  # before the data: drawn pictures are of its size
     datamodule: CaptionDataModule = built(cfg.data, "data")
-    if start:
-        datamodule.use_tokenizer(start[1])
     if cfg.encoder_cache is not None:
-        folder = AUTO_ENCODER_CACHE if cfg.encoder_cache == "auto" else str(cfg.encoder_cache)
         schedule.require_frozen_encoder(f"encoder_cache={cfg.encoder_cache}")
-        datamodule.plan_encoder_cache(folder, cfg.encoder_cache_dtype)
-    datamodule.setup()  # bad data is met here, before any weight is loaded
-    captioner = start[0] if start else _new_captioner(cfg, datamodule.tokenizer)
-    datamodule.fit_to(captioner.picture_format, captioner.max_positions)
+        datamodule.require_unaugmented(f"encoder_cache={cfg.encoder_cache}")
+    if weights:
+        captioner, tokenizer = _fine_tuned(cfg, weights)
+    else:
+        tokenizer = datamodule.new_tokenizer()
+        captioner = _new_captioner(cfg, tokenizer)
+    datamodule.connect(tokenizer, captioner.picture_format, captioner.max_positions)
     return captioner, datamodule
 
 
@@ -231,7 +230,8 @@ def callbacks_of(
     if cfg.trainer.get("enable_progress_bar", True):
         callbacks.append(ProgressBar())
     if cfg.encoder_cache is not None:
-        callbacks.append(EncodeOnce())
+        folder = AUTO_ENCODER_CACHE if cfg.encoder_cache == "auto" else str(cfg.encoder_cache)
+        callbacks.append(EncodeOnce(Path(folder), cfg.encoder_cache_dtype))
     if datamodule.perplexity_floor is not None:
         callbacks.append(KnownFloor(datamodule.perplexity_floor))
     if cfg.scores.pictures:
@@ -279,11 +279,9 @@ def _new_captioner(cfg: DictConfig, tokenizer: CaptionTokenizer) -> ImageCaption
 
 
 def _fine_tuned(cfg: DictConfig, weights: Path | HuggingFaceModel) -> tuple[ImageCaptioner, CaptionTokenizer]:
-    """These weights, ready to be trained, and their tokenizer; the configuration then says which pictures they take."""
+    """These weights, ready to be trained, and their tokenizer."""
     captioner, tokenizer = load_captioner(weights)
     switches = plain(cfg.model, "dropout", "attention_dropout", "gradient_checkpointing", "compile")
     # In model=tiny it is one of the sizes, all of which come with the weights.
     image_size = cfg.model.image_size if "encoder" in cfg.model else None
-    captioner = fine_tuned(captioner, image_size=image_size, **switches)
-    cfg.model.image_size = max(captioner.picture_format.size)
-    return captioner, tokenizer
+    return fine_tuned(captioner, image_size=image_size, **switches), tokenizer

@@ -45,8 +45,7 @@ class Drawn(CaptionDataModule):
 
 def module(kind: type[CaptionDataModule] = Drawn, **changed: Any) -> CaptionDataModule:
     made = kind(**COMMON | changed)
-    made.setup()
-    made.fit_to(PictureFormat(size=(16, 16)), max_positions=64)
+    made.connect(made.new_tokenizer(), PictureFormat(size=(16, 16)), max_positions=64)
     return made
 
 
@@ -185,9 +184,27 @@ def test_a_bad_value_is_refused_by_its_key_before_anything_is_read(key, value, s
 
 
 def test_captions_longer_than_the_decoder_are_refused_with_both_numbers():
-    made = Drawn(**COMMON | {"max_tokens": 65})
-    with pytest.raises(UserError, match=r"data\.max_tokens=65 is more than the decoder's 64 positions; lower it"):
-        made.fit_to(PictureFormat(size=(16, 16)), max_positions=64)
+    made = Drawn(**COMMON)
+    said = (
+        r"data\.max_tokens=64 is more than the decoder's 9 positions, and a caption of train has \d\d tokens; lower it"
+    )
+    with pytest.raises(UserError, match=said):
+        made.connect(made.new_tokenizer(), PictureFormat(size=(16, 16)), max_positions=9)
+    cut = Drawn(**COMMON | {"max_tokens": 9})
+    cut.connect(cut.new_tokenizer(), PictureFormat(size=(16, 16)), max_positions=9)
+
+
+def test_one_split_alone_can_be_connected():
+    made, tokenizer = Drawn(**COMMON), module().tokenizer
+    made.connect(tokenizer, PictureFormat(size=(16, 16)), max_positions=64, only="val")
+    assert made.tokens.keys() == {"val"} and len(list(made.val_dataloader())) == 2
+    with pytest.raises(UserError, match="split=test is not in this data set; it has train, val"):
+        made.connect(tokenizer, PictureFormat(size=(16, 16)), max_positions=64, only="test")
+
+
+def test_no_batch_is_made_before_the_model_is_known():
+    with pytest.raises(AssertionError, match=r"connect.* says first which model the data is for"):
+        Drawn(**COMMON).val_dataloader()
 
 
 @pytest.mark.parametrize(("count", "expected"), [(1, [0]), (2, [0, 2]), (5, [0, 1, 2, 3, 4]), (9, [0, 1, 2, 3, 4])])

@@ -59,7 +59,7 @@ def test_a_truncated_picture_is_met_at_set_up(tmp_path):
     path = flickr8k(tmp_path) / "Images/b.jpg"
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(UserError, match=r"1 of 4 picture files are unreadable, such as .*b\.jpg \(truncated"):
-        module("flickr8k", tmp_path).setup()
+        module("flickr8k", tmp_path).new_tokenizer()
     assert module("flickr8k", tmp_path, on_missing="skip").read()["train"].image_ids == ["a.jpg"]
 
 
@@ -111,8 +111,7 @@ def prepared_set(root, size=16):
 
 def fitted(root, pixels=16, **changed):
     made = module("flickr8k", root, augmentation=CROPS, **changed)
-    made.setup()
-    made.fit_to(PictureFormat(size=(pixels, pixels)), max_positions=64)
+    made.connect(made.new_tokenizer(), PictureFormat(size=(pixels, pixels)), max_positions=64)
     return made
 
 

@@ -437,14 +437,13 @@ ONE_EPOCH = (
 
 def test_fine_tuning_starts_from_the_weights_architecture_and_tokenizer_of_a_run(run, tmp_path):
     other_sizes = ("model.decoder_width=64", "model.image_size=64", "model.patch_size=8", "data.train_pictures=40")
-    config = composed(tmp_path, *ONE_EPOCH, BARELY, *other_sizes, f"model.init_from={run.run_dir}")
-    tuned = train(config)
+    tuned = train(composed(tmp_path, *ONE_EPOCH, BARELY, *other_sizes, f"model.init_from={run.run_dir}"))
     best = torch.load(run.run_dir / "checkpoints" / "best.ckpt", weights_only=True)
     assert tuned.module.state_dict().keys() == best["state_dict"].keys()
     for name, value in tuned.module.state_dict().items():
         torch.testing.assert_close(value, best["state_dict"][name], atol=1e-8, rtol=0)
     assert tuned.datamodule.tokenizer.to_json() == best["captioner"]["tokenizer"]
-    assert config.data.image_size == 48, "pictures are drawn at the size that the weights are for"
+    assert tuned.datamodule.splits["val"].load(0).size == (48, 48), "as the weights want it"
 
 
 def test_fine_tuning_a_model_of_transformers_keeps_its_own_tokens_and_resumes_without_it(tmp_path):
