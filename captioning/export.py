@@ -21,6 +21,7 @@ from captioning.cli import one_sentence_errors
 from captioning.errors import UserError
 from captioning.files import atomic_folder, readable, write_atomically
 from captioning.hub import pushed, require_push
+from captioning.metrics import METRICS, caption_scores
 from captioning.weights import HuggingFaceModel, find_weights
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,6 @@ RECIPE = {
     "seed": ("seed",),
 }
 SIGNATURE = ("tokenizer", "eos", "cider")  # what scores are not comparable without
-SCORES = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "SPICE")
 
 USE = """
 ## Use
@@ -113,15 +113,12 @@ class RunRecord:
     def scores(self) -> dict[str, float | str]:
         """Scores from the run's `scores.json`, with their split and signature, and perplexities from `metrics.csv`."""
         found: dict[str, float | str] = {}
-        for name, column in (
-            ("lowest validation perplexity of the run", "val/perplexity"),
-            ("test perplexity", "test/perplexity"),
-        ):
-            if values := self._logged(column):
-                found[name] = min(values)
+        for metric in METRICS:
+            if metric.card and (values := self._logged(metric.name)):
+                found[metric.card] = metric.best(values)
         file = self.folder / "scores.json" if self.folder else None
         contents = json.loads(file.read_text(encoding="utf-8")) if file and file.is_file() else {}
-        found |= {name: contents[name] for name in SCORES if isinstance(contents.get(name), int | float)}
+        found |= {name: contents[name] for name in caption_scores() if isinstance(contents.get(name), int | float)}
         if split := contents.get("settings", {}).get("split"):
             found["scores are of"] = str(split)
         # No more of the settings: they hold paths, and a card is published.
@@ -154,7 +151,7 @@ def model_card(record: RunRecord, name: str, parameters: int) -> str:
         tags=["image-captioning", "vit", "gpt2", "vision-encoder-decoder"],
         datasets=[data_set] if data_set else None,
         base_model=record.halves() or None,
-        metrics=[name for name in scores if name in SCORES] or None,
+        metrics=[name for name in scores if name in caption_scores()] or None,
     )
     parts = [
         f"---\n{front.to_yaml()}\n---\n",

@@ -3,7 +3,9 @@
 import json
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from functools import cached_property
+from pkgutil import resolve_name
+from typing import Generic, NamedTuple, Self, TypeVar
 
 from tqdm import tqdm
 
@@ -14,16 +16,71 @@ from captioning.evaluation.java import java_scores
 from captioning.evaluation.ngrams import ORDERS, NgramCounts
 from captioning.evaluation.rouge import rouge_l
 from captioning.evaluation.tokenizer import VERSION, tokenize
+from captioning.metrics import caption_scores
 
 Id = TypeVar("Id", bound=Hashable)
 
 BLEUS = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4")
-METRICS = (*BLEUS, "METEOR", "ROUGE_L", "CIDEr", "SPICE")  # the official names, in the official tool's order
+
+
+class Figures(NamedTuple):
+    """A score of the corpus, and of each picture in order."""
+
+    corpus: float
+    per_picture: list[float]
+
+    @classmethod
+    def of(cls, per_picture: list[float]) -> Self:
+        """The corpus figure is the mean of the pictures'."""
+        return cls(sum(per_picture) / len(per_picture), per_picture)
+
+
+@dataclass(frozen=True)
+class TokenisedCaptions:
+    """What scores are computed of: a candidate and the references of each picture, tokens with a space between."""
+
+    candidates: list[str]
+    references: list[list[str]]
+
+    @cached_property
+    def candidate_ngrams(self) -> list[NgramCounts]:
+        """A token may hold U+00A0. The official BLEU and CIDEr split there, its ROUGE-L does not."""
+        return [NgramCounts(line.split()) for line in self.candidates]
+
+    @cached_property
+    def reference_ngrams(self) -> list[list[NgramCounts]]:
+        return [[NgramCounts(line.split()) for line in lines] for lines in self.references]
+
+    @cached_property
+    def bleu(self) -> Bleu:
+        return bleu(self.candidate_ngrams, self.reference_ngrams)
+
+
+def bleu_scores(captions: TokenisedCaptions) -> dict[str, Figures]:
+    """BLEU-1 to BLEU-4."""
+    columns = zip(*captions.bleu.per_picture, strict=True)
+    of_corpus = zip(BLEUS, captions.bleu.corpus, columns, strict=True)
+    return {name: Figures(figure, list(column)) for name, figure, column in of_corpus}
+
+
+def rouge_scores(captions: TokenisedCaptions) -> dict[str, Figures]:
+    """ROUGE-L."""
+    both = zip(captions.candidates, captions.references, strict=True)
+    figures = [rouge_l(line.split(" "), [target.split(" ") for target in lines]) for line, lines in both]
+    return {"ROUGE_L": Figures.of(figures)}
+
+
+def cider_scores(captions: TokenisedCaptions) -> dict[str, Figures]:
+    """CIDEr-D, its document frequencies those of the references given."""
+    cider = CiderD.from_counts(captions.reference_ngrams)
+    both = zip(captions.candidate_ngrams, captions.reference_ngrams, strict=True)
+    figures = [cider.score_counts(candidate, cider.prepare_counts(lines)) for candidate, lines in both]
+    return {"CIDEr": Figures.of(figures)}
 
 
 @dataclass(frozen=True)
 class Scores(Generic[Id]):
-    """Scores under the names of METRICS, those that could be computed; from 0 to 1, CIDEr from 0 to 10.
+    """Scores under their official names, those that could be computed; from 0 to 1, CIDEr from 0 to 10.
 
     Attributes:
         corpus: a figure for each metric.
@@ -58,20 +115,21 @@ def score(candidates: Mapping[Id, str], references: Mapping[Id, Sequence[str]], 
         picture: [tokenize(caption) for caption in references[picture]]
         for picture in tqdm(candidates, "tokenising", unit="pictures", leave=False, disable=None)
     }
-    columns, bleus = _java_free(list(hypotheses.values()), list(targets.values()))
-    corpus = {**dict(zip(BLEUS, bleus.corpus, strict=True)), **{name: _mean(columns[name]) for name in columns}}
-    columns |= {name: list(column) for name, column in zip(BLEUS, zip(*bleus.per_picture, strict=True), strict=True)}
+    captions = TokenisedCaptions(list(hypotheses.values()), list(targets.values()))
+    figures: dict[str, Figures] = {}
+    for function in dict.fromkeys(metric.computed_by for metric in caption_scores(with_java=False).values()):
+        figures |= resolve_name(function)(captions)
     left_out: list[str] = []
+    versions: dict[str, object] = {}
     if java:
-        of_java = java_scores(list(hypotheses.values()), list(targets.values()))
-        corpus |= of_java.corpus
-        columns |= of_java.per_picture
-        left_out = of_java.left_out
-    names = [name for name in METRICS if name in corpus]
+        of_java = java_scores(captions.candidates, captions.references)
+        figures |= {name: Figures(of_java.corpus[name], of_java.per_picture[name]) for name in of_java.corpus}
+        left_out, versions = of_java.left_out, of_java.versions
+    names = [name for name in caption_scores() if name in figures]
     return Scores(
-        {name: corpus[name] for name in names},
-        {picture: {name: columns[name][row] for name in names} for row, picture in enumerate(candidates)},
-        _signature(bleus, hypotheses, targets, names) | (of_java.versions if java else {}),
+        {name: figures[name].corpus for name in names},
+        {picture: {name: figures[name].per_picture[row] for name in names} for row, picture in enumerate(candidates)},
+        _signature(captions, names) | versions,
         left_out,
     )
 
@@ -112,43 +170,17 @@ def _named(pictures: Sequence[object]) -> str:
     return f"{len(pictures)} pictures ({', '.join(map(str, pictures[:3]))}{', ...' if len(pictures) > 3 else ''}) have"
 
 
-def _java_free(hypotheses: list[str], targets: list[list[str]]) -> tuple[dict[str, list[float]], Bleu]:
-    """ROUGE-L and CIDEr of each picture, in order; and BLEU.
-
-    A token may hold U+00A0. The official BLEU and CIDEr split there, its ROUGE-L does not.
-    """
-    candidates = [NgramCounts(line.split()) for line in hypotheses]
-    references = [[NgramCounts(line.split()) for line in lines] for lines in targets]
-    cider = CiderD.from_counts(references)
-    columns = {
-        "ROUGE_L": [
-            rouge_l(line.split(" "), [target.split(" ") for target in lines])
-            for line, lines in zip(hypotheses, targets, strict=True)
-        ],
-        "CIDEr": [
-            cider.score_counts(candidate, cider.prepare_counts(of_picture))
-            for candidate, of_picture in zip(candidates, references, strict=True)
-        ],
-    }
-    return columns, bleu(candidates, references)
-
-
-def _mean(column: Sequence[float]) -> float:
-    return sum(column) / len(column)
-
-
-def _signature(
-    bleus: Bleu, hypotheses: Mapping[Id, str], targets: Mapping[Id, Sequence[str]], names: Sequence[str]
-) -> dict[str, object]:
+def _signature(captions: TokenisedCaptions, names: Sequence[str]) -> dict[str, object]:
+    lengths = captions.bleu
     return {
         "metrics": list(names),
         "tokenizer": VERSION,
         "eos": "not counted",
         "cider": f"CIDEr-D, 1- to {ORDERS}-grams, sigma {SIGMA:g}, document frequencies of these references",
-        "pictures": len(hypotheses),
-        "references": sum(len(lines) for lines in targets.values()),
-        "empty_candidates": sum(not line for line in hypotheses.values()),
-        "candidate_tokens": bleus.candidate_tokens,
-        "reference_tokens": bleus.reference_tokens,  # of each picture's reference of the closest length
-        "length_ratio": bleus.candidate_tokens / max(1, bleus.reference_tokens),
+        "pictures": len(captions.candidates),
+        "references": sum(len(lines) for lines in captions.references),
+        "empty_candidates": sum(not line for line in captions.candidates),
+        "candidate_tokens": lengths.candidate_tokens,
+        "reference_tokens": lengths.reference_tokens,  # of each picture's reference of the closest length
+        "length_ratio": lengths.candidate_tokens / max(1, lengths.reference_tokens),
     }

@@ -36,6 +36,7 @@ from captioning.data.records import ImageId
 from captioning.errors import UserError
 from captioning.evaluation.scoring import score
 from captioning.files import readable, write_atomically
+from captioning.metrics import METRICS, caption_scores, in_reading_order
 from captioning.model.captioner import ImageCaptioner
 from captioning.model.generation import Caption, Decoding, generate, generate_from
 from captioning.training.loggers import MetricsCsv
@@ -46,16 +47,6 @@ log = logging.getLogger(__name__)
 
 class ProgressBar(TQDMProgressBar):
     """Lightning's bar, with the numbers that matter under short names, and without exponents."""
-
-    SHOWN: ClassVar = {  # name on the bar, decimals
-        "train/loss": ("loss", 3),
-        "train/perplexity": ("perplexity", 2),
-        "train/reward": ("reward", 3),
-        "captions_per_second": ("captions/s", 0),
-        "val/perplexity": ("val_perplexity", 2),
-        "val/cider": ("val_cider", 3),
-        "test/perplexity": ("test_perplexity", 2),
-    }
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Also where the run resumes in mid-epoch, for which Lightning starts no epoch."""
@@ -70,8 +61,8 @@ class ProgressBar(TQDMProgressBar):
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, int | str | float | dict]:
         """The metrics to show behind the bar."""
-        metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
-        shown = ((*self.SHOWN[name], metrics[name]) for name in self.SHOWN if name in metrics)
+        metrics = trainer.callback_metrics
+        shown = [(*metric.bar, metrics[metric.name]) for metric in METRICS if metric.bar and metric.name in metrics]
         return {label: f"{float(value):.{decimals}f}" for label, decimals, value in shown}
 
 
@@ -92,36 +83,25 @@ class ResultsTable(L.Callback):
     its rows go into the other, so that a resumed run has them all.
     """
 
-    COLUMNS: ClassVar = {  # metric, heading; those after the fourth only where they were logged
-        "train/loss_epoch": "Train Loss",
-        "train/perplexity_epoch": "Train Perplexity",
-        "val/loss": "Val Loss",
-        "val/perplexity": "Val Perplexity",
-        "val/cider": "Val CIDEr",
-        "val/bleu_4": "Val BLEU-4",
-        "val/rouge_l": "Val ROUGE-L",
-    }
-    ALWAYS = 4
-
     def __init__(self, run_dir: Path):
         self._path = run_dir / "results.md"
+        self._columns = [metric for metric in in_reading_order() if metric.column]
         self._rows: dict[int, list[float]] = {}
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
         metrics = trainer.callback_metrics
-        self._rows[trainer.current_epoch] = [float(metrics.get(name, math.nan)) for name in self.COLUMNS]
+        self._rows[trainer.current_epoch] = [float(metrics.get(one.name, math.nan)) for one in self._columns]
         try:
             write_atomically(self._path, self._table())
         except OSError as error:  # the next epoch writes all of it
             log.warning("results.md could not be written: %s", error.strerror or error)
 
     def _table(self) -> str:
-        logged = [not all(math.isnan(value) for value in column) for column in zip(*self._rows.values(), strict=True)]
-        shown = [i for i, name in enumerate(self.COLUMNS) if i < self.ALWAYS or logged[i]]
-        headings = list(self.COLUMNS.values())
-        lines = [["Epoch", *(headings[i] for i in shown)], ["---:"] * (len(shown) + 1)]
+        logged = [not all(map(math.isnan, column)) for column in zip(*self._rows.values(), strict=True)]
+        shown = [i for i, metric in enumerate(self._columns) if metric.official is None or logged[i]]
+        lines = [["Epoch", *(str(self._columns[i].column) for i in shown)], ["---:"] * (len(shown) + 1)]
         for epoch, values in self._rows.items():  # an epoch may not be validated
             lines.append([str(epoch), *("-" if math.isnan(values[i]) else f"{values[i]:.4f}" for i in shown)])
         return f"| {' | '.join(lines[0])} |\n|{'|'.join(lines[1])}|\n" + "".join(
@@ -129,11 +109,14 @@ class ResultsTable(L.Callback):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self._rows}
+        return {"rows": self._rows, "columns": [metric.name for metric in self._columns]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        missing = [math.nan] * len(self.COLUMNS)  # of runs from before a column was there
-        self._rows = {epoch: (row + missing)[: len(self.COLUMNS)] for epoch, row in state_dict["rows"].items()}
+        """The rows, whose columns may be others by now."""
+        now = [metric.name for metric in self._columns]
+        before = state_dict.get("columns", now)
+        rows = {epoch: dict(zip(before, row, strict=False)) for epoch, row in state_dict["rows"].items()}
+        self._rows = {epoch: [row.get(name, math.nan) for name in now] for epoch, row in rows.items()}
 
 
 SAVED_AS = "metric_rows"  # in a checkpoint
@@ -434,18 +417,8 @@ class SampleTable(L.Callback):
             logger.log_image("val/heat_maps", strips, step=step, caption=texts)
 
 
-LOGGED = {  # what the field calls them, and the name here
-    "Bleu_1": "val/bleu_1",
-    "Bleu_2": "val/bleu_2",
-    "Bleu_3": "val/bleu_3",
-    "Bleu_4": "val/bleu_4",
-    "ROUGE_L": "val/rouge_l",
-    "CIDEr": "val/cider",
-}
-
-
 class CaptionScores(L.Callback):
-    """After every n-th epoch, captions a fixed part of the validation pictures and logs BLEU, ROUGE-L and CIDEr.
+    """After every n-th epoch, captions a fixed part of the validation pictures and logs their scores, such as CIDEr.
 
     All ranks caption their share, exchange the captions and compute the same scores, so none waits for another.
     CIDEr's document frequencies are those of this part's references; it is comparable within a run.
@@ -498,7 +471,7 @@ class CaptionScores(L.Callback):
             candidates |= dict(zip(batch.image_ids, texts, strict=True))
         candidates = _of_all_ranks(candidates, trainer.world_size)
         found = score(candidates, {picture: self._references[picture] for picture in candidates}).corpus
-        return {name: found[official] for official, name in LOGGED.items()}
+        return {metric.name: found[official] for official, metric in caption_scores(with_java=False).items()}
 
 
 def _of_all_ranks(candidates: dict[ImageId, str], world_size: int) -> dict[ImageId, str]:
@@ -508,19 +481,3 @@ def _of_all_ranks(candidates: dict[ImageId, str], world_size: int) -> dict[Image
     gathered: list[dict[ImageId, str]] = [{} for _ in range(world_size)]
     torch.distributed.all_gather_object(gathered, candidates)
     return {picture: text for of_rank in gathered for picture, text in of_rank.items()}
-
-
-def check_best_by(best_by: str, pictures: int, every_n_epochs: int, epochs: int) -> None:
-    """Raise UserError unless checkpoints can be chosen by this metric, given what is scored and when."""
-    known = ("val/perplexity", *LOGGED.values())
-    if best_by not in known:
-        raise UserError(f"stage.best_by={best_by} is none of {', '.join(known)}")
-    if best_by == "val/perplexity":
-        return
-    if not pictures:
-        raise UserError(f"stage.best_by={best_by} needs captions to score; set scores.pictures above 0")
-    if every_n_epochs > epochs:
-        raise UserError(
-            f"stage.best_by={best_by} is never measured, with scores.every_n_epochs={every_n_epochs} and "
-            f"trainer.max_epochs={epochs}; lower the first"
-        )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import lightning as L
 
 from captioning.files import atomic_file
+from captioning.metrics import EACH_EPOCH, EACH_STEP, PERPLEXITY, in_reading_order
 from captioning.model.captioner import GROUPS
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ Curve = tuple[list[float], list[float]]  # optimizer steps, values
 PAUSE_SECONDS = 20.0  # at least, before and between drawings of a run, of which one takes a sixth of a second
 TRAIN, VAL, FLOOR, SWITCH = "#8a8f98", "#1f5fbf", "#2e8b57", "#b36b00"
 BESIDE_LINE: dict = {"rotation": 90, "fontsize": 8, "va": "top", "ha": "left"}
-SCORES = {"val/cider": "CIDEr", "val/bleu_4": "BLEU-4", "val/rouge_l": "ROUGE-L"}
 
 
 class Curves(L.Callback):
@@ -110,20 +110,11 @@ def _rows(path: Path) -> list[Row]:
 
 def _panels(rows: Sequence[Row]) -> dict[str, dict[str, Curve]]:
     """By its title, the curves of each panel that has any; by its label, each curve that has any point."""
-    wanted = {
-        "loss (nats per token)": {
-            "train, each logged step": "train/loss",
-            "train, epoch": "train/loss_epoch",
-            "val": "val/loss",
-        },
-        "perplexity": {
-            "train, each logged step": "train/perplexity",
-            "train, epoch": "train/perplexity_epoch",
-            "val": "val/perplexity",
-            "floor": "val/perplexity_floor",
-        },
-        "val scores": {label: name for name, label in SCORES.items()},
-    }
+    wanted: dict[str, dict[str, str]] = {}
+    for metric in in_reading_order():
+        if metric.curve:
+            title, label = metric.curve
+            wanted.setdefault(title, {})[label] = metric.name
     curves = {title: {label: _curve(rows, name) for label, name in names.items()} for title, names in wanted.items()}
     drawn = {title: {label: curve for label, curve in of.items() if curve[0]} for title, of in curves.items()}
     return {title: of for title, of in drawn.items() if of}
@@ -142,16 +133,16 @@ def _value(row: Row, name: str) -> float | None:
 
 def _draw(ax: Axes, title: str, curves: Mapping[str, Curve]) -> None:
     styles = {
-        "train, each logged step": {"color": TRAIN, "linewidth": 0.8, "alpha": 0.45},
-        "train, epoch": {"color": TRAIN, "linewidth": 1.8},
+        EACH_STEP: {"color": TRAIN, "linewidth": 0.8, "alpha": 0.45},
+        EACH_EPOCH: {"color": TRAIN, "linewidth": 1.8},
         "val": {"color": VAL, "linewidth": 1.8, "marker": "o", "markersize": 3},
         "floor": {"color": FLOOR, "linewidth": 1.2, "linestyle": "--"},
     }
     for label, (steps, values) in curves.items():
         style: dict = styles.get(label, {"linewidth": 1.8, "marker": "o", "markersize": 3})
         last = f"{label} ({values[-1]:.3g})"
-        ax.plot(steps, values, label=label if label == "train, each logged step" else last, **style)
-    if title == "perplexity":
+        ax.plot(steps, values, label=label if label == EACH_STEP else last, **style)
+    if title == PERPLEXITY:
         ax.set_yscale("log")
         ax.yaxis.set_major_formatter("{x:.3g}")
         ax.yaxis.set_minor_formatter("{x:.3g}" if _close(curves) else "")

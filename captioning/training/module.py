@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from captioning.data.batch import CaptionBatch
 from captioning.errors import UserError
+from captioning.metrics import perplexity
 from captioning.model.captioner import GROUPS, ImageCaptioner
 
 
@@ -58,11 +59,6 @@ class TokenAverage:
             for nats, tokens in torch.stack(self._pending).cpu().tolist():
                 self._nats, self._tokens = self._nats + nats, self._tokens + int(tokens)
             self._pending.clear()
-
-
-def perplexity(loss: float) -> float:
-    """e^loss; infinite where that overflows."""
-    return math.exp(loss) if loss < 700 or math.isnan(loss) else math.inf
 
 
 def build_optimizer(
@@ -245,11 +241,15 @@ class CaptioningModule(L.LightningModule):
         totals = torch.tensor(self.evaluation.totals(), dtype=torch.float64)
         if self.trainer.world_size > 1:
             totals = self.trainer.strategy.reduce(totals.to(self.device), reduce_op="sum")
-        nats, tokens = totals.tolist()
-        loss = nats / tokens
         # Already summed over the ranks; `MetricRows` sends them to the loggers.
-        self.log(f"{split}/loss", loss, logger=False, rank_zero_only=True)
-        self.log(f"{split}/perplexity", perplexity(loss), prog_bar=True, logger=False, rank_zero_only=True)
+        for name, value in self.evaluation_metrics(*totals.tolist()).items():
+            self.log(f"{split}/{name}", value, logger=False, rank_zero_only=True)
+
+    @staticmethod
+    def evaluation_metrics(nats: float, tokens: float) -> dict[str, float]:
+        """Of a split: its nats per token, and their perplexity."""
+        loss = nats / tokens
+        return {"loss": loss, "perplexity": perplexity(loss)}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; fused, save under an fp16 scaler, whose unscaling must come before our clipping."""

@@ -17,6 +17,7 @@ from captioning.data.datamodule import CaptionDataModule
 from captioning.data.tokenizer import CaptionTokenizer
 from captioning.errors import UserError
 from captioning.files import readable
+from captioning.metrics import METRICS, check_best_by, chosen_by
 from captioning.model.build import fine_tuned, load_captioner
 from captioning.model.captioner import ImageCaptioner
 from captioning.model.generation import Decoding, require_room
@@ -42,7 +43,6 @@ from captioning.training.callbacks import (
     ResultsTable,
     SampleTable,
     SkippedSteps,
-    check_best_by,
 )
 from captioning.training.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, Saving, StopEarly
 from captioning.training.curves import Curves
@@ -65,7 +65,6 @@ WHOLE_NUMBERS = {  # and the least that each may be
     "scores.pictures": 0,
     "scores.every_n_epochs": 1,
 }
-SHOWN = ("val/perplexity_floor", "test/perplexity")  # in a run's last words, beside what is best
 LEFT_BEHIND = {  # in a run's folder, where there is such a thing
     "table": "results.md",
     "curves": "curves.png",
@@ -164,7 +163,8 @@ def _score(best: BestCheckpoint) -> float:
 
 def _say_where(metrics: dict[str, float], run_dir: Path) -> None:
     """A run's last words: its numbers, and where everything is."""
-    named = [name for name in metrics if name.startswith("best/")] + [name for name in SHOWN if name in metrics]
+    last = [metric.name for metric in METRICS if metric.last_words and metric.name in metrics]
+    named = [name for name in metrics if name.startswith("best/")] + last
     log.info("%s", ", ".join(f"{name.replace('best/', 'best ')} {metrics[name]:.4g}" for name in named))
     for what, path in LEFT_BEHIND.items():
         if (run_dir / path).exists():
@@ -260,7 +260,9 @@ def checkpoints_of(cfg: DictConfig, settings: dict[str, Any]) -> list[L.Callback
     last = LastCheckpoint(path, saving, settings, every_n_steps, keys.every_minutes)
     if not cfg.trainer.get("enable_checkpointing", True):
         return []
-    mode, every_n_epochs = ("min", 1) if best_by == "val/perplexity" else ("max", cfg.scores.every_n_epochs)
+    metric = chosen_by(best_by)
+    mode = "max" if metric.larger_is_better else "min"
+    every_n_epochs = cfg.scores.every_n_epochs if metric.official else 1
     best = BestCheckpoint(saving, dirpath=path.parent, monitor=best_by, mode=mode, every_n_epochs=every_n_epochs)
     return [best, last]
 

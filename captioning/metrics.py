@@ -1,0 +1,180 @@
+"""The one list of metrics: where each is computed, and how it is shown wherever a run shows numbers.
+
+`metrics.csv` and loggers get whatever is logged; the progress bar, `results.md`, `curves.png`, `scores.json`, the model
+card, W&B's summaries and the choice of the best checkpoint read this list. A new score of captions is one entry with
+the function that computes it (`docs/extending.md`). Imports nothing heavy, so that mistakes are answered at once.
+"""
+
+import math
+from dataclasses import dataclass
+
+from captioning.errors import UserError
+
+STEP = "captioning.training.module.CaptioningModule.training_metrics"
+EVALUATION = "captioning.training.module.CaptioningModule.evaluation_metrics"
+SCORING = "captioning.evaluation.scoring"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A number of a run.
+
+    Attributes:
+        name: as it is logged, in `metrics.csv` and everywhere.
+        computed_by: the full name of the function; that of a score takes `scoring.TokenisedCaptions`.
+        larger_is_better: which way is up, for the best checkpoint and the best of a run.
+        official: of a score of captions, the field's name for it, in `scores.json`.
+        needs_java: whether it takes a Java program and minutes; it is then never computed while training.
+        chooses: whether `stage.best_by` may name it; each score that is computed while training may be named, too.
+        bar: its short name on the progress bar, and decimals.
+        column: its heading in `results.md`; that of a score is there where the score was logged.
+        curve: its panel and label in `curves.png`.
+        card: its label on the model card, for the best value in `metrics.csv`; scores have their official name.
+        last_words: whether a run ends with it.
+    """
+
+    name: str
+    computed_by: str
+    larger_is_better: bool = False
+    official: str | None = None
+    needs_java: bool = False
+    chooses: bool = False
+    bar: tuple[str, int] | None = None
+    column: str | None = None
+    curve: tuple[str, str] | None = None
+    card: str | None = None
+    last_words: bool = False
+
+    def best(self, values: list[float]) -> float:
+        """The best of the values."""
+        return max(values) if self.larger_is_better else min(values)
+
+
+LOSS, PERPLEXITY, SCORES = "loss (nats per token)", "perplexity", "val scores"  # panels
+EACH_STEP, EACH_EPOCH = "train, each logged step", "train, epoch"
+
+METRICS = [
+    Metric(name="train/loss", computed_by=STEP, bar=("loss", 3), curve=(LOSS, EACH_STEP)),
+    Metric(name="train/perplexity", computed_by=STEP, bar=("perplexity", 2), curve=(PERPLEXITY, EACH_STEP)),
+    Metric(name="train/loss_epoch", computed_by=STEP, column="Train Loss", curve=(LOSS, EACH_EPOCH)),
+    Metric(name="train/perplexity_epoch", computed_by=STEP, column="Train Perplexity", curve=(PERPLEXITY, EACH_EPOCH)),
+    Metric(
+        name="train/reward",
+        computed_by="captioning.training.scst.SelfCriticalModule.training_metrics",
+        larger_is_better=True,
+        bar=("reward", 3),
+    ),
+    Metric(
+        name="captions_per_second",
+        computed_by="captioning.training.callbacks.MetricRows",
+        larger_is_better=True,
+        bar=("captions/s", 0),
+    ),
+    Metric(name="val/loss", computed_by=EVALUATION, column="Val Loss", curve=(LOSS, "val")),
+    Metric(
+        name="val/perplexity",
+        computed_by=EVALUATION,
+        chooses=True,
+        bar=("val_perplexity", 2),
+        column="Val Perplexity",
+        curve=(PERPLEXITY, "val"),
+        card="lowest validation perplexity of the run",
+    ),
+    Metric(
+        name="val/perplexity_floor",
+        computed_by="captioning.shapes.grammar.perplexity_floor",
+        curve=(PERPLEXITY, "floor"),
+        last_words=True,
+    ),
+    *(
+        Metric(name=f"val/bleu_{n}", official=f"Bleu_{n}", computed_by=f"{SCORING}.bleu_scores", larger_is_better=True)
+        for n in (1, 2, 3)
+    ),
+    Metric(
+        name="val/bleu_4",
+        official="Bleu_4",
+        computed_by=f"{SCORING}.bleu_scores",
+        larger_is_better=True,
+        column="Val BLEU-4",
+        curve=(SCORES, "BLEU-4"),
+    ),
+    Metric(
+        name="val/meteor",
+        official="METEOR",
+        computed_by="captioning.evaluation.java.java_scores",
+        larger_is_better=True,
+        needs_java=True,
+    ),
+    Metric(
+        name="val/rouge_l",
+        official="ROUGE_L",
+        computed_by=f"{SCORING}.rouge_scores",
+        larger_is_better=True,
+        column="Val ROUGE-L",
+        curve=(SCORES, "ROUGE-L"),
+    ),
+    Metric(
+        name="val/cider",
+        official="CIDEr",
+        computed_by=f"{SCORING}.cider_scores",
+        larger_is_better=True,
+        bar=("val_cider", 3),
+        column="Val CIDEr",
+        curve=(SCORES, "CIDEr"),
+    ),
+    Metric(
+        name="val/spice",
+        official="SPICE",
+        computed_by="captioning.evaluation.java.java_scores",
+        larger_is_better=True,
+        needs_java=True,
+    ),
+    Metric(
+        name="test/perplexity",
+        computed_by=EVALUATION,
+        bar=("test_perplexity", 2),
+        card="test perplexity",
+        last_words=True,
+    ),
+]  # scores in the official tool's order
+
+
+def caption_scores(*, with_java: bool = True) -> dict[str, Metric]:
+    """The scores of captions by their official names, in the official tool's order."""
+    return {metric.official: metric for metric in METRICS if metric.official and (with_java or not metric.needs_java)}
+
+
+def in_reading_order() -> list[Metric]:
+    """All, as tables and pictures have them: scores behind the others, and of them those on the bar first."""
+    return sorted(METRICS, key=lambda metric: 0 if metric.official is None else 1 if metric.bar else 2)
+
+
+def chosen_by(name: str) -> Metric:
+    """The metric that `stage.best_by` names.
+
+    Raises:
+        UserError: if checkpoints can't be chosen by it.
+    """
+    scores = caption_scores(with_java=False).values()
+    known = {metric.name: metric for metric in [*(one for one in METRICS if one.chooses), *scores]}
+    if name not in known:
+        raise UserError(f"stage.best_by={name} is none of {', '.join(known)}")
+    return known[name]
+
+
+def check_best_by(best_by: str, pictures: int, every_n_epochs: int, epochs: int) -> None:
+    """Raise UserError unless checkpoints can be chosen by this metric, given what is scored and when."""
+    if chosen_by(best_by).official is None:
+        return
+    if not pictures:
+        raise UserError(f"stage.best_by={best_by} needs captions to score; set scores.pictures above 0")
+    if every_n_epochs > epochs:
+        raise UserError(
+            f"stage.best_by={best_by} is never measured, with scores.every_n_epochs={every_n_epochs} and "
+            f"trainer.max_epochs={epochs}; lower the first"
+        )
+
+
+def perplexity(loss: float) -> float:
+    """e^loss, of nats per token; infinite where that overflows."""
+    return math.exp(loss) if loss < 700 or math.isnan(loss) else math.inf
