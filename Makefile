@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint bench
+.PHONY: help setup demo test test-all lint bench pictures
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -56,3 +56,6 @@ lint: setup  ## style, format and types
 
 bench: setup  ## every benchmark small, and one table of their ratios (about eight minutes)
 	$(BIN)/python benchmarks/all.py
+
+pictures: setup  ## docs/*.png again, of RUN=a run of the demo; without RUN it is trained first (minutes)
+	$(BIN)/python docs/make_pictures.py $(RUN)

@@ -52,29 +52,37 @@ class Curves(L.Callback):
             log.warning("curves.png could not be written: %s", error.strerror or error)
 
 
-def write_curves(run_dir: Path) -> None:
-    """Draw `curves.png` from `metrics.csv`, both in `run_dir`; where nothing was logged yet, nothing is drawn."""
+def write_curves(run_dir: Path, to: Path | None = None, *, across: bool = False) -> None:
+    """Draw `curves.png` from `metrics.csv`, both in `run_dir`; where nothing was logged yet, nothing is drawn.
+
+    `to` is another file to draw; `across` puts the panels beside each other, as a page wants them.
+    """
     rows = _rows(run_dir / "metrics.csv")
     panels = _panels(rows)
     if not panels:
         return
     from matplotlib.figure import Figure  # here, since it takes most of a second; no pyplot, which holds every figure
 
-    height = 3.1 * len(panels) + 0.4  # in inches, as the margins: "constrained" finds them by drawing everything twice
-    figure = Figure(figsize=(9, height), dpi=110)
-    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
-    figure.subplots_adjust(left=0.8 / 9, right=1 - 0.1 / 9, bottom=0.5 / height, top=1 - 0.1 / height, hspace=0.06)
+    if across:
+        figure = Figure(figsize=(3 * len(panels), 2.7), dpi=180, layout="constrained")
+        axes = list(figure.subplots(1, len(panels), squeeze=False)[0])
+    else:  # in inches, as the margins: "constrained" finds them by drawing everything twice
+        height = 3.1 * len(panels) + 0.4
+        figure = Figure(figsize=(9, height), dpi=110)
+        axes = list(figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0])
+        figure.subplots_adjust(left=0.8 / 9, right=1 - 0.1 / 9, bottom=0.5 / height, top=1 - 0.1 / height, hspace=0.06)
     for ax, (title, curves) in zip(axes, panels.items(), strict=True):
         _draw(ax, title, curves)
         before: list[str] = []
         for step, groups in switches(rows):
             ax.axvline(step, color=SWITCH, linewidth=1, linestyle=":")
-            if ax is axes[0]:
+            if ax is axes[0] and not across:  # there is no room beside each other
                 at = ax.get_xaxis_transform()  # data across, 0..1 upwards
                 ax.text(step, 0.98, f" {_switched(before, groups)}", transform=at, color=SWITCH, **BESIDE_LINE)
                 before = groups
-    axes[-1].set_xlabel("optimizer step")
-    with atomic_file(run_dir / "curves.png") as file:
+        if across or ax is axes[-1]:
+            ax.set_xlabel("optimizer step")
+    with atomic_file(to or run_dir / "curves.png") as file:
         figure.savefig(file, format="png")
 
 

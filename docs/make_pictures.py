@@ -1,0 +1,86 @@
+"""`docs/captions.png` and `docs/curves.png`: the demo's model on drawings that it has never seen, and how it learned.
+
+    python docs/make_pictures.py [RUN_DIR]     # a run of experiment=demo; without one it is trained first (minutes)
+
+The drawings are chosen by their number, one each of one, two and three shapes; nothing else is.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import matplotlib
+from PIL import Image, ImageDraw, ImageFont
+
+from captioning.prediction.strips import COLUMNS, GAP, LABEL, PANEL
+from captioning.training.curves import write_curves
+
+DOCS = Path(__file__).parent
+DRAWINGS = [f"shapes-test-seed42-{1_000_000 + number}.png" for number in (0, 5, 7)]
+WIDTH = 1350  # pixels, half as many again as GitHub shows of a picture
+SPACE, WORD, FONT_SIZE = 9, 34, 19  # pixels between panels, under each for its word, and of its letters
+PAPER, INK, EDGE = "white", "#202124", "#d0d4d9"
+
+
+def main() -> None:
+    """Make both pictures of the run named on the command line, or of a new one."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(folder, "run")
+        if len(sys.argv) == 1:
+            python("train.py", "experiment=demo", "logger=csv", f"run_dir={run}")
+        captions = captioned(run, Path(folder))
+        strips = [Image.open(Path(folder, "captions.heat_maps", name)) for name in DRAWINGS]
+        rows = [
+            list(zip(panels_of(strip), ["", *words], strict=False))
+            for strip, words in zip(strips, captions, strict=True)
+        ]
+        page = sheet(rows)
+        few = page.quantize(256, kmeans=4)  # colours, for half the bytes
+        few.putpalette([*few.getpalette()[:-3], 255, 255, 255])
+        page.quantize(palette=few).save(DOCS / "captions.png", optimize=True)
+    write_curves(run, DOCS / "curves.png", across=True)
+
+
+def python(*command: str) -> None:
+    """Run what a user would type, in the repository's root."""
+    subprocess.run([sys.executable, *command], cwd=DOCS.parent, check=True)
+
+
+def captioned(run: Path, folder: Path) -> list[list[str]]:
+    """The words of each drawing's caption; heat maps lie in the folder then."""
+    python("-m", "captioning.shapes", "draw", str(folder / "drawings"))
+    inputs, names = f"input={folder / 'drawings'}", f"heat_maps=[{','.join(DRAWINGS)}]"
+    python(
+        "predict.py", f"checkpoint={run}", inputs, f"output={folder / 'captions.jsonl'}", names, "heat_maps_layers=1"
+    )
+    lines = [json.loads(line) for line in (folder / "captions.jsonl").read_text().splitlines()]
+    by_name = {Path(line["path"]).name: line["caption"].split() for line in lines}
+    return [by_name[name] for name in DRAWINGS]
+
+
+def panels_of(strip: Image.Image) -> list[Image.Image]:
+    """The panels of a square drawing's strip without their words: the drawing, then one for each word."""
+    step = PANEL + GAP, PANEL + LABEL
+    places = [(GAP + x * step[0], GAP + y * step[1]) for y in range(strip.height // step[1]) for x in range(COLUMNS)]
+    return [strip.crop((x, y, x + PANEL, y + PANEL)) for x, y in places if x < strip.width]
+
+
+def sheet(rows: list[list[tuple[Image.Image, str]]]) -> Image.Image:
+    """A line of panels for each drawing, each panel with its word under it."""
+    size = (WIDTH - SPACE) // max(len(row) for row in rows) - SPACE
+    font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), FONT_SIZE)
+    page = Image.new("RGB", (WIDTH, SPACE + len(rows) * (size + WORD)), PAPER)
+    draw = ImageDraw.Draw(page)
+    for line, row in enumerate(rows):
+        for column, (panel, word) in enumerate(row):
+            left, top = SPACE + column * (size + SPACE), SPACE + line * (size + WORD)
+            page.paste(panel.resize((size, size), Image.Resampling.LANCZOS), (left, top))
+            draw.rectangle((left - 1, top - 1, left + size, top + size), outline=EDGE)
+            draw.text((left + size / 2, top + size + WORD / 2 - 2), word, INK, font, anchor="mm")
+    return page
+
+
+if __name__ == "__main__":
+    main()
