@@ -334,7 +334,8 @@ def prepared_arguments(arguments: list[str], config_dir: Path, config_name: str)
             raise UserError(f"resume={resume} continues with its own weights; leave model.init_from out")
         # Hydra would write the new overrides down before anything has shown that the run can go on with them.
         own = [quoted(f"run_dir={resume}"), "hydra.output_subdir=null"]
-        arguments = [*overrides_of_run(Path(resume)), *arguments, *own]
+        first = next(i for i, argument in enumerate(arguments) if "=" in argument and argument[0] != "-")
+        arguments = [*arguments[:first], *overrides_of_run(Path(resume)), *arguments[first:], *own]
     elif run_dir is None and not multirun and config_name == "train" and _tasks_of_this_job() > 1:
         raise UserError(
             f"this SLURM job has {_tasks_of_this_job()} tasks, which need one run folder: name it with run_dir=PATH"

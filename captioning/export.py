@@ -22,6 +22,7 @@ from captioning.errors import UserError
 from captioning.files import atomic_folder, readable, write_atomically
 from captioning.hub import pushed, require_push
 from captioning.metrics import METRICS, caption_scores
+from captioning.runs import data_set_of
 from captioning.weights import HuggingFaceModel, find_weights
 
 log = logging.getLogger(__name__)
@@ -97,11 +98,8 @@ class RunRecord:
         return recipe
 
     def data_set(self) -> str | None:
-        """The name of the data set; that of its class where it has no other, as drawn shapes."""
-        config = self.config
-        if config is None:
-            return None
-        return config.data.get("dataset") or str(config.data._target_).split(".")[-3]
+        """The name of the data set."""
+        return data_set_of(self.config.data) if self.config else None
 
     def halves(self) -> list[str]:
         """The hub names of what the run started from."""

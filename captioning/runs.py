@@ -213,16 +213,16 @@ def settings_of(cfg: DictConfig, training_pictures: Sequence[int | str]) -> dict
     """What `refuse_other_settings` compares, as plain values; with the number of processes in every `last.ckpt`."""
     pictures = repr(list(training_pictures)).encode()  # their image ids, in order
     special = {
-        "data": cfg.data.get("dataset") or _package(str(cfg.data._target_)),
+        "data": data_set_of(cfg.data),
         "stage.self_critical": cfg.stage.self_critical is not None,
         "training pictures": hashlib.blake2b(pictures, digest_size=8).hexdigest(),
     }
     return {key: special.get(key, OmegaConf.select(cfg, key)) for key in (*OF_A_RUN, *OF_AN_EPOCH)}
 
 
-def _package(target: str) -> str:
-    """Of a data set without a name: `shapes` for `captioning.shapes.datamodule.ShapesDataModule`."""
-    return target.removeprefix("captioning.").split(".")[0]
+def data_set_of(data: DictConfig) -> str:
+    """A data set's name, or that of the package which makes it: `shapes`, or a user's own."""
+    return data.get("dataset") or str(data._target_).removeprefix("captioning.").split(".")[0]
 
 
 def refuse_other_settings(path: Path, now: dict[str, Any]) -> None:

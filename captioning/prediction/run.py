@@ -20,7 +20,7 @@ from captioning.prediction.formats import check_image_ids
 from captioning.prediction.score_files import check_files
 from captioning.prediction.sources import FoundPictures, find_pictures
 from captioning.prediction.text_files import TextFiles
-from captioning.runs import seed_of_run
+from captioning.runs import data_set_of, seed_of_run
 from captioning.weights import HuggingFaceModel, stamp_of
 
 if TYPE_CHECKING:
@@ -47,11 +47,11 @@ def found_pictures(cfg: DictConfig, output: Path) -> FoundPictures | None:
         check_image_ids(output, found)
         return FoundPictures(found)
     if cfg.input is not None:
-        raise UserError(f"input={cfg.input} and data={cfg.data.get('dataset', 'shapes')} are both given; leave one out")
+        raise UserError(f"input={cfg.input} and data={data_set_of(cfg.data)} are both given; leave one out")
     if cfg.text_files:
         raise UserError("text_files=true writes beside the pictures of input=..., not into a data set; leave it out")
     check_files(output, cfg.overwrite)
-    if cfg.data.get("root"):
+    if cfg.data.get("root") and cfg.data.get("dataset"):
         recognise(cfg.data.dataset, Path(str(cfg.data.root)).expanduser(), cfg.data.layout)
     return None
 
