@@ -170,7 +170,8 @@ def write_rows(
 
 def log_scores(cfg: DictConfig, output: Path, scored: ScoredSplit, result: Result) -> None:
     """Say the scores, and log them with the table of pictures: in a run's own folder, to that run."""
-    from captioning.training.loggers import log_split, wandb_runs
+    from captioning.training.loggers import log_split
+    from captioning.training.wandb import wandb_runs
 
     log.info("%s %s", cfg.split, ", ".join(f"{name} {figure:.4f}" for name, figure in result.scores.corpus.items()))
     log.info("%s perplexity %.4f", cfg.split, result.perplexity)

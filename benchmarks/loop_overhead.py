@@ -25,7 +25,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from captioning.training import module
-from captioning.training.callbacks import MetricRows
+from captioning.training.reports import MetricRows
 from captioning.training.run import train
 
 CONF = Path(__file__).resolve().parents[1] / "conf"

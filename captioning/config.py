@@ -434,7 +434,7 @@ class OwnLoggerConfig(Own):
 
 Logger = Annotated[
     Annotated[WandbConfig, Tag("<wandb>")] | Annotated[OwnLoggerConfig, Tag("<own>")],
-    by_target(wandb="captioning.training.loggers.wandb_logger"),
+    by_target(wandb="captioning.training.wandb.wandb_logger"),
 ]
 
 

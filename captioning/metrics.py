@@ -66,7 +66,7 @@ METRICS = [
     ),
     Metric(
         name="captions_per_second",
-        computed_by="captioning.training.callbacks.MetricRows",
+        computed_by="captioning.training.reports.MetricRows",
         larger_is_better=True,
         bar=("captions/s", 0),
     ),

@@ -23,9 +23,9 @@ from captioning.metrics import (
     in_reading_order,
     perplexity,
 )
-from captioning.training.callbacks import ProgressBar
 from captioning.training.curves import write_curves
 from captioning.training.module import TokenAverage
+from captioning.training.reports import ProgressBar
 
 
 def mean_length(captions: TokenisedCaptions) -> dict[str, Figures]:

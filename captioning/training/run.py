@@ -33,24 +33,16 @@ from captioning.runs import (
     settings_of,
     tidy,
 )
-from captioning.training.callbacks import (
-    AddressedDropout,
-    CaptionScores,
-    EncodeOnce,
-    KnownFloor,
-    MetricRows,
-    ProgressBar,
-    ResultsTable,
-    SampleTable,
-    SkippedSteps,
-)
+from captioning.training.callbacks import AddressedDropout, CaptionScores, EncodeOnce, SkippedSteps
 from captioning.training.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, Saving, StopEarly
 from captioning.training.curves import Curves
-from captioning.training.loggers import log_config, run_loggers, wandb_runs
+from captioning.training.loggers import log_config, run_loggers
 from captioning.training.module import CaptioningModule
 from captioning.training.ranks import check_strategy, one_fate
+from captioning.training.reports import KnownFloor, MetricRows, ProgressBar, ResultsTable
 from captioning.training.scst import CiderReward, SelfCriticalModule, check_sampling
 from captioning.training.stages import ApplyStages, StageSchedule
+from captioning.training.wandb import SampleTable, wandb_runs
 from captioning.weights import HuggingFaceModel, find_weights
 
 log = logging.getLogger(__name__)

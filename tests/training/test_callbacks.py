@@ -3,7 +3,7 @@
 import math
 from types import SimpleNamespace
 
-from captioning.training.callbacks import ResultsTable
+from captioning.training.reports import ResultsTable
 
 
 def table_of(tmp_path, epochs: list[dict], saved: dict | None = None) -> list[list[str]]:

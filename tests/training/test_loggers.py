@@ -1,11 +1,19 @@
 """Rows that continue: none missing and none twice, in metrics.csv and in W&B."""
 
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from lightning.pytorch.loggers import WandbLogger
+from conftest import ROOT
+from interrupted import composed, train
+from lightning.pytorch.loggers import Logger, WandbLogger
+from PIL import Image
 
-from captioning.training.loggers import MetricsCsv, WandbRows, run_loggers
+from captioning.errors import UserError
+from captioning.training.loggers import MetricsCsv, run_loggers
+from captioning.training.wandb import WandbRows, of_one_size, wandb_logger
 
 
 @pytest.fixture
@@ -67,3 +75,63 @@ def test_a_row_that_a_power_cut_has_torn_is_none(tmp_path):
     rows.keep(1)
     rows.log_metrics({"train/loss": 3.0}, 4)
     assert MetricsCsv(tmp_path).rows == 2
+
+
+class OneLineEach(Logger):
+    """A user's own logger: a line for each row."""
+
+    name, version = "mine", ""
+
+    def __init__(self, path: str):
+        super().__init__()
+        self._path = Path(path)
+
+    def log_hyperparams(self, params, *_, **__):
+        self._path.write_text(f"seed {params['seed']}\n")
+
+    def log_metrics(self, metrics, step=None):
+        with self._path.open("a") as file:
+            file.write(f"{step} {' '.join(metrics)}\n")
+
+
+def test_a_users_own_logger_is_one_entry(tmp_path):
+    own = f"+logger.mine={{_target_:test_loggers.OneLineEach,path:{tmp_path}/mine.txt}}"
+    train(composed(tmp_path / "run", own, "trainer.max_epochs=1"))
+    lines = (tmp_path / "mine.txt").read_text().splitlines()
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        assert lines[0] == "seed 42" and len(lines) == len(file.readlines())
+    assert any("val/perplexity" in line and "train/loss_epoch" in line for line in lines)
+
+
+WITHOUT_WANDB = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "wandb":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Blocked())
+sys.path.insert(0, "tests")
+from interrupted import composed, train
+from captioning.cli import one_sentence_errors
+with one_sentence_errors():
+    train(composed(sys.argv[1], "trainer.max_epochs=1", "sample_pictures=2"))
+"""
+
+
+def test_a_run_with_another_logger_needs_no_wandb(tmp_path):
+    command = [sys.executable, "-c", WITHOUT_WANDB, str(tmp_path / "run")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "results.md").is_file()
+
+
+def test_wandb_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="pip install wandb, or take logger=csv"):
+        wandb_logger(str(tmp_path), "captions", None, None)
+
+
+def test_pictures_of_one_log_have_one_size_for_wandb():
+    sheets = of_one_size([Image.new("RGB", (30, 10)), Image.new("RGB", (20, 40))])
+    assert [sheet.size for sheet in sheets] == [(30, 40), (30, 40)]
+    assert sheets[1].getpixel((5, 35)) == (0, 0, 0) and sheets[1].getpixel((25, 35)) == (255, 255, 255)

@@ -17,8 +17,9 @@ from captioning.data.datamodule import PhotographFiles
 from captioning.errors import UserError
 from captioning.model.captioner import ImageCaptioner
 from captioning.training.callbacks import SkippedSteps
-from captioning.training.loggers import MetricsCsv, WandbLogger, WandbRows
+from captioning.training.loggers import MetricsCsv
 from captioning.training.module import CaptioningModule
+from captioning.training.wandb import WandbLogger, WandbRows
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 from captioning.data.batch import pack
 from captioning.errors import UserError
 from captioning.model.captioner import GROUPS, ImageCaptioner
-from captioning.training.callbacks import MetricRows
 from captioning.training.module import CaptioningModule
+from captioning.training.reports import MetricRows
 from captioning.training.stages import ApplyStages, StageSchedule
 
 

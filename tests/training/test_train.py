@@ -17,7 +17,7 @@ from PIL import Image
 from support import saved_model
 
 from captioning.model.build import load_captioner
-from captioning.training.callbacks import ResultsTable
+from captioning.training.reports import ResultsTable
 
 sys.path.insert(0, str(ROOT))
 from captioning.training.run import train

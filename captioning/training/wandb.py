@@ -1,0 +1,228 @@
+"""Weights & Biases: its logger for runs that resume, its table of pictures, and the end of its runs.
+
+wandb itself is imported where it is used, so that a run with another logger needs none.
+"""
+
+import logging
+import os
+import re
+import shutil
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
+
+from captioning.errors import UserError
+from captioning.files import readable, write_atomically
+from captioning.metrics import METRICS
+from captioning.model.captioner import ImageCaptioner
+from captioning.model.generation import Caption, Decoding, generate
+from captioning.training.loggers import MetricsCsv
+from captioning.training.module import CaptioningModule
+
+log = logging.getLogger(__name__)
+
+PROJECT_NAME = re.compile(r"[\w.-]{1,128}")
+
+
+class WandbRows(WandbLogger):
+    """W&B's logger for runs that resume, and for disks that fill up.
+
+    W&B can't take rows back, so those that it has are not sent again. What it can't write it drops, and training goes
+    on: its service says so in its own log alone, so the disk is looked at here.
+    """
+
+    LEAST_FREE_BYTES = 2**20  # under which rows are as good as lost: W&B writes in blocks of 32 KiB
+
+    after: MetricsCsv | None = None  # which gets each row before
+    _warned = False
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any) -> None:
+        """The configuration; and of which metrics W&B's overview shows the best value beside the last."""
+        super().log_hyperparams(params)
+        for metric in METRICS:
+            if metric.name.startswith("val/") and metric.computed_by:
+                best = "max" if metric.larger_is_better else "min"
+                self.experiment.define_metric(metric.name, step_metric="trainer/global_step", summary=f"{best},last")
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """One row; or a table or pictures, which come before the row of their step."""
+        if self.after is not None:
+            is_row = all(isinstance(value, int | float) for value in metrics.values())
+            if self.after.repeats if is_row else self.after.will_repeat(step):
+                return
+        problem = None
+        try:
+            super().log_metrics(metrics, step)
+        except OSError as error:  # of a table or a picture, whose file this process writes
+            problem = error.strerror
+        if self.save_dir and shutil.disk_usage(self.save_dir).free < self.LEAST_FREE_BYTES:
+            problem = "No space left on device"
+        if problem and not self._warned:
+            folder = readable(Path(str(self.save_dir)) / "wandb")
+            said = "%s: W&B loses what does not fit into %s, from step %s on; metrics.csv has each row"
+            log.warning(said, problem, folder, step)
+        self._warned = bool(problem)
+
+
+def wandb_logger(run_dir: str, project: str, name: str | None, group: str | None) -> WandbLogger:
+    """A W&B logger whose run lies in `run_dir`, and continues there if the folder already has one.
+
+    Without an API key it logs offline and never asks for one; `WANDB_MODE` is respected.
+    """
+    try:
+        import wandb
+    except ModuleNotFoundError as error:
+        raise UserError(
+            "logger=wandb needs wandb, which is not installed; pip install wandb, or take logger=csv"
+        ) from error
+    if not isinstance(project, str) or not PROJECT_NAME.fullmatch(project):
+        raise UserError(f"logger.wandb.project={project} must be a name of letters, digits, '-', '_' and '.'")
+    folder = Path(run_dir)
+    id_file = folder / "wandb-run-id.txt"
+    if not id_file.is_file():
+        write_atomically(id_file, uuid.uuid4().hex[:8] + "\n")
+    mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False, verify=False) else "offline")
+    logger = WandbRows(
+        project=project,
+        name=name or folder.name,
+        group=group,
+        save_dir=run_dir,
+        id=id_file.read_text(encoding="utf-8").strip(),
+        resume="allow" if mode == "online" else None,
+        mode=mode,
+        settings=wandb.Settings(console="off", silent=mode == "offline"),
+    )
+    del logger._wandb_init["anonymous"]  # Lightning always passes it, and wandb warns of it ever since it has no effect
+    return logger
+
+
+class SampleTable(L.Callback):
+    """After each validation, logs a W&B table `val/samples`: pictures, their captions and the model's.
+
+    And for the first few, as `val/heat_maps`, where the model looked as it chose each word.
+
+    Args:
+        pixel_values: (B, 3, H, W) uint8, the same pictures each time.
+        captions: the references of each.
+        decoding: how the model's are generated.
+        decode: token ids to text.
+        draw: a strip of heat maps; called with a captioner and the keywords `pixel_values` (3, H, W) uint8,
+            `token_ids`, `ended` and `panel` (pixels). None draws none.
+    """
+
+    HEAT_MAPS = 4  # pictures; each takes, with a small model, about 12 milliseconds
+    PANEL = 112  # pixels, the longer side of a heat map
+
+    COLUMNS: ClassVar = ["image_id", "picture", "captions", "generated", "log_probability"]
+
+    def __init__(
+        self,
+        pixel_values: torch.Tensor,
+        image_ids: list,
+        captions: list[list[str]],
+        decoding: Decoding,
+        decode: Any,
+        draw: Callable[..., Any] | None = None,
+    ):
+        self._pixel_values, self._image_ids, self._captions = pixel_values, image_ids, captions
+        self._decoding, self._decode, self._draw = decoding, decode, draw
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+        if trainer.sanity_checking or not trainer.is_global_zero or not loggers:
+            return
+        import wandb
+
+        assert isinstance(pl_module, CaptioningModule)
+        with trainer.precision_plugin.forward_context():
+            generated = generate(pl_module.captioner, self._pixel_values.to(pl_module.device), self._decoding)
+        rows = zip(self._pixel_values, self._image_ids, self._captions, generated, strict=True)
+        data = [
+            [
+                str(image_id),
+                wandb.Image(pixels.permute(1, 2, 0).numpy()),
+                "\n".join(references),
+                self._decode(caption.token_ids),
+                caption.log_probability,
+            ]
+            for pixels, image_id, references, caption in rows
+        ]
+        for logger in loggers:
+            logger.log_table("val/samples", columns=self.COLUMNS, data=data, step=trainer.global_step)
+        if self._draw is not None:
+            self._log_heat_maps(loggers, pl_module.captioner, generated, trainer.global_step)
+
+    def _log_heat_maps(
+        self, loggers: list[WandbLogger], captioner: ImageCaptioner, generated: list[Caption], step: int
+    ) -> None:
+        assert self._draw is not None
+        strips, texts = [], []
+        for pixels, caption in list(zip(self._pixel_values, generated, strict=True))[: self.HEAT_MAPS]:
+            ended = len(caption.token_ids) < self._decoding.max_new_tokens
+            strips.append(
+                self._draw(captioner, pixel_values=pixels, token_ids=caption.token_ids, ended=ended, panel=self.PANEL)
+            )
+            texts.append(self._decode(caption.token_ids))
+        for logger in loggers:
+            logger.log_image("val/heat_maps", of_one_size(strips), step=step, caption=texts)
+
+
+def of_one_size(pictures: Sequence[Image.Image]) -> list[Image.Image]:
+    """Each on white paper that all of them fit on, for W&B shows the pictures of a step in one size."""
+    size = max(picture.width for picture in pictures), max(picture.height for picture in pictures)
+    sheets = [Image.new("RGB", size, "white") for _ in pictures]
+    for sheet, picture in zip(sheets, pictures, strict=True):
+        sheet.paste(picture, (0, 0))
+    return sheets
+
+
+@contextmanager
+def wandb_runs(loggers: list[Logger], run_dir: Path) -> Iterator[None]:
+    """Keeps all that W&B writes in `run_dir`; at the end, however it comes, ends the runs and says how to see them.
+
+    An ended run lets the next job of a multirun begin its own.
+    """
+    runs = (
+        [logger for logger in loggers if isinstance(logger, WandbLogger)]
+        if not getattr(rank_zero_only, "rank", 0)
+        else []
+    )
+    staging = "WANDB_DATA_DIR"  # tables wait there for their upload; W&B's default is in the home folder
+    ours = staging not in os.environ
+    if ours and runs:
+        os.environ[staging] = str(run_dir.resolve() / "wandb")
+    failed = True
+    try:
+        yield
+        failed = False
+    finally:
+        for logger in runs:
+            words = _how_to_browse(logger, run_dir)
+            logger.experiment.finish(exit_code=int(failed))
+            log.info("%s", words)
+        if ours:
+            os.environ.pop(staging, None)
+
+
+def _how_to_browse(logger: WandbLogger, run_dir: Path) -> str:
+    run = logger.experiment
+    if not run.settings._offline:
+        return f"W&B run: {run.url}"
+    own = Path(sys.executable).with_name("wandb")
+    command = "wandb" if shutil.which("wandb") == str(own) else readable(own)
+    return (
+        "W&B logged offline\n"
+        f"  browse it in the terminal: {command} leet {readable(Path(run.dir).parent)}\n"
+        f"  upload it:                 {command} sync {readable(run_dir)}/wandb/offline-run-*"
+    )
