@@ -37,9 +37,8 @@ def main() -> None:
             for strip, words in zip(strips, captions, strict=True)
         ]
         page = sheet(rows)
-        few = page.quantize(256, kmeans=4)  # colours, for half the bytes
-        few.putpalette([*few.getpalette()[:-3], 255, 255, 255])
-        page.quantize(palette=few).save(DOCS / "captions.png", optimize=True)
+        few_colours = page.quantize(palette=page.quantize(256, kmeans=4))  # half the bytes
+        few_colours.save(DOCS / "captions.png", optimize=True)
     write_curves(run, DOCS / "curves.png", across=True)
 
 
