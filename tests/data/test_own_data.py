@@ -5,38 +5,8 @@ import json
 
 import pytest
 from data_sets import draw
+from worked_examples import EXAMPLES
 
-# docs/extending.md shows these two files.
-BIRDS = '''
-"""Photographs that are named by their captions."""
-
-from pathlib import Path
-
-from captioning.data.datamodule import CaptionDataModule, PhotographFiles
-from captioning.data.records import Split
-
-
-class Birds(CaptionDataModule):
-    """`root/train/a red bird.jpg`, and so for `val` and `test`."""
-
-    def __init__(self, *, root: str, **common):
-        super().__init__(**common)
-        self._root = Path(root)
-
-    def read(self) -> dict[str, Split]:
-        return {name: self._split(name) for name in ("train", "val", "test")}
-
-    def _split(self, name: str) -> Split:
-        paths = sorted((self._root / name).glob("*.jpg"))
-        return Split([path.name for path in paths], [[path.stem] for path in paths], PhotographFiles(paths, "error"))
-'''
-CONF = """
-defaults: [_common]
-_target_: my_birds.Birds
-root: ???
-tokenizer: null
-num_workers: 0
-"""
 SMALL = (
     *("model=tiny", "stage=full", "trainer=cpu", "logger=csv", "scores.pictures=0"),
     *("model.image_size=16", "model.encoder_layers=1", "model.decoder_layers=1"),
@@ -48,8 +18,8 @@ COLOURS = {"train": ("red", "blue", "green", "white"), "val": ("grey", "pink"), 
 def own(command, tmp_path, monkeypatch):
     """Runs a script with the package and its configuration in reach."""
     (tmp_path / "conf/data").mkdir(parents=True)
-    (tmp_path / "conf/data/birds.yaml").write_text(CONF)
-    (tmp_path / "my_birds.py").write_text(BIRDS)
+    for name in ("conf/data/birds.yaml", "my_birds.py"):
+        (tmp_path / name).write_text(EXAMPLES[name])
     monkeypatch.syspath_prepend(tmp_path)
     for split, colours in COLOURS.items():
         for colour in colours:
