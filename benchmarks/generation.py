@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers import GPT2Config, VisionEncoderDecoderModel, ViTConfig
 
 from captioning.data.batch import PictureFormat
-from captioning.model.build import compose
 from captioning.model.captioner import ImageCaptioner
 from captioning.model.generation import Beam, Caption, Decoding, Greedy, Sampling, generate
+from captioning.model.huggingface import captioner_of, compose
 from captioning.prediction.devices import chosen_device, placed
 
 TOKENS, PICTURES = 20, 16
@@ -41,7 +41,7 @@ def models_of(small: bool) -> tuple[ImageCaptioner, VisionEncoderDecoderModel]:
     peer.generation_config.pad_token_id = 0
     network = copy.deepcopy(peer)
     network.decoder.config.eos_token_id = NEVER  # ours; transformers reads the one of `generation_config`
-    return ImageCaptioner(network, PictureFormat(size, mean=(0.5,) * 3, std=(0.5,) * 3)).eval(), peer
+    return captioner_of(network, PictureFormat(size, mean=(0.5,) * 3, std=(0.5,) * 3)).eval(), peer
 
 
 def decodings() -> dict[str, tuple[Decoding, dict[str, object]]]:

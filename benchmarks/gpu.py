@@ -23,6 +23,7 @@ from captioning.data.batch import CaptionBatch, PictureFormat, Row, pack
 from captioning.model.build import switched
 from captioning.model.captioner import ImageCaptioner
 from captioning.model.generation import Beam, Greedy, generate
+from captioning.model.huggingface import captioner_of
 from captioning.training.module import build_optimizer, scale_and_clip
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -47,7 +48,7 @@ class Work:
     def captioner(self, groups: tuple[str, ...] = ()) -> ImageCaptioner:
         """A new one that trains these groups, as `model=vit_gpt2` sets it: no dropout in the attention."""
         network = network_of(self.size, "gelu_pytorch_tanh")
-        captioner = ImageCaptioner(network, PictureFormat((self.size["image_size"],) * 2)).to(self.device)
+        captioner = captioner_of(network, PictureFormat((self.size["image_size"],) * 2)).to(self.device)
         for block in captioner.network.decoder.transformer.h:
             block.attn.attn_dropout.p = block.crossattention.attn_dropout.p = 0.0
         captioner.set_trainable(groups)

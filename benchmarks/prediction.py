@@ -32,10 +32,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import predict
 from captioning.data.batch import PictureFormat
 from captioning.data.tokenizer import CaptionTokenizer
-from captioning.model.build import compose as composed
 from captioning.model.build import load_captioner
-from captioning.model.captioner import ImageCaptioner
 from captioning.model.generation import Greedy, generate
+from captioning.model.huggingface import captioner_of
+from captioning.model.huggingface import compose as composed
 from captioning.prediction.batches import Share, picture_loader
 from captioning.prediction.devices import placed
 from captioning.prediction.results import CaptionWriter
@@ -53,7 +53,7 @@ def prepare(folder: Path, size: dict[str, int], count: int) -> None:
         draw(folder / f"{number:04d}.jpg", number)
     torch.manual_seed(0)
     picture_format = PictureFormat((size["image_size"],) * 2, mean=(0.5,) * 3, std=(0.5,) * 3)
-    captioner = ImageCaptioner(network_of(size, "gelu_pytorch_tanh"), picture_format)
+    captioner = captioner_of(network_of(size, "gelu_pytorch_tanh"), picture_format)
     tokenizer = CaptionTokenizer.train(["a red circle"], vocab_size=size["vocab_size"])
     described = {"description": captioner.description(), "tokenizer": tokenizer.to_json()}
     weights = {f"captioner.{name}": value for name, value in captioner.state_dict().items()}

@@ -29,8 +29,7 @@ from torch import Tensor
 from transformers import GPT2Config, VisionEncoderDecoderModel, ViTConfig
 
 from captioning.data.batch import IGNORE, CaptionBatch, PictureFormat, Row, pack
-from captioning.model.build import compose
-from captioning.model.captioner import ImageCaptioner
+from captioning.model.huggingface import captioner_of, compose
 from captioning.training.module import build_optimizer, scale_and_clip
 
 # Labels of each caption (GPT-2 tokens and EOS) of eight photographs of COCO's val2017: in the first four the longest
@@ -71,7 +70,7 @@ class Bench:
         self.peer = network_of(size, "gelu_new")
         network = network_of(size, "gelu_pytorch_tanh")
         network.load_state_dict(self.peer.state_dict(keep_vars=True), assign=True)
-        self.captioner = ImageCaptioner(network, PictureFormat((size["image_size"], size["image_size"])))
+        self.captioner = captioner_of(network, PictureFormat((size["image_size"], size["image_size"])))
         self.optimizer = build_optimizer(self.captioner, weight_decay=0.01, betas=(0.9, 0.999), fused=True)
         for group in self.optimizer.param_groups:
             group["lr"] = 1e-5

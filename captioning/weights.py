@@ -15,7 +15,8 @@ from captioning.model.encoders import ENCODERS
 from captioning.runs import checkpoint_file
 
 EXAMPLE = "nlpconnect/vit-gpt2-image-captioning"
-HALVES = {"encoder": tuple(ENCODERS), "decoder": ("gpt2",)}  # the architectures of each, by transformers' names
+DECODERS = ("gpt2",)  # by transformers' names, as ENCODERS are
+HALVES = {"encoder": tuple(ENCODERS), "decoder": DECODERS}
 FILES = "config.json, model.safetensors, preprocessor_config.json and the tokenizer's files"
 # What model.init_from leaves to the configuration; all else of the model comes from there.
 STILL_FREE = ("init_from", "dropout", "attention_dropout", "gradient_checkpointing", "compile")
@@ -23,11 +24,14 @@ STILL_FREE = ("init_from", "dropout", "attention_dropout", "gradient_checkpointi
 
 @dataclass(frozen=True)
 class HuggingFaceModel:
-    """transformers' `VisionEncoderDecoderModel` of one of `ENCODERS` and a GPT-2, and the key that named it."""
+    """A model of transformers, and the key that named it."""
 
     name: str  # hub name or local folder
     key: str
     allow_pickle: bool = False  # whether its weights may come in a pickle
+
+    def __str__(self) -> str:
+        return f"{self.key}={self.name}"
 
 
 def find_weights(given: str | Path, key: str = "checkpoint", allow_pickle: bool = False) -> Path | HuggingFaceModel:

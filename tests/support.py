@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from conftest import ROOT
+from omegaconf import OmegaConf
 from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -20,9 +22,10 @@ from transformers import (
     ViTImageProcessor,
 )
 
+from captioning.config import PretrainedModelConfig, TinyModelConfig
 from captioning.data.batch import Row
 from captioning.data.tokenizer import END_OF_TEXT, CaptionTokenizer
-from captioning.model.build import from_scratch
+from captioning.model.build import Vocabulary, new_captioner
 from captioning.model.captioner import ImageCaptioner
 
 CAPTIONS = [
@@ -47,30 +50,19 @@ def small_captioner(vocab_size: int, *, spread: float = 0.15, end_of_text: int =
 
     At the usual 0.02 attention is nearly uniform, and a wrong mask would hardly show.
     """
-    settings: dict[str, Any] = {
-        "image_size": 16,
-        "patch_size": 8,
-        "encoder_width": 32,
-        "encoder_layers": 2,
-        "encoder_heads": 4,
-        "decoder_width": 32,
-        "decoder_layers": 2,
-        "decoder_heads": 4,
-        "max_positions": 48,
-        "initializer_range": 0.02,
-        "pixel_mean": 0.5,
-        "pixel_std": 0.5,
-        "dropout": 0.0,
-        "attention_dropout": 0.0,
-        "gradient_checkpointing": False,
-        "compile": False,
-        "vocab_size": vocab_size,
-        "bos_token_id": end_of_text,
-        "eos_token_id": end_of_text,
-    }
-    captioner = from_scratch(**settings | changed)
+    sizes = {"image_size": 16, "encoder_width": 32, "encoder_layers": 2, "decoder_width": 32, "decoder_layers": 2}
+    config = model_config("tiny", **{**sizes, "max_positions": 48, "initializer_range": 0.02} | changed)
+    captioner = new_captioner(config, Vocabulary(vocab_size, end_of_text, end_of_text))
     randomise(captioner, spread)
     return captioner.eval()
+
+
+def model_config(choice: str, **changed: Any) -> Any:
+    """`conf/model/CHOICE.yaml` with some keys changed, as `build.new_captioner` takes it."""
+    keys: Any = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "model" / f"{choice}.yaml"))
+    if choice == "tiny":
+        return TinyModelConfig(**keys | changed)
+    return PretrainedModelConfig(**keys | {"allow_pickle": False} | changed)
 
 
 def randomise(module: torch.nn.Module, spread: float, seed: int = 0) -> None:

@@ -31,43 +31,52 @@ from captioning.hub import out_of_reach
 from captioning.model.captioner import ImageCaptioner
 from captioning.model.cpu import use_products
 from captioning.model.encoders import ENCODERS, family_of, picture_format_of, processor_of
+from captioning.weights import HuggingFaceModel
 
 log = logging.getLogger(__name__)
 
 
-def load_config(name: str, model_types: Collection[str], key: str) -> Any:
-    """The configuration of the checkpoint `name` (hub name or local folder).
+def load_config(source: HuggingFaceModel, model_types: Collection[str]) -> Any:
+    """The configuration of a checkpoint.
 
     Raises:
         UserError: if it is not available, or describes none of these architectures.
     """
-    if not isinstance(name, str) or not name:
-        raise UserError(f"{key}={name} must be a hub name or a local folder")
     try:
-        config = AutoConfig.from_pretrained(name, local_files_only=out_of_reach(), trust_remote_code=False)
+        config = AutoConfig.from_pretrained(source.name, local_files_only=out_of_reach(), trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise _unavailable(name, key, "config.json") from error
+        raise _unavailable(source, "config.json") from error
     if config.model_type not in model_types:
-        needed = " or ".join(model_types)
-        raise UserError(f"{key}={name} is a {config.model_type} model; a {needed} model is needed here")
+        raise UserError(f"{source} is a {config.model_type} model; a {' or '.join(model_types)} model is needed here")
     return config
+
+
+def load_encoder(source: HuggingFaceModel, config: Any) -> Any:
+    """The encoder alone, without what captions don't need of it."""
+    family = ENCODERS[config.model_type]
+    config.update(family.config)
+    return load_weights(family.model, source, config, **family.arguments)
+
+
+def load_decoder(source: HuggingFaceModel, config: Any, may_be_new: Callable[[str], bool]) -> GPT2LMHeadModel:
+    """The decoder alone."""
+    quick_activation(config)
+    decoder: GPT2LMHeadModel = load_weights(GPT2LMHeadModel, source, config, may_be_new)
+    return decoder
 
 
 def load_weights(
     kind: type[PreTrainedModel],
-    name: str,
+    source: HuggingFaceModel,
     config: PreTrainedConfig,
-    key: str,
     may_be_new: Callable[[str], bool] = lambda _: False,
-    *,
-    allow_pickle: bool,
     **arguments: Any,
 ) -> Any:
-    """A model of class `kind` with the weights of checkpoint `name`.
+    """A model of class `kind`, made with `arguments`, with the weights of a checkpoint.
 
     Every weight of the model comes from the checkpoint or satisfies `may_be_new`; weights that the checkpoint has
-    beyond the model's (a pooler, a classifier) are logged. They are read from safetensors; with `allow_pickle` from
-    PyTorch's own files too, but as data: what would run code is refused. Code that comes with a model never runs.
+    beyond the model's (a pooler, a classifier) are logged. They are read from safetensors; if the source allows it
+    from PyTorch's own files too, but as data: what would run code is refused. Code that comes with a model never runs.
 
     Raises:
         UserError: if they are not available, lack a weight, or hold one of another shape.
@@ -76,28 +85,28 @@ def load_weights(
     transformers_logging.set_verbosity_error()  # its load report says in a table what we check and log in a line
     try:
         loaded: Any = kind.from_pretrained(
-            name,
+            source.name,
             config=config,
             dtype=torch.float32,  # also of half-precision files: trainer.precision says how to compute
             ignore_mismatched_sizes=True,  # reported in info, for one message on all that is wrong
             output_loading_info=True,
             local_files_only=out_of_reach(),
-            use_safetensors=None if allow_pickle else True,
+            use_safetensors=None if source.allow_pickle else True,
             weights_only=True,
             **arguments,
         )
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{key}={name} holds a pickle with more than weights in it; it was not loaded, since that could run code. "
+            f"{source} holds a pickle with more than weights in it; it was not loaded, since that could run code. "
             "Name another checkpoint"
         ) from error
     except (OSError, SafetensorError) as error:
-        if not allow_pickle and _lacks_safetensors(name):
+        if not source.allow_pickle and _lacks_safetensors(source.name):
             raise UserError(
-                f"{key}={name} has no model.safetensors; weights in a pickle (pytorch_model.bin) are "
+                f"{source} has no model.safetensors; weights in a pickle (pytorch_model.bin) are "
                 "read with allow_pickle=true alone, as data: code in them does not run even so"
             ) from error
-        raise _unavailable(name, key, "model.safetensors") from error
+        raise _unavailable(source, "model.safetensors") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
     model, info = loaded
@@ -106,12 +115,12 @@ def load_weights(
     misfits = [f"{weight} is {tuple(has)}, not {tuple(needs)}" for weight, has, needs in info["mismatched_keys"]]
     if wrong := lacking + sorted(misfits):
         raise UserError(
-            f"{key}={name} does not hold the weights that its config.json promises ({len(wrong)} are wrong: "
-            f"{'; '.join(wrong[:3])}); name an undamaged checkpoint in {key}"
+            f"{source} does not hold the weights that its config.json promises ({len(wrong)} are wrong: "
+            f"{'; '.join(wrong[:3])}); name an undamaged checkpoint in {source.key}"
         )
-    log.info("%s: loaded %s", key, name)
+    log.info("%s: loaded %s", source.key, source.name)
     if unused := sorted(info["unexpected_keys"]):
-        log.info("%s: not used from %s: %s", key, name, ", ".join(unused))
+        log.info("%s: not used from %s: %s", source.key, source.name, ", ".join(unused))
     return model
 
 
@@ -121,26 +130,29 @@ def _lacks_safetensors(name: str) -> bool:
     return (folder / "pytorch_model.bin").is_file() and not (folder / "model.safetensors").is_file()
 
 
-def load_picture_format(name: str, config: Any, key: str) -> PictureFormat:
+def load_picture_format(source: HuggingFaceModel, config: Any) -> PictureFormat:
     """How the checkpoint's own processor prepares pictures, at the size that its encoder takes.
 
     Raises:
         UserError: if the checkpoint has no `preprocessor_config.json`.
     """
     try:
-        processor = AutoImageProcessor.from_pretrained(name, local_files_only=out_of_reach(), trust_remote_code=False)
+        processor = AutoImageProcessor.from_pretrained(
+            source.name, local_files_only=out_of_reach(), trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
-        raise _unavailable(name, key, "preprocessor_config.json") from error
+        raise _unavailable(source, "preprocessor_config.json") from error
     return picture_format_of(processor, config)
 
 
-def _unavailable(name: str, key: str, file: str) -> UserError:
-    if Path(name).is_dir():
-        damaged = ", which is damaged or cut short" if (Path(name) / file).is_file() else ""
-        return UserError(f"{key}={name} is a folder without a readable {file}{damaged}; set {key} to one that has it")
+def _unavailable(source: HuggingFaceModel, file: str) -> UserError:
+    name, key = Path(source.name), source.key
+    if name.is_dir():
+        damaged = ", which is damaged or cut short" if (name / file).is_file() else ""
+        return UserError(f"{source} is a folder without a readable {file}{damaged}; set {key} to one that has it")
     files = "config.json, model.safetensors" + (" and preprocessor_config.json" if key != "model.decoder" else "")
     return UserError(
-        f"{key}={name} could not be fetched from the Hugging Face hub and is not in its local cache; "
+        f"{source} could not be fetched from the Hugging Face hub and is not in its local cache; "
         f"check the name and the network, or set {key} to a local folder that holds {files}"
     )
 
@@ -158,35 +170,31 @@ OVERRULED = (
 )
 
 
-def load_model(name: str, key: str, allow_pickle: bool = False) -> ImageCaptioner:
+def load_model(source: HuggingFaceModel) -> ImageCaptioner:
     """The captioner, in eval mode, of a `VisionEncoderDecoderModel` with its own picture format and special tokens.
 
-    `allow_pickle` is `load_weights`'s. BOS, from which captions start, and EOS are those that its `generate` would use,
-    and become its decoder's.
+    BOS, from which captions start, and EOS are those that its `generate` would use, and become its decoder's.
 
     Raises:
         UserError: if weights, configuration or processor are not available, don't fit, or name no BOS or EOS.
     """
-    config = load_config(name, [VisionEncoderDecoderConfig.model_type], key)
+    config = load_config(source, [VisionEncoderDecoderConfig.model_type])
     family = ENCODERS[config.encoder.model_type]
     config.encoder.update(family.config)
     quick_activation(config.decoder)
     network = load_weights(
         VisionEncoderDecoderModel,
-        name,
+        source,
         config,
-        key,
         may_be_new=lambda weight: family.spare is not None and weight.startswith(f"encoder.{family.spare}."),
-        allow_pickle=allow_pickle,
     )
     if family.spare is not None:
         setattr(network.encoder, family.spare, None)
-    use_products(network)
-    _take_special_tokens(network, name, key)
-    return ImageCaptioner(network, load_picture_format(name, config.encoder, key)).eval()
+    _take_special_tokens(network, source)
+    return captioner_of(network, load_picture_format(source, config.encoder)).eval()
 
 
-def _take_special_tokens(network: VisionEncoderDecoderModel, name: str, key: str) -> None:
+def _take_special_tokens(network: VisionEncoderDecoderModel, source: HuggingFaceModel) -> None:
     config: Any = network.config
     settings: Any = network.generation_config
     start = settings.decoder_start_token_id
@@ -194,7 +202,7 @@ def _take_special_tokens(network: VisionEncoderDecoderModel, name: str, key: str
         "decoder_start_token_id": settings.bos_token_id if start is None else start,
         "eos_token_id": settings.eos_token_id,
     }
-    bos, eos = (_one_token(token, what, name, key) for what, token in found.items())
+    bos, eos = (_one_token(token, what, source) for what, token in found.items())
     pad = settings.pad_token_id
     for part in (config, config.decoder, settings):
         part.bos_token_id, part.eos_token_id, part.pad_token_id = bos, eos, eos if pad is None else pad
@@ -204,16 +212,17 @@ def _take_special_tokens(network: VisionEncoderDecoderModel, name: str, key: str
         k: value for k in OVERRULED if (value := getattr(settings, k, None)) not in (None, getattr(defaults, k, None))
     }
     if overruled:
-        log.info("%s: decoding=... decides, not its own %s", key, ", ".join(f"{k}={v}" for k, v in overruled.items()))
+        own = ", ".join(f"{k}={v}" for k, v in overruled.items())
+        log.info("%s: decoding=... decides, not its own %s", source.key, own)
 
 
-def _one_token(token: int | list[int] | None, what: str, name: str, key: str) -> int:
+def _one_token(token: int | list[int] | None, what: str, source: HuggingFaceModel) -> int:
     among = sorted(set(token)) if isinstance(token, list) else [token]
     if among == [None]:
-        raise UserError(f"{key}={name} names no {what} in its generation_config.json or config.json; add it there")
+        raise UserError(f"{source} names no {what} in its generation_config.json or config.json; add it there")
     if len(among) != 1 or among[0] is None:
         raise UserError(
-            f"{key}={name} has {what}={token}; captions have one beginning and one end, so leave one number in its "
+            f"{source} has {what}={token}; captions have one beginning and one end, so leave one number in its "
             "generation_config.json"
         )
     return among[0]
@@ -258,7 +267,6 @@ def compose(encoder_config: Any, decoder_config: GPT2Config) -> VisionEncoderDec
 def joined(encoder: PreTrainedModel, decoder: GPT2LMHeadModel) -> VisionEncoderDecoderModel:
     """Both halves as one `VisionEncoderDecoderModel`, with the token ids that its `generate` reads."""
     network = VisionEncoderDecoderModel(encoder=encoder, decoder=decoder)
-    use_products(network)
     config = decoder.config
     for part in (network.config, network.generation_config):
         part.decoder_start_token_id = config.bos_token_id
@@ -267,3 +275,9 @@ def joined(encoder: PreTrainedModel, decoder: GPT2LMHeadModel) -> VisionEncoderD
         # unused by us; generate() fills finished captions with it
         part.pad_token_id = config.eos_token_id if config.pad_token_id is None else config.pad_token_id
     return network
+
+
+def captioner_of(network: VisionEncoderDecoderModel, picture_format: PictureFormat) -> ImageCaptioner:
+    """The captioner of a network of transformers, whose linear layers compute from now on as in cpu.py."""
+    use_products(network)
+    return ImageCaptioner(network, picture_format)

@@ -1,6 +1,5 @@
 """A training run from its configuration: `train(config)` puts the parts together, fits, tests the best weights."""
 
-import copy
 import logging
 from dataclasses import dataclass
 from functools import partial
@@ -9,16 +8,16 @@ from typing import Any
 
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from captioning.cli import built, plain, quiet_libraries, resumable, whole
+from captioning.config import TrainConfig, checked
 from captioning.data.datamodule import CaptionDataModule
-from captioning.data.tokenizer import CaptionTokenizer
 from captioning.errors import UserError
 from captioning.files import readable
 from captioning.metrics import METRICS, check_best_by, chosen_by
-from captioning.model.build import fine_tuned, load_captioner
+from captioning.model.build import Vocabulary, fine_tuned, load_captioner, new_captioner
 from captioning.model.captioner import ImageCaptioner
 from captioning.model.generation import Decoding, require_room
 from captioning.prediction.heat_maps import draw_heat_maps
@@ -187,11 +186,13 @@ def model_and_data(
     if cfg.encoder_cache is not None:
         schedule.require_frozen_encoder(f"encoder_cache={cfg.encoder_cache}")
         datamodule.require_unaugmented(f"encoder_cache={cfg.encoder_cache}")
+    model = checked(cfg, TrainConfig).model
     if weights:
-        captioner, tokenizer = _fine_tuned(cfg, weights)
+        trained, tokenizer = load_captioner(weights)
+        captioner = fine_tuned(trained, model)
     else:
         tokenizer = datamodule.new_tokenizer()
-        captioner = _new_captioner(cfg, tokenizer)
+        captioner = new_captioner(model, Vocabulary.of(tokenizer))
     datamodule.connect(tokenizer, captioner.picture_format, captioner.max_positions)
     return captioner, datamodule
 
@@ -257,25 +258,3 @@ def checkpoints_of(cfg: DictConfig, settings: dict[str, Any]) -> list[L.Callback
     every_n_epochs = cfg.scores.every_n_epochs if metric.official else 1
     best = BestCheckpoint(saving, dirpath=path.parent, monitor=best_by, mode=mode, every_n_epochs=every_n_epochs)
     return [best, last]
-
-
-def _new_captioner(cfg: DictConfig, tokenizer: CaptionTokenizer) -> ImageCaptioner:
-    model = copy.deepcopy(cfg.model)
-    with open_dict(model):
-        del model.init_from
-    return built(
-        model,
-        "model",
-        vocab_size=tokenizer.vocab_size,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-
-
-def _fine_tuned(cfg: DictConfig, weights: Path | HuggingFaceModel) -> tuple[ImageCaptioner, CaptionTokenizer]:
-    """These weights, ready to be trained, and their tokenizer."""
-    captioner, tokenizer = load_captioner(weights)
-    switches = plain(cfg.model, "dropout", "attention_dropout", "gradient_checkpointing", "compile")
-    # In model=tiny it is one of the sizes, all of which come with the weights.
-    image_size = cfg.model.image_size if "encoder" in cfg.model else None
-    return fine_tuned(captioner, image_size=image_size, **switches), tokenizer

@@ -1,15 +1,16 @@
-"""Captioners from scratch and from their own description, and the switches that change no number."""
+"""Captioners from scratch, from their own description and made ready to be trained on."""
 
 import json
 
 import pytest
 import torch
-from support import CAPTIONS, encoded_rows, random_pictures, small_captioner, trained_tokenizer
+from support import CAPTIONS, encoded_rows, model_config, random_pictures, small_captioner, trained_tokenizer
 
+from captioning.config import OwnModelConfig
 from captioning.data.batch import pack
 from captioning.errors import UserError
-from captioning.model.build import from_description
-from captioning.model.captioner import GROUPS
+from captioning.model.build import Vocabulary, fine_tuned, from_description, new_captioner
+from captioning.model.captioner import GROUPS, ImageCaptioner
 from captioning.model.encoders import resized
 from captioning.model.generation import Greedy, generate
 
@@ -22,23 +23,6 @@ def batch():
 def gradients(captioner, batch):
     captioner.loss(batch).nats.backward()
     return {name: p.grad for name, p in captioner.named_parameters()}
-
-
-@pytest.mark.parametrize(
-    ("wrong", "way_out"),
-    [
-        ({"encoder_heads": 5}, r"model\.encoder_width=32 must be a multiple of model\.encoder_heads=5"),
-        ({"decoder_heads": 3}, r"model\.decoder_width=32 must be a multiple of model\.decoder_heads=3"),
-        ({"patch_size": 7}, r"model\.image_size=16 must be a multiple of model\.patch_size=7"),
-        ({"decoder_heads": 0}, r"model\.decoder_heads=0 must be a whole number of at least 1"),
-        ({"encoder_layers": -1}, r"model\.encoder_layers=-1 must be a whole number of at least 1"),
-        ({"encoder_width": 32.5}, r"model\.encoder_width=32\.5 must be a whole number"),
-        ({"max_positions": None}, r"model\.max_positions=None must be a whole number"),
-    ],
-)
-def test_an_architecture_that_cannot_be_built_is_refused(wrong, way_out):
-    with pytest.raises(UserError, match=way_out):
-        small_captioner(50, **wrong)
 
 
 def test_the_architecture_is_as_named():
@@ -135,3 +119,63 @@ def test_a_cut_out_picture_keeps_its_part_at_another_size():
     assert resized(picture_format, (24, 24)).resize_shortest is None
     cut_out = resized(type(picture_format)(size=(16, 16), resize_shortest=20), (32, 48))
     assert (cut_out.size, cut_out.resize_shortest) == ((32, 48), 40)
+
+
+def own_captioner(width: int, **vocabulary: int) -> ImageCaptioner:
+    """A user's own function."""
+    return small_captioner(vocabulary["vocab_size"], end_of_text=vocabulary["eos_token_id"], decoder_width=width)
+
+
+def test_a_users_own_function_makes_the_captioner_of_its_keys_and_the_vocabulary():
+    keys = {"init_from": None, "_target_": f"{__name__}.own_captioner"}
+    captioner = new_captioner(OwnModelConfig(**keys, width=48), Vocabulary(60, 7, 7))
+    assert captioner.network.decoder.config.n_embd == 48
+    assert (captioner.vocab_size, captioner.end_of_text) == (60, (7, 7))
+    with pytest.raises(UserError, match=r"model cannot be set up so: .*missing 1 required .* 'width'"):
+        new_captioner(OwnModelConfig(**keys), Vocabulary(60, 7, 7))
+
+
+BEFORE = small_captioner(40, encoder_width=48)
+
+
+def tuned(**changed) -> ImageCaptioner:
+    keys = {"dropout": 0.2, "attention_dropout": 0.3} | changed
+    return fine_tuned(BEFORE, model_config("vit_gpt2", **keys))
+
+
+def test_fine_tuning_starts_from_the_same_weights_and_shares_none():
+    after = tuned()
+    saved = dict(BEFORE.network.named_parameters())
+    assert saved.keys() == dict(after.network.named_parameters()).keys()
+    for name, weight in after.network.named_parameters():
+        assert torch.equal(weight, saved[name]) and weight.data_ptr() != saved[name].data_ptr(), name
+    assert after.picture_format == BEFORE.picture_format
+
+
+def test_the_dropout_of_fine_tuning_is_the_one_asked_for():
+    blocks = tuned().network.decoder.transformer.h
+    assert {(b.attn.attn_dropout.p, b.crossattention.resid_dropout.p, b.mlp.dropout.p) for b in blocks} == {
+        (0.3, 0.2, 0.2)
+    }
+
+
+def test_fine_tuning_heeds_the_switches():
+    encoder = tuned(gradient_checkpointing=True).network.encoder
+    assert any(getattr(m, "gradient_checkpointing", False) for m in encoder.modules())
+
+
+def test_larger_pictures_interpolate_the_position_embeddings():
+    after = tuned(image_size=32).eval()
+    assert after.picture_format.size == (32, 32)
+    assert after.encode(random_pictures(2, size=32)).shape == (2, 17, 32)
+    assert torch.equal(tuned(image_size=16).eval().encode(random_pictures(2)), BEFORE.encode(random_pictures(2)))
+
+
+def test_an_image_size_that_patches_do_not_tile_is_refused():
+    with pytest.raises(UserError, match=r"model\.image_size=20 must be a multiple of the patch size 8"):
+        tuned(image_size=20)
+
+
+def test_the_sizes_of_a_tiny_model_do_not_count():
+    after = fine_tuned(BEFORE, model_config("tiny", image_size=64, decoder_layers=7))
+    assert after.picture_format == BEFORE.picture_format and len(after.network.decoder.transformer.h) == 2

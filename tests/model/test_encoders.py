@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import CAPTIONS, encoded_rows, random_pictures, randomise, trained_tokenizer
+from support import CAPTIONS, encoded_rows, model_config, random_pictures, randomise, trained_tokenizer
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -17,12 +17,13 @@ from transformers import (
 from captioning.data.batch import pack
 from captioning.errors import UserError
 from captioning.model.attention import cross_attention
-from captioning.model.build import fine_tuned, from_description, from_pretrained
+from captioning.model.build import Vocabulary, fine_tuned, from_description, new_captioner
 from captioning.model.captioner import GROUPS, ImageCaptioner
 from captioning.model.encoders import ENCODERS, EncoderFamily
 from captioning.model.generation import Greedy, generate
 from captioning.model.huggingface import load_model, save_model
 from captioning.training.module import build_optimizer
+from captioning.weights import HuggingFaceModel
 
 SIGLIP = EncoderFamily(
     model_type="siglip_vision_model",
@@ -33,7 +34,6 @@ SIGLIP = EncoderFamily(
 )
 POSITIONS = f"encoder.{SIGLIP.positions}"
 TOKENIZER = trained_tokenizer()
-KEEP = {"dropout": 0.0, "attention_dropout": 0.0, "gradient_checkpointing": False, "compile": False}
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +53,10 @@ def checkpoints(tmp_path_factory) -> Path:
 
 
 def build(checkpoints: Path, image_size: int | None = None) -> ImageCaptioner:
-    halves = {name: str(checkpoints / folder) for name, folder in (("encoder", "siglip"), ("decoder", "gpt2"))}
-    vocabulary = {"vocab_size": TOKENIZER.vocab_size, "bos_token_id": 0, "eos_token_id": 0}
-    return from_pretrained(**halves, **vocabulary, **KEEP, image_size=image_size, allow_pickle=False)
+    halves = {"encoder": str(checkpoints / "siglip"), "decoder": str(checkpoints / "gpt2")}
+    return new_captioner(
+        model_config("vit_gpt2", **halves, image_size=image_size, dropout=0.0), Vocabulary.of(TOKENIZER)
+    )
 
 
 @pytest.fixture
@@ -108,7 +109,11 @@ def test_the_maps_of_its_attention_have_a_place_for_every_patch(captioner):
 
 @pytest.mark.parametrize("way", ["pretrained", "fine-tuned"])
 def test_its_positions_are_interpolated_as_the_library_does(captioner, checkpoints, way):
-    larger = build(checkpoints, 48) if way == "pretrained" else fine_tuned(captioner, image_size=48, **KEEP)
+    larger = (
+        build(checkpoints, 48)
+        if way == "pretrained"
+        else fine_tuned(captioner, model_config("vit_gpt2", image_size=48))
+    )
     assert larger.encoder_shape() == (36, 32) and larger.patch_grid(larger.picture_format.size) == (6, 6)
     pictures = random_pictures(2, 48)
     expected = SiglipVisionModel.from_pretrained(checkpoints / "siglip").eval()
@@ -127,6 +132,6 @@ def test_it_comes_back_from_a_description_and_from_transformers_with_its_caption
     save_model(captioner, tmp_path, {})
     _, info = VisionEncoderDecoderModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
-    again = load_model(str(tmp_path), "checkpoint")
+    again = load_model(HuggingFaceModel(str(tmp_path), "checkpoint"))
     assert again.picture_format == captioner.picture_format
     assert [c.token_ids for c in generate(again, pictures, Greedy(8))] == [c.token_ids for c in captions]

@@ -2,35 +2,17 @@
 
 import pytest
 import torch
+from support import model_config
 
-from captioning.model.build import from_scratch
+from captioning.model.build import Vocabulary, new_captioner
 from captioning.training.module import build_optimizer, scale_and_clip
 
 
 @pytest.fixture
 def captioner():
     torch.manual_seed(0)
-    return from_scratch(
-        image_size=16,
-        patch_size=8,
-        encoder_width=16,
-        encoder_layers=1,
-        encoder_heads=2,
-        decoder_width=24,
-        decoder_layers=2,
-        decoder_heads=2,
-        max_positions=32,
-        initializer_range=0.02,
-        pixel_mean=0.5,
-        pixel_std=0.5,
-        dropout=0.0,
-        attention_dropout=0.0,
-        gradient_checkpointing=False,
-        compile=False,
-        vocab_size=50,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
+    sizes = {"image_size": 16, "encoder_width": 16, "encoder_layers": 1, "encoder_heads": 2, "decoder_width": 24}
+    return new_captioner(model_config("tiny", **sizes, decoder_layers=2, decoder_heads=2), Vocabulary(50, 0, 0))
 
 
 def test_the_groups_hold_every_parameter_once(captioner):

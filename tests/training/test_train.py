@@ -297,7 +297,7 @@ def test_resuming_with_another_architecture_is_refused(command, tmp_path):
         (["data=shapes", "model=vit_gpt2", "data.image_size=32"], "model.encoder"),
         (["experiment=demo", "sample_pictures=-1"], "sample_pictures=-1"),
         (["experiment=demo", "early_stopping_epochs=0"], "early_stopping_epochs=0"),
-        (["experiment=demo", "early_stopping_epochs=true"], "early_stopping_epochs=True"),
+        (["experiment=demo", "early_stopping_epochs=true"], "early_stopping_epochs=true"),
         (["experiment=demo", "decoding.max_new_tokens=1000"], "this model's limit of 127"),
         (["data=shapes"], "add model=tiny"),
         (["experiment=demo", "seed=-1"], "seed=-1 must be a whole number"),

@@ -1,6 +1,10 @@
-"""Checkpoints come in whole, in every key format that the hub holds, or are refused in one sentence."""
+"""Weights come in whole, in every form that the hub holds, or are refused in one sentence; and go out the same.
+
+transformers' own loading, logits and captions are the reference.
+"""
 
 import json
+import logging
 import re
 import shutil
 from collections.abc import Callable
@@ -9,7 +13,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support import randomise
+from support import (
+    Touches,
+    model_config,
+    noise_pictures,
+    random_pictures,
+    randomise,
+    saved_model,
+    small_captioner,
+    transformers_captions,
+)
 from torch import Tensor
 from transformers import (
     BertConfig,
@@ -17,18 +30,24 @@ from transformers import (
     CLIPImageProcessor,
     GPT2Config,
     GPT2LMHeadModel,
+    VisionEncoderDecoderModel,
     ViTConfig,
     ViTImageProcessor,
     ViTModel,
 )
 
 from captioning.data.batch import PictureFormat
+from captioning.data.images import read_picture
+from captioning.data.transforms import EvaluationTransform
 from captioning.errors import UserError
-from captioning.model.build import from_pretrained
+from captioning.model.build import Vocabulary, load_captioner, new_captioner
 from captioning.model.captioner import ImageCaptioner, group_of
 from captioning.model.encoders import ENCODERS
-from captioning.model.huggingface import load_config, load_picture_format
+from captioning.model.generation import Beam, Greedy, generate
+from captioning.model.huggingface import load_config, load_model, load_picture_format, save_model
+from captioning.weights import HuggingFaceModel
 
+LENGTH = 12
 VOCABULARY = 40
 VIT = ViTConfig(
     hidden_size=32,
@@ -78,21 +97,10 @@ def copied(checkpoints: Path, tmp_path: Path) -> Callable[[str], Path]:
 def load(checkpoints: Path) -> Callable[..., ImageCaptioner]:
     """`from_pretrained` on the two checkpoints, save what is given."""
 
-    def load(**changed: object) -> ImageCaptioner:
-        settings = {
-            "encoder": str(checkpoints / "vit"),
-            "decoder": str(checkpoints / "gpt2"),
-            "image_size": None,
-            "dropout": 0.1,
-            "attention_dropout": 0.0,
-            "gradient_checkpointing": False,
-            "compile": False,
-            "allow_pickle": False,
-            "vocab_size": VOCABULARY,
-            "bos_token_id": 0,
-            "eos_token_id": 0,
-        }
-        return from_pretrained(**settings | {k: str(v) if isinstance(v, Path) else v for k, v in changed.items()})
+    def load(*, vocab_size: int = VOCABULARY, **changed: object) -> ImageCaptioner:
+        keys = {"encoder": str(checkpoints / "vit"), "decoder": str(checkpoints / "gpt2")}
+        keys |= {key: str(value) if isinstance(value, Path) else value for key, value in changed.items()}
+        return new_captioner(model_config("vit_gpt2", **keys), Vocabulary(vocab_size, 0, 0))
 
     return load
 
@@ -241,7 +249,8 @@ def write_processor(folder: Path, **settings: object) -> str:
 
 
 def picture_format(folder: str) -> PictureFormat:
-    return load_picture_format(folder, load_config(folder, ENCODERS, "model.encoder"), "model.encoder")
+    source = HuggingFaceModel(folder, "model.encoder")
+    return load_picture_format(source, load_config(source, ENCODERS))
 
 
 def test_a_processor_that_squeezes_gives_its_statistics_and_filter(copied):
@@ -366,3 +375,206 @@ def test_a_vocabulary_that_is_not_the_tokenizers_is_refused(load):
     expected = r"model\.decoder=\S+ has 40 tokens and the data's tokenizer 41; set data\.tokenizer to"
     with pytest.raises(UserError, match=expected):
         load(vocab_size=41)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    saved_model(folder / "gpt2 tokens")
+    saved_model(folder / "own tokens", own_tokens=True, encoder_width=48)
+    return folder
+
+
+@pytest.fixture
+def whole(models, tmp_path) -> Path:
+    """One of them, to be spoiled."""
+    return shutil.copytree(models / "gpt2 tokens", tmp_path / "model")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> list[Path]:
+    return noise_pictures(tmp_path_factory.mktemp("pictures"))
+
+
+def change(folder: Path, file: str, **settings: object) -> None:
+    path = folder / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+
+def our_captions(model: Path, pictures: list[Path], decoding) -> list[str]:
+    captioner, tokenizer = load_captioner(HuggingFaceModel(str(model), "checkpoint"))
+    transform = EvaluationTransform(captioner.picture_format)
+    pixels = torch.stack([transform(read_picture(path)) for path in pictures])
+    return [tokenizer.decode(caption.token_ids) for caption in generate(captioner, pixels, decoding)]
+
+
+def loaded(folder: Path, allow_pickle: bool = False) -> ImageCaptioner:
+    return load_model(HuggingFaceModel(str(folder), "checkpoint", allow_pickle))
+
+
+def beam(num_beams: int) -> Beam:
+    return Beam(LENGTH, num_beams, 1.0, False, no_repeat_ngram_size=0, min_new_tokens=0, n_best=1)
+
+
+@pytest.mark.parametrize("name", ["gpt2 tokens", "own tokens"])
+def test_captions_are_those_of_transformers(models, pictures, name):
+    model = models / name
+    greedy = transformers_captions(model, pictures, max_new_tokens=LENGTH, do_sample=False)
+    assert our_captions(model, pictures, Greedy(LENGTH)) == greedy
+    assert len(set(greedy)) > 1
+    searched = transformers_captions(model, pictures, max_new_tokens=LENGTH, num_beams=3, do_sample=False)
+    assert our_captions(model, pictures, beam(3)) == searched != greedy
+
+
+def test_some_captions_end_at_the_models_own_end(models, pictures):
+    captioner, tokenizer = load_captioner(HuggingFaceModel(str(models / "own tokens"), "checkpoint"))
+    assert len({tokenizer.bos_token_id, tokenizer.eos_token_id, captioner.network.config.pad_token_id}) == 3
+    assert captioner.vocab_size == tokenizer.vocab_size + 6
+    lengths = {len(c.token_ids) for c in generate(captioner, random_pictures(24), Greedy(LENGTH))}
+    assert min(lengths) < LENGTH
+
+
+def test_a_model_of_the_hub_before_generation_settings_existed_is_understood(models, pictures, whole):
+    expected = transformers_captions(whole, pictures, max_new_tokens=LENGTH, do_sample=False)
+    (whole / "generation_config.json").unlink()
+    config = json.loads((whole / "config.json").read_text())
+    assert config["decoder"].pop("eos_token_id") == config["eos_token_id"]
+    config["decoder"] |= {"activation_function": "gelu_new", "_name_or_path": "gpt2", "torch_dtype": None}
+    (whole / "config.json").write_text(json.dumps(config | {"transformers_version": "4.15.0"}))
+    old = {"feature_extractor_type": "ViTFeatureExtractor", "do_resize": True, "do_normalize": True, "size": 16}
+    kept = json.loads((whole / "preprocessor_config.json").read_text())
+    old |= {key: kept[key] for key in ("image_mean", "image_std", "resample")}
+    (whole / "preprocessor_config.json").write_text(json.dumps(old))
+    weights = load_file(whole / "model.safetensors")
+    assert "encoder.encoder.layer.0.attention.attention.query.weight" in weights, "as the hub's files name them"
+    mask = torch.ones(48, 48).tril().view(1, 1, 48, 48)
+    masks = {
+        f"decoder.transformer.h.{n}.{part}.bias": mask.clone() for n in (0, 1) for part in ("attn", "crossattention")
+    }
+    head = {"decoder.lm_head.weight": weights["decoder.transformer.wte.weight"].clone()}
+    save_file(weights | masks | head, whole / "model.safetensors", {"format": "pt"})
+    assert our_captions(whole, pictures, Greedy(LENGTH)) == expected
+
+
+def test_its_other_generation_settings_are_named_and_not_used(whole, pictures, caplog):
+    expected = our_captions(whole, pictures, Greedy(LENGTH))
+    change(whole, "generation_config.json", num_beams=4, max_length=5, _from_model_config=False)
+    caplog.set_level(logging.INFO, "captioning")
+    assert our_captions(whole, pictures, Greedy(LENGTH)) == expected
+    assert "checkpoint: decoding=... decides, not its own max_length=5, num_beams=4" in caplog.text
+
+
+def test_weights_in_several_files_are_understood(whole, pictures):
+    expected = our_captions(whole, pictures, Greedy(LENGTH))
+    network = VisionEncoderDecoderModel.from_pretrained(whole)
+    (whole / "model.safetensors").unlink()
+    network.save_pretrained(whole, max_shard_size="40KB")
+    assert len(list(whole.glob("model-*.safetensors"))) > 1
+    assert our_captions(whole, pictures, Greedy(LENGTH)) == expected
+
+
+def test_every_weight_but_an_unused_pooler_must_be_there(whole):
+    weights = load_file(whole / "model.safetensors")
+    without_pooler = {name: value for name, value in weights.items() if "pooler" not in name}
+    save_file(without_pooler, whole / "model.safetensors", {"format": "pt"})
+    loaded(whole)
+    del without_pooler["decoder.transformer.h.1.crossattention.q_attn.weight"]
+    save_file(without_pooler, whole / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"does not hold the weights .*h\.1\.crossattention\.q_attn\.weight is missing"):
+        loaded(whole)
+
+
+def test_weights_in_a_pickle_are_read_only_where_that_is_allowed_and_as_data_even_then(whole, tmp_path):
+    weights, proof = load_file(whole / "model.safetensors"), tmp_path / "proof"
+    torch.save(weights, whole / "pytorch_model.bin")
+    (whole / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=rf"={whole} has no model\.safetensors.* with allow_pickle=true"):
+        loaded(whole)
+    assert loaded(whole, allow_pickle=True).vocab_size
+    torch.save({**weights, "more": Touches(proof)}, whole / "pytorch_model.bin")
+    for allow_pickle in (False, True):
+        with pytest.raises(UserError, match=f"checkpoint={whole} h.*pickle"):
+            loaded(whole, allow_pickle)
+    assert not proof.exists()
+
+
+def test_code_that_comes_with_a_model_is_not_run(whole, tmp_path):
+    proof = tmp_path / "proof"
+    code = f"from pathlib import Path\nPath({str(proof)!r}).touch()\n"
+    (whole / "code.py").write_text(f"{code}from transformers import VisionEncoderDecoderModel as Model\n")
+    config = json.loads((whole / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "code.Model", "AutoModel": "code.Model", "AutoImageProcessor": "code.Model"}
+    (whole / "config.json").write_text(json.dumps(config))
+    assert loaded(whole, allow_pickle=True).vocab_size
+    assert not proof.exists()
+
+
+def test_half_a_file_of_weights_is_refused(whole):
+    path = whole / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(UserError, match=rf"checkpoint={whole} is a folder without a readable model\.safetensors"):
+        loaded(whole)
+
+
+def test_without_a_processor_it_is_refused(whole):
+    (whole / "preprocessor_config.json").unlink()
+    with pytest.raises(UserError, match=rf"{whole} is a folder without a readable preprocessor_config\.json"):
+        loaded(whole)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"eos_token_id": [0, 3]}, r"has eos_token_id=\[0, 3\]; captions have one beginning and one end"),
+        ({"eos_token_id": None}, r"names no eos_token_id in its generation_config\.json or config\.json"),
+        ({"decoder_start_token_id": None, "bos_token_id": None}, r"names no decoder_start_token_id in its"),
+    ],
+)
+def test_a_model_without_one_beginning_and_one_end_is_refused(whole, settings, said):
+    change(whole, "generation_config.json", _from_model_config=False, **settings)
+    with pytest.raises(UserError, match=said):
+        loaded(whole)
+
+
+def test_one_end_in_a_list_is_understood(whole):
+    change(whole, "generation_config.json", _from_model_config=False, eos_token_id=[0, 0])
+    assert loaded(whole).network.decoder.config.eos_token_id == 0
+
+
+def test_a_captioner_comes_back_with_its_logits_and_its_format(tmp_path):
+    ours = small_captioner(50, encoder_width=48, pixel_mean=0.3)
+    save_model(ours, tmp_path, {"max_new_tokens": 7})
+    again = loaded(tmp_path)
+    theirs, info = VisionEncoderDecoderModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert theirs.generation_config.max_new_tokens == 7
+    assert again.picture_format == ours.picture_format
+    pictures, tokens = random_pictures(3), torch.tensor([[0, 4, 7]] * 3)
+    with torch.no_grad():
+        expected = ours.network(pixel_values=pictures.float() / 127.5 - 0.6, decoder_input_ids=tokens).logits
+        for network in (again.network, theirs.eval()):
+            logits = network(pixel_values=pictures.float() / 127.5 - 0.6, decoder_input_ids=tokens).logits
+            torch.testing.assert_close(logits, expected, atol=1e-6, rtol=1e-6)
+
+
+def test_a_processor_that_crops_comes_back(tmp_path, whole):
+    cropping = CLIPImageProcessor(size={"shortest_edge": 18}, crop_size={"height": 16, "width": 16})
+    cropping.save_pretrained(whole)
+    ours = loaded(whole)
+    assert (ours.picture_format.size, ours.picture_format.resize_shortest) == ((16, 16), 18)
+    save_model(ours, tmp_path / "again", {})
+    assert loaded(tmp_path / "again").picture_format == ours.picture_format
+
+
+def test_a_processor_with_another_scale_gives_the_same_numbers(whole):
+    change(
+        whole,
+        "preprocessor_config.json",
+        rescale_factor=1 / 127.5,
+        image_mean=[1, 0.8, 0.6],
+        image_std=[1, 2, 3],
+    )
+    found = loaded(whole).picture_format
+    assert found.mean == pytest.approx((0.5, 0.4, 0.3)) and found.std == pytest.approx((0.5, 1, 1.5))
+    change(whole, "preprocessor_config.json", do_rescale=False, image_mean=[127.5] * 3, image_std=[255] * 3)
+    assert loaded(whole).picture_format.mean == pytest.approx((0.5, 0.5, 0.5))
