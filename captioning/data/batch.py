@@ -1,11 +1,9 @@
-"""The one contract between data and model: what a batch of captioned pictures is, and how rows become one.
+"""The one contract between data and model: how a picture must look, what a batch is, and how rows become one.
 
-The one contract between data and model: what a batch of captioned pictures is, and how a picture must look.
+A row is one picture and some of its captions laid end to end, so that the picture is encoded once for all of them.
 
-Letters used in shape comments: B rows (one picture each), S packed tokens of a row, K captions of a row,
-H and W the picture's height and width, P encoded patches (CLS included), D the encoder's width.
-
-Rows of several captions: what one picture's captions look like in a batch, and how a batch is padded.
+Letters used in shape comments: B rows, S packed tokens of a row, K captions of a row, H and W the picture's height and
+width, P encoded patches (CLS included), D the encoder's width.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,18 +32,6 @@ class PictureFormat:
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     resample: str = "bilinear"  # or "bicubic", "nearest", "lanczos": a filter's name
     resize_shortest: int | None = None  # pixels; None squeezes
-
-
-@dataclass(frozen=True)
-class FrozenEncoder:
-    """All that data needs of an encoder in order to run it once a picture and never again.
-
-    Encoders of one `key` give the same outputs for pictures of the same format; `shape` is (P, D).
-    """
-
-    key: str
-    shape: tuple[int, int]
-    encode: Callable[[Tensor], Tensor]  # (B, 3, H, W) uint8 -> (B, P, D)
 
 
 @dataclass(slots=True)

@@ -24,9 +24,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from captioning.data.batch import FrozenEncoder, PictureFormat
+from captioning.data.batch import PictureFormat
 from captioning.data.datasets import find_photographs
-from captioning.data.encoder_cache import EncodedFile, EncodedPictures, encode_once
+from captioning.data.encoder_cache import EncodedPictures, FrozenEncoder, encode_once
 from captioning.data.images import UnreadablePicture, read_picture
 from captioning.data.pixel_cache import Outcome, Places, find_prepared, packs_in, prepare_pictures
 from captioning.data.records import DamagedPicture, Photograph, Split
@@ -175,13 +175,8 @@ class CaptionDataModule(L.LightningDataModule):
             folder: of all caches.
             stored_as: the number format that outputs are kept in, `bfloat16` or `float32`.
         """
-        self._encoded = encode_once(
-            EncodedFile(folder, encoder, self.picture_format, stored_as),
-            {name: (split.load, len(split)) for name, split in self.splits.items()},
-            EvaluationTransform(self.picture_format),
-            encoder,
-            self._num_workers,
-        )
+        workers = self._num_workers
+        self._encoded = encode_once(self.splits, encoder, self.picture_format, folder, stored_as, workers)
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled and augmented."""

@@ -1,15 +1,11 @@
-"""What a frozen encoder made of pictures, kept on the disk: the file, and how it is filled.
-
-The encoder cache on the disk: what a frozen encoder made of pictures, in a file that batches are read from.
-
-Letters: P patches (CLS included), D the encoder's width.
+"""What a frozen encoder makes of pictures, kept on the disk, so that each picture goes through it once.
 
 A folder for each (encoder, picture format, number format) holds two files. `states` has the entries, (P, D) each, in
 the order in which they were made; `index` has a digest for each. An entry counts from the moment its digest is
 written, and its digest is written only after the entry is on the disk: whoever is killed leaves whole entries behind,
 and the next one goes on there. Writers hold `lock`, readers need none.
 
-Filling the encoder cache: each picture that it lacks goes through the frozen encoder once.
+Letters: P patches (CLS included), D the encoder's width.
 """
 
 import hashlib
@@ -18,9 +14,9 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import IO
@@ -32,8 +28,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from captioning.data.batch import FrozenEncoder, PictureFormat
-from captioning.data.records import Pictures
+from captioning.data.batch import PictureFormat
+from captioning.data.records import Pictures, Split
 from captioning.data.transforms import EvaluationTransform
 from captioning.errors import UserError
 
@@ -42,6 +38,19 @@ log = logging.getLogger(__name__)
 STORED = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 DIGEST_BYTES = 16
 COMMIT_SECONDS = 5.0  # of work at most is lost by a kill
+PICTURES_AT_ONCE = 32  # through the encoder
+
+
+@dataclass(frozen=True)
+class FrozenEncoder:
+    """All that data needs of an encoder in order to run it once a picture and never again.
+
+    Encoders of one `key` give the same outputs for pictures of the same format; `shape` is (P, D).
+    """
+
+    key: str
+    shape: tuple[int, int]
+    encode: Callable[[Tensor], Tensor]  # (B, 3, H, W) uint8 -> (B, P, D)
 
 
 class EncodedFile:
@@ -157,9 +166,6 @@ def digest_of(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).digest()
 
 
-PICTURES_AT_ONCE = 32  # through the encoder
-
-
 class EncodedPictures:
     """Called with i gives what the encoder made of picture i of a split, (P, D); loader workers share its pages."""
 
@@ -171,33 +177,36 @@ class EncodedPictures:
 
 
 def encode_once(
-    file: EncodedFile,
-    pictures: dict[str, tuple[Pictures, int]],
-    transform: EvaluationTransform,
+    splits: Mapping[str, Split],
     encoder: FrozenEncoder,
+    picture_format: PictureFormat,
+    folder: Path,
+    stored_as: str,
     num_workers: int,
 ) -> dict[str, EncodedPictures]:
-    """What `encoder` makes of each split's pictures, of which `file` gets those that it lacks.
+    """What `encoder` makes of each split's pictures; it runs for those alone that the file in `folder` lacks.
 
     Args:
-        file: where entries are kept.
-        pictures: each split's pictures and how many they are.
-        transform: from a picture to the encoder's uint8 pixels.
-        encoder: called only for pictures that are not in the file.
+        splits: by name.
+        encoder: as it stays while its outputs are used.
+        picture_format: of the pictures that it sees.
+        folder: of all caches.
+        stored_as: a name in `STORED`.
         num_workers: processes that read pictures.
 
     Raises:
         UserError: if the disk has no room, or the folder cannot be written.
     """
-    digests = {name: [digest_of(load.identity(i)) for i in range(count)] for name, (load, count) in pictures.items()}
-    wanted = {digest: (pictures[name][0], i) for name, of_split in digests.items() for i, digest in enumerate(of_split)}
+    file = EncodedFile(folder, encoder, picture_format, stored_as)
+    digests = {name: [digest_of(split.load.identity(i)) for i in range(len(split))] for name, split in splits.items()}
+    wanted = {digest: (splits[name].load, i) for name, of_split in digests.items() for i, digest in enumerate(of_split)}
     try:
         with file.locked():
             present = file.slots()
             lacking = {digest: picture for digest, picture in wanted.items() if digest not in present}
             log.info("encoder cache: %s has %d of %d pictures", file.folder, len(wanted) - len(lacking), len(wanted))
             if lacking:
-                _fill(file, lacking, transform, encoder, num_workers)
+                _fill(file, lacking, EvaluationTransform(picture_format), encoder, num_workers)
     except OSError as error:
         raise UserError(
             f"encoder_cache: {file.folder} cannot be written ({error.strerror}); name another folder in encoder_cache"

@@ -1,15 +1,13 @@
-"""A split as rows to train on: its captions as flat arrays, the order of an epoch, and the loader.
+"""A split as batches: its captions as flat arrays, rows of a picture and its captions, an epoch's order, the loader.
 
-All captions of a split, tokenised once, as flat arrays in shared memory.
+Everything drawn is a function of (seed, epoch, image id), so a run that resumes in mid-epoch needs to know only how
+many batches were done.
 
-A list of lists of Python integers would be copied into every loader worker as reference counts touch its pages. Flat
-arrays are not: workers, forked or spawned, read the same memory. COCO's 591,753 training captions take about 22 MB:
-13.86 tokens each on average (measured on the 25,014 of its validation part), BOS and EOS included, at two bytes, with
-an 8-byte offset each, and one for each of the 118,287 pictures.
-
-The order in which rows are met: that of an epoch, dealt out to the ranks, or as they lie.
-
-A split as rows to train on, and rows as batches.
+Captions are tokenised once, into flat arrays in shared memory. A list of lists of Python integers would be copied into
+every loader worker as reference counts touch its pages; arrays are not: workers, forked or spawned, read the same
+memory. COCO's 591,753 training captions take about 22 MB: 13.86 tokens each on average (measured on the 25,014 of its
+validation part), BOS and EOS included, at two bytes, with an 8-byte offset each, and one for each of the 118,287
+pictures.
 """
 
 import logging
@@ -34,13 +32,17 @@ log = logging.getLogger(__name__)
 
 CAPTIONS_AT_ONCE = 50_000  # bounds the Python objects alive while COCO is tokenised
 
+Made = TypeVar("Made")
+
 
 class TokenArrays:
     """The captions of N pictures: `captions_of(i)` gives picture i's, each an int array from BOS to EOS."""
 
     def __init__(self, tokens: np.ndarray, caption_starts: np.ndarray, picture_starts: np.ndarray):
         # torch tensors in shared memory travel to spawned workers as handles; numpy views of them index faster.
-        self._shared = [_shared(array) for array in (tokens, caption_starts, picture_starts)]
+        self._tokens, self._caption_starts, self._picture_starts = map(
+            _shared, (tokens, caption_starts, picture_starts)
+        )
 
     @classmethod
     def encode(
@@ -74,97 +76,34 @@ class TokenArrays:
 
     def captions_of(self, picture: int) -> list[np.ndarray]:
         """Picture `picture`'s captions, each (tokens + 2,) from BOS to EOS."""
-        tokens, caption_starts, picture_starts = (shared.numpy() for shared in self._shared)
-        first, last = picture_starts[picture], picture_starts[picture + 1]
-        bounds = caption_starts[first : last + 1]
-        return [tokens[a:b] for a, b in pairwise(bounds)]
+        tokens = self._tokens.numpy()
+        first, last = self._picture_starts.numpy()[picture : picture + 2]
+        return [tokens[a:b] for a, b in pairwise(self._caption_starts.numpy()[first : last + 1])]
 
     def captions_per_picture(self) -> np.ndarray:
         """(N,) how many captions each picture has."""
-        return np.diff(self._shared[2].numpy())
+        return np.diff(self._picture_starts.numpy())
 
     @property
     def longest(self) -> int:
         """Targets of the longest caption: its tokens and EOS."""
-        return int(np.diff(self._shared[1].numpy()).max(initial=1)) - 1
+        return int(np.diff(self._caption_starts.numpy()).max(initial=1)) - 1
 
     @property
     def caption_count(self) -> int:
-        return len(self._shared[1]) - 1
+        return len(self._caption_starts) - 1
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory that all workers share."""
-        return sum(shared.nbytes for shared in self._shared)
+        return sum(array.nbytes for array in (self._tokens, self._caption_starts, self._picture_starts))
 
     def __len__(self) -> int:
-        return len(self._shared[2]) - 1
+        return len(self._picture_starts) - 1
 
 
 def _shared(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array)).share_memory_()
-
-
-def spread(count: int, total: int) -> list[int]:
-    """Up to `count` of the numbers from 0 to `total` - 1, evenly apart.
-
-    >>> spread(3, 10), spread(5, 2)
-    ([0, 3, 6], [0, 1])
-    """
-    return sorted({i * total // count for i in range(count)})
-
-
-class InOrder(Sampler[list[tuple[int, int]]]):
-    """Batches of (0, row): these rows as they are."""
-
-    def __init__(self, rows: Sequence[int], batch_size: int):
-        self._rows, self._batch_size = rows, batch_size
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for start in range(0, len(self._rows), self._batch_size):
-            yield [(0, row) for row in self._rows[start : start + self._batch_size]]
-
-    def __len__(self) -> int:
-        return -(-len(self._rows) // self._batch_size)
-
-
-class EpochBatches(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, row) for one rank; the order is a function of (seed, epoch), the same on every rank.
-
-    Each global batch of `batch_size * world_size` rows is dealt out to the ranks in turn, so that n ranks see
-    together what one process with n times the batch would see. In training, the ranks' batches are equally many: a
-    last global batch too small to give every rank a row is left out. `start` batches of an epoch are passed over.
-    """
-
-    def __init__(self, rows: int, batch_size: int, *, shuffle: bool, seed: int, rank: int = 0, world_size: int = 1):
-        self._rows, self._batch_size, self._shuffle, self._seed = rows, batch_size, shuffle, seed
-        self._rank, self._world_size = rank, world_size
-        self._epoch = 0
-        self.start = 0
-        self.sampler = self  # Lightning looks for `batch_sampler.sampler.set_epoch`
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration gives."""
-        self._epoch = epoch
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = torch.arange(self._rows)
-        if self._shuffle:
-            generator = torch.Generator().manual_seed(addressed_seed(self._seed, "order", self._epoch))
-            order = torch.randperm(self._rows, generator=generator)
-        for number in range(self.start, len(self)):
-            start = number * self._batch_size * self._world_size
-            together = order[start : start + self._batch_size * self._world_size]
-            yield [(self._epoch, int(row)) for row in together[self._rank :: self._world_size]]
-
-    def __len__(self) -> int:
-        together = self._batch_size * self._world_size
-        full, rest = divmod(self._rows, together)
-        enough = self._world_size if self._shuffle else self._rank + 1
-        return full + (rest >= enough)
-
-
-Made = TypeVar("Made")
 
 
 class CaptionRows(Dataset[Row]):
@@ -186,7 +125,7 @@ class CaptionRows(Dataset[Row]):
         encoded: Callable[[int], Tensor] | None = None,  # picture i as (P, D); then no pixels are read
     ):
         self._load, self._load_augmented = split.load, split.load_augmented or split.load
-        self._image_ids = np.asarray(split.image_ids)  # no list of objects: see arrays.py
+        self._image_ids = np.asarray(split.image_ids)  # an array, as captions are
         self._mentions_sides = np.array([captions_mention_sides(captions) for captions in split.captions])
         self._tokens = tokens
         self._transform, self._augmentation, self._encoded = transform, augmentation, encoded
@@ -246,6 +185,65 @@ class CaptionRows(Dataset[Row]):
         assert self._augmentation is not None
         generator = torch.Generator().manual_seed(addressed_seed(seed, part))
         return self._augmentation(self._load_augmented(picture), generator, may_flip=not self._mentions_sides[picture])
+
+
+def spread(count: int, total: int) -> list[int]:
+    """Up to `count` of the numbers from 0 to `total` - 1, evenly apart.
+
+    >>> spread(3, 10), spread(5, 2)
+    ([0, 3, 6], [0, 1])
+    """
+    return sorted({i * total // count for i in range(count)})
+
+
+class InOrder(Sampler[list[tuple[int, int]]]):
+    """Batches of (0, row): these rows as they are."""
+
+    def __init__(self, rows: Sequence[int], batch_size: int):
+        self._rows, self._batch_size = rows, batch_size
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for start in range(0, len(self._rows), self._batch_size):
+            yield [(0, row) for row in self._rows[start : start + self._batch_size]]
+
+    def __len__(self) -> int:
+        return -(-len(self._rows) // self._batch_size)
+
+
+class EpochBatches(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, row) for one rank; the order is a function of (seed, epoch), the same on every rank.
+
+    Each global batch of `batch_size * world_size` rows is dealt out to the ranks in turn, so that n ranks see
+    together what one process with n times the batch would see. In training, the ranks' batches are equally many: a
+    last global batch too small to give every rank a row is left out. `start` batches of an epoch are passed over.
+    """
+
+    def __init__(self, rows: int, batch_size: int, *, shuffle: bool, seed: int, rank: int = 0, world_size: int = 1):
+        self._rows, self._batch_size, self._shuffle, self._seed = rows, batch_size, shuffle, seed
+        self._rank, self._world_size = rank, world_size
+        self._epoch = 0
+        self.start = 0
+        self.sampler = self  # Lightning looks for `batch_sampler.sampler.set_epoch`
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration gives."""
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = torch.arange(self._rows)
+        if self._shuffle:
+            generator = torch.Generator().manual_seed(addressed_seed(self._seed, "order", self._epoch))
+            order = torch.randperm(self._rows, generator=generator)
+        for number in range(self.start, len(self)):
+            start = number * self._batch_size * self._world_size
+            together = order[start : start + self._batch_size * self._world_size]
+            yield [(self._epoch, int(row)) for row in together[self._rank :: self._world_size]]
+
+    def __len__(self) -> int:
+        together = self._batch_size * self._world_size
+        full, rest = divmod(self._rows, together)
+        enough = self._world_size if self._shuffle else self._rank + 1
+        return full + (rest >= enough)
 
 
 class RowLoader(DataLoader[Row]):

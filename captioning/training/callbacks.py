@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from captioning.data.batch import CaptionBatch, FrozenEncoder, ImageId
+from captioning.data.batch import CaptionBatch
+from captioning.data.encoder_cache import FrozenEncoder
+from captioning.data.records import ImageId
 from captioning.errors import UserError
 from captioning.evaluation.scoring import score
 from captioning.files import readable

@@ -1,5 +1,9 @@
-"""Rows of captions that share a picture, as training and evaluation see them."""
+"""A split as batches: its captions as arrays, rows of a picture and its captions, and their order."""
 
+import io
+import json
+import logging
+import os
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from itertools import chain
@@ -16,12 +20,118 @@ from PIL import Image
 from support import TwoColouredPictures, own_megabytes, trained_tokenizer
 from torch.utils.data import DataLoader
 
+from captioning.data import rows
 from captioning.data.batch import PictureFormat
 from captioning.data.records import Split
-from captioning.data.rows import CaptionRows, EpochBatches, TokenArrays
+from captioning.data.rows import CaptionRows, EpochBatches, InOrder, TokenArrays, spread
+from captioning.data.tokenizer import CaptionTokenizer
 from captioning.data.transforms import EvaluationTransform, TrainingTransform
 
+# All captions of a split as flat arrays: what goes in comes out, and workers share it.
+
+
 TOKENIZER = trained_tokenizer()
+LONG = "Several people are waiting for the bus down a wet street"
+
+
+def encoded(captions, max_tokens: int = 1000, **named) -> TokenArrays:
+    return TokenArrays.encode(captions, TOKENIZER, max_tokens, **named)
+
+
+def ids_of(tokens: TokenArrays) -> list[list[list[int]]]:
+    return [[caption.tolist() for caption in tokens.captions_of(i)] for i in range(len(tokens))]
+
+
+@given(st.lists(st.lists(st.text(max_size=12), max_size=3), max_size=4))
+@settings(max_examples=50)
+def test_what_goes_in_comes_out(captions):
+    tokens = encoded(captions)
+    assert ids_of(tokens) == [TOKENIZER.encode(of_picture) for of_picture in captions]
+    assert len(tokens) == len(captions)
+    assert tokens.captions_per_picture().tolist() == [len(of_picture) for of_picture in captions]
+    assert tokens.caption_count == sum(map(len, captions))
+
+
+def test_captions_tokenised_in_many_portions_keep_their_places(monkeypatch):
+    captions = [[f"a man {i}", f"a cat {i}"] for i in range(10)]
+    expected = ids_of(encoded(captions))
+    monkeypatch.setattr(rows, "CAPTIONS_AT_ONCE", 3)
+    assert ids_of(encoded(captions)) == expected
+
+
+class ManyTokens:
+    """A tokenizer whose highest id is as high as ids go."""
+
+    def __init__(self, vocab_size: int):
+        self.vocab_size = vocab_size
+
+    def encode(self, captions):
+        return [[0, self.vocab_size - 1, 0] for _ in captions]
+
+
+@pytest.mark.parametrize(("vocab_size", "dtype"), [(50257, np.uint16), (2**16, np.uint16), (2**16 + 1, np.int32)])
+def test_ids_take_two_bytes_where_the_vocabulary_allows_it(vocab_size, dtype):
+    tokens = TokenArrays.encode([["a"]], ManyTokens(vocab_size), 64)
+    (ids,) = tokens.captions_of(0)
+    assert ids.dtype == dtype and ids.tolist() == [0, vocab_size - 1, 0]
+
+
+def test_a_longer_caption_is_cut_without_an_eos_and_counted_in_one_warning(caplog):
+    (whole,) = TOKENIZER.encode([LONG])
+    with caplog.at_level(logging.WARNING):
+        tokens = encoded([[LONG, "a man"], [LONG]], max_tokens=6, name="train")
+    assert ids_of(tokens) == [[whole[:7], TOKENIZER.encode(["a man"])[0]], [whole[:7]]]
+    assert TOKENIZER.eos_token_id not in whole[1:7], "the model never learns to stop in mid-sentence"
+    assert [record.getMessage() for record in caplog.records] == [
+        "2 of 3 train captions are longer than data.max_tokens=6 and were cut"
+    ]
+
+
+def test_a_caption_of_exactly_the_limit_is_whole(caplog):
+    (whole,) = TOKENIZER.encode([LONG])
+    assert ids_of(encoded([[LONG]], max_tokens=len(whole) - 1)) == [[whole]]
+    assert not caplog.records
+
+
+def test_a_worker_is_sent_handles_and_reads_the_same_memory():
+    tokens = encoded([["a man on a horse"] * 2000])
+    assert tokens.nbytes > 30_000
+    buffer = io.BytesIO()
+    ForkingPickler(buffer).dump(tokens)  # what a spawned worker is sent
+    assert len(buffer.getvalue()) < 2000
+    received = ForkingPickler.loads(buffer.getvalue())
+    assert ids_of(received) == ids_of(tokens)
+    received.captions_of(0)[0][:] = 7
+    assert set(tokens.captions_of(0)[0].tolist()) == {7}, "what one of them writes, the other sees"
+
+
+def test_a_forked_worker_reads_the_same_memory():
+    tokens = encoded([["a man"]])
+    if (child := os.fork()) == 0:
+        tokens.captions_of(0)[0][:] = 7
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert set(tokens.captions_of(0)[0].tolist()) == {7}, "not copied on writing either"
+
+
+def test_cocos_captions_take_the_memory_that_the_module_states(shared_data):
+    tokenizer = CaptionTokenizer.from_pretrained(str(shared_data / "gpt2-tokenizer"))
+    read = json.loads((shared_data / "coco-full-text" / "captions_val2017.json").read_text())
+    captions: dict[int, list[str]] = {}
+    for annotation in read["annotations"]:
+        captions.setdefault(annotation["image_id"], []).append(" ".join(annotation["caption"].split()))
+    tokens = TokenArrays.encode(list(captions.values()), tokenizer, 64)
+    lengths = [len(ids) for i in range(len(tokens)) for ids in tokens.captions_of(i)]
+    assert len(lengths) == 25_014
+    assert f"{np.mean(lengths):.2f} tokens each" in str(rows.__doc__)
+    megabytes = (591_753 * (2 * np.mean(lengths) + 8) + 118_287 * 8) / 1e6
+    assert f"about {megabytes:.0f} MB" in str(rows.__doc__)
+    assert tokens.nbytes == pytest.approx(megabytes * 1e6 * 25_014 / 591_753, rel=0.01)
+
+
+# Rows of captions that share a picture, as training and evaluation see them.
+
+
 FORMAT = PictureFormat(size=(16, 16))
 FLIPS = {"crop_scale": None, "brightness": 0.0, "contrast": 0.0, "flip": True}
 CROPS = {"crop_scale": (0.3, 0.9), "brightness": 0.3, "contrast": 0.0, "flip": True}
@@ -184,3 +294,98 @@ def test_workers_share_the_captions_and_would_be_seen_to_copy_them():
         copied = fresh.submit(growth_in_a_worker, captions, tokens, TouchesStrings(captions)).result()
     assert shared < 1
     assert copied > 3  # of 4.4 MB of strings and more of lists
+
+
+# The order in which epochs, ranks and resumed runs meet rows.
+
+
+def order(rows: int = 23, batch_size: int = 4, *, epoch: int = 0, shuffle: bool = True, seed: int = 7, **ranks):
+    batches = EpochBatches(rows, batch_size, shuffle=shuffle, seed=seed, **ranks)
+    batches.set_epoch(epoch)
+    return list(batches)
+
+
+def test_the_order_is_a_function_of_seed_and_epoch():
+    assert order(epoch=3) == order(epoch=3)
+    firsts = [
+        tuple(row for batch in batches for _, row in batch) for batches in (order(), order(epoch=1), order(seed=8))
+    ]
+    assert len(set(firsts)) == 3
+    assert all(sorted(rows) == list(range(23)) for rows in firsts)
+    assert {epoch for batch in order(epoch=3) for epoch, _ in batch} == {3}
+
+
+def test_torchs_own_generator_neither_matters_nor_is_used():
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = order()
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert order() == first
+
+
+def test_evaluation_comes_in_order():
+    assert order(5, 2, shuffle=False) == [[(0, 0), (0, 1)], [(0, 2), (0, 3)], [(0, 4)]]
+
+
+def test_a_run_resumed_in_mid_epoch_needs_only_the_number_of_batches_done():
+    whole = order(epoch=2)
+    for done in range(len(whole) + 1):
+        resumed = EpochBatches(23, 4, shuffle=True, seed=7)
+        resumed.set_epoch(2)
+        resumed.start = done
+        assert list(resumed) == whole[done:]
+        assert len(resumed) == len(whole), "of the epoch, whatever of it is to come"
+
+
+SIZES = given(st.integers(0, 40), st.integers(1, 5), st.integers(1, 4), st.integers(0, 2))
+
+
+@SIZES
+def test_ranks_train_on_equally_many_batches_that_never_overlap(rows, batch_size, world_size, epoch):
+    ranks = [order(rows, batch_size, epoch=epoch, rank=rank, world_size=world_size) for rank in range(world_size)]
+    assert len({len(batches) for batches in ranks}) == 1, "or the ranks would wait for each other for ever"
+    assert all(1 <= len(batch) <= batch_size for batches in ranks for batch in batches)
+    seen = [row for batches in ranks for batch in batches for _, row in batch]
+    assert len(set(seen)) == len(seen)
+    assert rows - len(seen) < world_size, "of the rows, fewer than one a rank are left out"
+
+
+@SIZES
+def test_ranks_together_see_what_one_process_with_their_batches_would(rows, batch_size, world_size, epoch):
+    together = order(rows, batch_size * world_size, epoch=epoch)
+    ranks = [order(rows, batch_size, epoch=epoch, rank=rank, world_size=world_size) for rank in range(world_size)]
+    for number, batches in enumerate(zip(*ranks, strict=True)):
+        assert sorted(chain.from_iterable(batches)) == sorted(together[number])
+
+
+@SIZES
+def test_evaluation_sees_every_row_exactly_once_for_any_number_of_ranks(rows, batch_size, world_size, epoch):
+    ranks = [
+        order(rows, batch_size, epoch=epoch, shuffle=False, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    assert all(batch for batches in ranks for batch in batches), "no batch is empty"
+    assert sorted(row for batches in ranks for batch in batches for _, row in batch) == list(range(rows))
+
+
+@SIZES
+def test_the_number_of_batches_is_what_the_length_says(rows, batch_size, world_size, epoch):
+    for shuffle in (True, False):
+        for rank in range(world_size):
+            batches = EpochBatches(rows, batch_size, shuffle=shuffle, seed=1, rank=rank, world_size=world_size)
+            assert len(list(batches)) == len(batches)
+
+
+def test_rows_in_order_come_once_each():
+    batches = InOrder([3, 4, 9, 1, 0], batch_size=2)
+    assert list(batches) == [[(0, 3), (0, 4)], [(0, 9), (0, 1)], [(0, 0)]] and len(batches) == 3
+    assert list(batches) == list(batches)
+
+
+@given(count=st.integers(1, 50), total=st.integers(1, 60))
+def test_what_is_spread_is_evenly_apart_and_never_twice(count, total):
+    chosen = spread(count, total)
+    assert len(chosen) == len(set(chosen)) == min(count, total)
+    gaps = np.diff([*chosen, total])
+    assert chosen[0] == 0 and gaps.max() - gaps.min() <= 1

@@ -1,5 +1,6 @@
 """The evaluation transform follows the encoder's processor; the training transform changes little and by address."""
 
+import gc
 import json
 
 import numpy as np
@@ -12,8 +13,17 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from captioning.data.batch import PictureFormat
-from captioning.data.transforms import EvaluationTransform, QuickTransform, TrainingTransform, captions_mention_sides
+from captioning.data.transforms import (
+    EvaluationTransform,
+    QuickTransform,
+    TrainingTransform,
+    captions_mention_sides,
+    lent_pixels,
+)
 from captioning.errors import UserError
+
+# The evaluation transform follows the encoder's processor; the training transform changes little and by address.
+
 
 SQUEEZE = PictureFormat((48, 40))
 CROP = PictureFormat((48, 40), resize_shortest=52)
@@ -277,3 +287,37 @@ def test_real_captions_rarely_mention_sides(shared_data):
     annotations = json.loads((shared_data / "coco-full-text" / "captions_val2017.json").read_text(encoding="utf-8"))
     mentions = sum(captions_mention_sides([a["caption"]]) for a in annotations["annotations"])
     assert mentions == 71  # of 25,014; "bright" alone is in 51 more
+
+
+# A picture's own memory as a tensor: the right pixels, for as long as they are needed.
+
+
+def noise(width: int, height: int) -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (37, 53), (640, 480), (3000, 2000)])  # the last fills several blocks
+def test_the_pixels_are_the_pictures(size):
+    assert torch.equal(lent_pixels(noise(*size))[:3], F.pil_to_tensor(noise(*size)))
+
+
+def test_the_pixels_outlive_the_picture():
+    pixels = lent_pixels(noise(200, 100))[:3, 10:]
+    gc.collect()
+    others = [Image.new("RGB", (200, 100), "white") for _ in range(50)]  # would take over memory that was given back
+    assert torch.equal(pixels, F.pil_to_tensor(noise(200, 100))[:, 10:])
+    assert others
+
+
+def test_the_memory_is_given_back():
+    from resource import RUSAGE_SELF, getrusage
+
+    def peak_mebibytes() -> float:
+        return getrusage(RUSAGE_SELF).ru_maxrss / 1024
+
+    lent_pixels(Image.new("RGB", (1500, 1500)))
+    before = peak_mebibytes()
+    for _ in range(100):  # of 9 MB each
+        lent_pixels(Image.new("RGB", (1500, 1500)))
+    assert peak_mebibytes() - before < 100
