@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -44,22 +45,31 @@ def progress(total: int, desc: str, unit: str, *, initial: int = 0, leave: bool 
 class ProgressLines:
     """Logs a line every `EVERY_SECONDS` of work, and one at its end if `leave`.
 
+    Args:
+        total, desc, unit, initial, leave: as `progress` takes them.
+        least: so many are done between two lines, at least.
+
     >>> ProgressLines(2000, "captioning", "pictures").line(500, seconds=10)
     'captioning: 500 of 2,000 pictures, 50.0 pictures/s, 0:00:30 left'
     """
 
-    def __init__(self, total: int, desc: str, unit: str, initial: int = 0, leave: bool = True):
-        self._total, self._desc, self._unit, self._leave = total, desc, unit, leave
-        self._initial = self._done = initial
+    def __init__(self, total: int, desc: str, unit: str, initial: int = 0, leave: bool = True, least: float = 1):
+        self._total, self._desc, self._unit, self._leave, self._least = total, desc, unit, leave, least
+        self._initial = self._done = self._said = initial
         self._start = self._last = time.monotonic()
 
-    def update(self, n: int = 1) -> None:
-        """So many more are done."""
+    def update(self, n: int = 1, more: Callable[[], str] = str) -> None:
+        """So many more are done; a line has what `more` says behind it."""
         self._done += n
         now = time.monotonic()
-        if now - self._last >= EVERY_SECONDS and self._done < self._total:
-            self._last = now
-            logger.info("%s", self.line(self._done, now - self._start))
+        due = now - self._last >= EVERY_SECONDS and self._done - self._said >= self._least
+        if due and self._done < self._total:
+            self._last, self._said = now, self._done
+            logger.info("%s%s", self.line(self._done, now - self._start), more())
+
+    def end(self, more: str = "") -> None:
+        """The last line, whatever came before."""
+        logger.info("%s%s", self.line(self._done, time.monotonic() - self._start), more)
 
     def line(self, done: int, seconds: float) -> str:
         """What is logged when so many are done, after so many seconds."""
@@ -77,4 +87,4 @@ class ProgressLines:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._leave and kind is None:
-            logger.info("%s", self.line(self._done, time.monotonic() - self._start))
+            self.end()

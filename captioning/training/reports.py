@@ -6,19 +6,21 @@ metrics the table and the bar show is written in `captioning/metrics.py`.
 
 import logging
 import math
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from captioning.data.batch import CaptionBatch
 from captioning.files import write_atomically
 from captioning.metrics import METRICS, in_reading_order
+from captioning.progress import ProgressLines
 from captioning.training.loggers import MetricsCsv
 from captioning.training.module import CaptioningModule, TokenAverage
 
@@ -213,8 +215,20 @@ class ResultsTable(L.Callback):
         self._rows = {epoch: [row.get(name, math.nan) for name in now] for epoch, row in rows.items()}
 
 
-class ProgressBar(TQDMProgressBar):
-    """Lightning's bar, with the numbers that matter under short names, and without exponents."""
+def progress_reports() -> L.Callback:
+    """How far the run is: a bar on a terminal, and lines in a file, under CI or SLURM."""
+    return TerminalBar() if sys.stdout.isatty() else ProgressLog()
+
+
+def shown_numbers(trainer: L.Trainer) -> dict[str, str]:
+    """The metrics that the list shows on a bar, under their short names and without exponents."""
+    metrics = trainer.callback_metrics
+    shown = [(*metric.bar, metrics[metric.name]) for metric in METRICS if metric.bar and metric.name in metrics]
+    return {label: f"{float(value):.{decimals}f}" for label, decimals, value in shown}
+
+
+class TerminalBar(TQDMProgressBar):
+    """Lightning's bar, with the numbers that matter behind it."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Also where the run resumes in mid-epoch, for which Lightning starts no epoch."""
@@ -229,6 +243,63 @@ class ProgressBar(TQDMProgressBar):
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, int | str | float | dict]:
         """The metrics to show behind the bar."""
-        metrics = trainer.callback_metrics
-        shown = [(*metric.bar, metrics[metric.name]) for metric in METRICS if metric.bar and metric.name in metrics]
-        return {label: f"{float(value):.{decimals}f}" for label, decimals, value in shown}
+        return dict(shown_numbers(trainer))
+
+
+class ProgressLog(ProgressBar):
+    """A line at each epoch's end; where an epoch or a validation takes long, one now and then, ten at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._training: ProgressLines | None = None
+        self._evaluation: ProgressLines | None = None
+        self._enabled = True
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def disable(self) -> None:
+        """On all ranks but the first."""
+        self._enabled = False
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: object, batch_idx: int
+    ) -> None:
+        if self._training is None:  # of an epoch that a run resumes in the middle, some are done
+            self._training = _lines(f"epoch {trainer.current_epoch}", self.total_train_batches, batch_idx)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        if self._training and self._enabled:
+            self._training.update(1, lambda: _behind(trainer))
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._training and self._enabled:
+            self._training.end(_behind(trainer))
+        self._training = None
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._evaluation = _lines("validation", sum(trainer.num_val_batches))
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._evaluation = _lines("test", sum(trainer.num_test_batches))
+
+    def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
+        if self._evaluation and self._enabled:
+            self._evaluation.update()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._evaluation = None  # its end is the epoch's line
+
+    on_test_batch_end = on_validation_batch_end
+
+
+def _lines(desc: str, total: float, done: int = 0) -> ProgressLines:
+    finite = int(total) if math.isfinite(total) else sys.maxsize  # of a user's own data
+    return ProgressLines(finite, desc, "batches", done, least=total / 10)
+
+
+def _behind(trainer: L.Trainer) -> str:
+    return "".join(f", {label}={value}" for label, value in shown_numbers(trainer).items())

@@ -38,7 +38,7 @@ from captioning.training.curves import Curves
 from captioning.training.loggers import log_config, run_loggers
 from captioning.training.module import CaptioningModule
 from captioning.training.ranks import check_strategy, one_fate
-from captioning.training.reports import KnownFloor, MetricRows, ProgressBar, ResultsTable
+from captioning.training.reports import KnownFloor, MetricRows, ResultsTable, progress_reports
 from captioning.training.scst import CiderReward, SelfCriticalModule, check_sampling
 from captioning.training.stages import ApplyStages, StageSchedule
 from captioning.training.wandb import SampleTable, wandb_runs
@@ -221,7 +221,7 @@ def callbacks_of(
         *(MetricRows(), skipped, ResultsTable(run_dir), Curves(run_dir)),
     ]
     if cfg.trainer.get("enable_progress_bar", True):
-        callbacks.append(ProgressBar())
+        callbacks.append(progress_reports())
     if cfg.encoder_cache is not None:
         folder = AUTO_ENCODER_CACHE if cfg.encoder_cache == "auto" else str(cfg.encoder_cache)
         callbacks.append(EncodeOnce(Path(folder), cfg.encoder_cache_dtype))

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -348,15 +347,6 @@ def test_a_run_folder_that_cannot_be_made_is_refused(command, tmp_path):
     assert status == 1
     assert "choose another folder with run_dir=" in output
     assert "Traceback" not in output
-
-
-def test_the_progress_bar_shows_loss_perplexity_and_speed_in_plain_numbers(command, tmp_path):
-    status, output = command("train.py", *SMALL, "trainer.max_epochs=1", "logger=csv", f"run_dir={tmp_path / 'run'}")
-    assert status == 0, output
-    assert re.search(r"loss=\d\.\d{3}, perplexity=\d+\.\d\d, captions/s=\d+, val_perplexity=\d+\.\d\d", output)
-    assert "`Trainer.fit` stopped" not in output
-    last_words = r"best val/perplexity \d+\.\d+, val/perplexity_floor 1\.\d+, test/perplexity \d+\.\d+$"
-    assert re.search(last_words, output, re.MULTILINE)
 
 
 def test_a_refused_resume_leaves_the_run_as_it_was(command, tmp_path):
