@@ -139,6 +139,7 @@ def quiet_libraries() -> None:
         logging.getLogger(library).setLevel(logging.WARNING)
     if os.environ.get("LOCAL_RANK", "0") != "0" or os.environ.get("SLURM_PROCID", "0") != "0":
         logging.getLogger().setLevel(logging.WARNING)  # of several processes that train together, the first one tells
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it says when it looks for fonts
     logging.raiseExceptions = False  # no trace for each line that a full disk keeps out of train.log: it is shown too
     warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")  # the frozen ones, on purpose

@@ -293,7 +293,8 @@ class ProgressLog(ProgressBar):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._evaluation = None  # its end is the epoch's line
 
-    on_test_batch_end = on_validation_batch_end
+    def on_test_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
+        self.on_validation_batch_end(trainer, pl_module)
 
 
 def _lines(desc: str, total: float, done: int = 0) -> ProgressLines:

@@ -1,9 +1,11 @@
 """The picture of a run's curves, from its metrics.csv."""
 
 import csv
+import logging
 from pathlib import Path
 
 import pytest
+from interrupted import TINY
 from PIL import Image
 
 from captioning.training import curves
@@ -115,3 +117,12 @@ def test_short_epochs_are_not_spent_on_drawing_and_the_end_is_drawn(tmp_path, mo
     assert drawn_after == [0, 0, 1, 1, 2]
     callback.on_fit_end(Trainer(), None)
     assert len(drawings) == 3
+
+
+def test_matplotlib_says_nothing_of_its_fonts(command, tmp_path, monkeypatch):
+    def drawn(run_dir):
+        logging.getLogger("matplotlib.font_manager").info("generated new fontManager")
+
+    monkeypatch.setattr(curves, "write_curves", drawn)
+    status, output = command("train.py", *TINY, "trainer.max_epochs=1", f"run_dir={tmp_path}")
+    assert status == 0 and "fontManager" not in output + (tmp_path / "train.log").read_text()
