@@ -36,9 +36,7 @@ def main() -> None:
             list(zip(panels_of(strip), ["", *words], strict=False))
             for strip, words in zip(strips, captions, strict=True)
         ]
-        page = sheet(rows)
-        few_colours = page.quantize(palette=page.quantize(256, kmeans=4))  # half the bytes
-        few_colours.save(DOCS / "captions.png", optimize=True)
+        with_few_colours(sheet(rows)).save(DOCS / "captions.png", optimize=True)
     write_curves(run, DOCS / "curves.png", across=True)
 
 
@@ -78,6 +76,15 @@ def sheet(rows: list[list[tuple[Image.Image, str]]]) -> Image.Image:
             page.paste(panel.resize((size, size), Image.Resampling.LANCZOS), (left, top))
             draw.rectangle((left - 1, top - 1, left + size, top + size), outline=EDGE)
             draw.text((left + size / 2, top + size + WORD / 2 - 2), word, INK, font, anchor="mm")
+    return page
+
+
+def with_few_colours(page: Image.Image) -> Image.Image:
+    """In 256 colours, one of them the paper's: half the bytes."""
+    page = page.quantize(palette=page.quantize(256, kmeans=4))
+    colours, paper = page.getpalette(), page.getpixel((0, 0))
+    colours[3 * paper : 3 * paper + 3] = [255, 255, 255]
+    page.putpalette(colours)
     return page
 
 
