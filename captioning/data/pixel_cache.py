@@ -1,14 +1,13 @@
-"""Photographs stored once at about training size, so that no epoch decodes JPEGs: what lies there, and how it is made.
+"""Photographs stored once at about training size, so that no epoch decodes JPEGs.
 
-Photographs stored once at about training size: what lies in a pack, and which packs still tell the truth.
+`prepare_pictures` makes packs of them, with many processes, and a kill costs only the packs in the making;
+`find_prepared` says where photographs lie in them. A pack is one file: a line of JSON that says how and from which
+files its pictures were made, then their pixels end to end, three bytes each: about 33 GB for COCO at 256 pixels. JPEGs
+of quality 90 would take 4 GB, but decoding them would again be most of the work, and cost detail.
 
-A pack is one file: a line of JSON that says how and from which files its pictures were made, then their pixels end to
-end, three bytes each: about 33 GB for COCO at 256 pixels. JPEGs of quality 90 would take 4 GB, but decoding them would
-again be most of the work, and cost detail. A pack is written whole or not at all, so there is no other manifest to fall
-out of step. A prepared picture counts only while its source has the size and time of modification that the pack names,
-and while the pack was made as this version makes packs; `preparation.py` makes them.
-
-Making the packs that `prepared.py` describes: many processes, and a kill costs only the packs in the making.
+A pack is written whole or not at all, so there is no other manifest to fall out of step. A picture in it counts only
+while its source has the size and time of modification that the pack names, and while the pack was made as this version
+makes packs.
 """
 
 import hashlib
@@ -102,12 +101,12 @@ def read_pack(path: Path) -> Pack | None:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; data.prepared=null does without it") from error
     try:
-        told: dict[str, Any] = json.loads(line)
-        if told["recipe"] != RECIPE:
+        head: dict[str, Any] = json.loads(line)
+        if head["recipe"] != RECIPE:
             return None
-        names, sizes, times, widths, heights = map(list, zip(*told["pictures"], strict=True))
+        names, sizes, times, widths, heights = map(list, zip(*head["pictures"], strict=True))
         ends = len(line) + np.cumsum(3 * np.multiply(widths, heights))
-        size = int(told["size"])
+        size = int(head["size"])
     except (ValueError, KeyError, TypeError):
         return None
     if path.stat().st_size != ends[-1]:

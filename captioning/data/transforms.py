@@ -1,11 +1,7 @@
 """Pictures -> uint8 tensors (3, H, W). Normalisation happens later, on the device, from a quarter of the bytes.
 
-The memory of a Pillow picture as a tensor, without a copy.
-
-Copying a photograph's pixels out takes a sixth of the time of decoding it. Pillow lends them under the Arrow C data
-interface (https://arrow.apache.org/docs/format/CDataInterface.html), of which this is the little that is needed.
-
-Pictures -> uint8 tensors (3, H, W). Normalisation happens later, on the device, from a quarter of the bytes.
+Evaluation shows a picture as the encoder's own processor would, to the bit. Training shows a random part of it, a
+little brighter or darker, perhaps mirrored: nothing that would make a caption false.
 """
 
 import ctypes
@@ -21,48 +17,6 @@ from torchvision.transforms.v2 import functional as F
 
 from captioning.data.batch import PictureFormat
 from captioning.errors import UserError
-
-CHANNELS = 4  # Pillow stores RGB in four bytes, the last of which means nothing
-
-
-class _ArrowArray(ctypes.Structure):
-    """`struct ArrowArray` of the interface."""
-
-
-_ArrowArray._fields_ = [
-    ("length", ctypes.c_int64),
-    ("null_count", ctypes.c_int64),
-    ("offset", ctypes.c_int64),
-    ("n_buffers", ctypes.c_int64),
-    ("n_children", ctypes.c_int64),
-    ("buffers", ctypes.POINTER(ctypes.c_void_p)),
-    ("children", ctypes.POINTER(ctypes.POINTER(_ArrowArray))),
-    ("dictionary", ctypes.c_void_p),
-    ("release", ctypes.c_void_p),
-    ("private_data", ctypes.c_void_p),
-]
-
-_array_in = ctypes.pythonapi.PyCapsule_GetPointer
-_array_in.restype, _array_in.argtypes = ctypes.POINTER(_ArrowArray), (ctypes.py_object, ctypes.c_char_p)
-
-
-def lent_pixels(image: Image.Image) -> Tensor:
-    """RGB picture -> uint8 (3 or 4, H, W), to be read only; the first three channels are red, green and blue.
-
-    The memory lives as long as the tensor. A picture that Pillow keeps in several blocks (of 16 MiB, so from about
-    four million pixels) is copied, into three channels.
-    """
-    assert image.mode == "RGB"
-    try:
-        _, capsule = image.__arrow_c_array__()
-    except ValueError:  # several blocks
-        return F.pil_to_tensor(image)
-    channels = _array_in(capsule, b"arrow_array").contents.children[0].contents
-    assert channels.length == image.width * image.height * CHANNELS
-    memory = (ctypes.c_uint8 * channels.length).from_address(channels.buffers[1] + channels.offset)
-    memory.lender = capsule  # which gives the memory back when it goes
-    return torch.frombuffer(memory, dtype=torch.uint8).view(image.height, image.width, CHANNELS).permute(2, 0, 1)
-
 
 Part = tuple[int, int, int, int]  # of a picture: left, top, right, bottom in pixels, as Pillow writes it
 
@@ -239,3 +193,47 @@ def _checked_jitter(name: str, value: float) -> float:
     if not _is_number(value) or not 0 <= value < 1:
         raise UserError(f"data.augmentation.{name}={value} must be a number from 0 (off) to below 1")
     return float(value)
+
+
+CHANNELS = 4  # Pillow stores RGB in four bytes, the last of which means nothing
+
+
+class _ArrowArray(ctypes.Structure):
+    """`struct ArrowArray` of the interface."""
+
+
+_ArrowArray._fields_ = [
+    ("length", ctypes.c_int64),
+    ("null_count", ctypes.c_int64),
+    ("offset", ctypes.c_int64),
+    ("n_buffers", ctypes.c_int64),
+    ("n_children", ctypes.c_int64),
+    ("buffers", ctypes.POINTER(ctypes.c_void_p)),
+    ("children", ctypes.POINTER(ctypes.POINTER(_ArrowArray))),
+    ("dictionary", ctypes.c_void_p),
+    ("release", ctypes.c_void_p),
+    ("private_data", ctypes.c_void_p),
+]
+
+_array_in = ctypes.pythonapi.PyCapsule_GetPointer
+_array_in.restype, _array_in.argtypes = ctypes.POINTER(_ArrowArray), (ctypes.py_object, ctypes.c_char_p)
+
+
+def lent_pixels(image: Image.Image) -> Tensor:
+    """RGB picture -> its own memory as uint8 (3 or 4, H, W), to be read only; first come red, green and blue.
+
+    Copying a photograph's pixels out takes a sixth of the time of decoding it. Pillow lends them under the Arrow C
+    data interface (https://arrow.apache.org/docs/format/CDataInterface.html), of which this is the little that is
+    needed. The memory lives as long as the tensor. A picture that Pillow keeps in several blocks (of 16 MiB, so from
+    about four million pixels) is copied, into three channels.
+    """
+    assert image.mode == "RGB"
+    try:
+        _, capsule = image.__arrow_c_array__()
+    except ValueError:  # several blocks
+        return F.pil_to_tensor(image)
+    channels = _array_in(capsule, b"arrow_array").contents.children[0].contents
+    assert channels.length == image.width * image.height * CHANNELS
+    memory = (ctypes.c_uint8 * channels.length).from_address(channels.buffers[1] + channels.offset)
+    memory.lender = capsule  # which gives the memory back when it goes
+    return torch.frombuffer(memory, dtype=torch.uint8).view(image.height, image.width, CHANNELS).permute(2, 0, 1)

@@ -1,11 +1,8 @@
-"""What a picture of the `shapes` data set holds, a function of (seed, index) alone, and how it is drawn.
+"""What a picture of the `shapes` data set holds, one to three coloured shapes, and how it is drawn.
 
-What a picture of the `shapes` data set holds: one to three coloured shapes, a function of (seed, index) alone.
-
-Scenes to pixels, with smooth edges at any size.
-
-Each pixel takes as much of a shape's colour as the shape covers of it, which near an edge is the signed distance from
-pixel centre to edge, in pixels, cut to one pixel's width. No drawing library, so no version of one changes a picture.
+A scene is a function of (seed, index) alone. It becomes pixels with smooth edges at any size: each pixel takes as much
+of a shape's colour as the shape covers of it, which near an edge is the signed distance from pixel centre to edge, in
+pixels, cut to one pixel's width. No drawing library, so no version of one changes a picture.
 """
 
 from collections.abc import Callable
@@ -36,6 +33,7 @@ COUNT_PROBABILITIES = (0.4, 0.4, 0.2)  # of one, two and three shapes
 # leaves no doubt about what is left of what. A large shape strays less, to stay within its cell.
 JITTER = 0.06
 CELL = 1 / 3
+SQUARE = 0.88  # half a square's side, for radius 1: about a circle's area
 REACH = 1.1  # how far a shape of radius 1 extends at most: a triangle's corners
 
 SPLIT_STARTS = {"val": 0, "test": 1_000_000, "train": 2_000_000}  # train has no end
@@ -104,9 +102,6 @@ def split_indices(split: str, count: int) -> range:
     if split != "train" and count > HELD_OUT_COUNT:
         raise UserError(f"the {split} split of data=shapes holds {HELD_OUT_COUNT} pictures, not {count}; ask for fewer")
     return range(SPLIT_STARTS[split], SPLIT_STARTS[split] + count)
-
-
-SQUARE = 0.88  # half a square's side, for radius 1: about a circle's area
 
 
 def draw(scene: Scene, image_size: int) -> np.ndarray:

@@ -1,10 +1,7 @@
-"""What every reader of annotation files needs: text and JSON that know their lines, picture folders, and gathering.
+"""What every reader of annotation files needs.
 
-Text and JSON files, with errors that say in which line, or under which key, something is wrong.
-
-Where the picture files lie: known folders under root, each listed once.
-
-What every reader does with what it reads: one record a photograph, contradictions refused, oddities counted.
+Text and JSON, with errors that say in which line, or under which key, something is wrong; the folders where pictures
+lie, each listed once; and `Gathering`, which makes one record a photograph, refuses contradictions and counts oddities.
 """
 
 import json

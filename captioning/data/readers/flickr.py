@@ -1,10 +1,8 @@
 """Flickr8k and Flickr30k: the original releases with their split lists, and Kaggle's files.
 
-What the layouts of Flickr8k and Flickr30k share: rows of (name, number, caption) and lists of each split's names.
-
-Flickr8k: the original release's `Flickr8k.token.txt` with its split lists, and Kaggle's `captions.txt`.
-
-Flickr30k: the original `results_20130124.token`, Kaggle's `results.csv`, the split lists of Flickr30k Entities.
+All are rows of (name, number, caption), with lists of each split's names beside them. Of Flickr8k there are
+`Flickr8k.token.txt` and Kaggle's `captions.txt`; of Flickr30k `results_20130124.token`, Kaggle's `results.csv`, and the
+split lists of Flickr30k Entities.
 """
 
 import re
