@@ -8,30 +8,31 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from captioning.cli import one_sentence_errors, prepared_arguments
+from captioning.cli import CONF, one_sentence_errors, prepared_arguments
+from captioning.config import PhotographsConfig, TrainConfig, checked
 from captioning.data.datasets import recognise
 from captioning.weights import find_weights
 
-CONF = Path(__file__).parent / "conf"
 
-
-def check_paths(cfg: DictConfig) -> None:
+def check_paths(config: TrainConfig) -> None:
     """Raise UserError for data or weights that are not there."""
-    if cfg.data.get("root") and cfg.data.get("dataset"):
-        recognise(cfg.data.dataset, Path(str(cfg.data.root)).expanduser(), cfg.data.layout)
-    if cfg.model.init_from is not None and not cfg.resume:
-        find_weights(str(cfg.model.init_from), "model.init_from", cfg.allow_pickle)
+    if isinstance(config.data, PhotographsConfig):
+        recognise(config.data.dataset, Path(config.data.root).expanduser(), config.data.layout)
+    if config.model.init_from is not None and not config.resume:
+        find_weights(config.model.init_from, "model.init_from", config.allow_pickle)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float:
     """One run, or one job of a multirun; returns the best `stage.best_by`, for a sweeper to minimise or maximise."""
     with one_sentence_errors():
-        cfg.run_dir = HydraConfig.get().runtime.output_dir  # each job of a multirun has its own
-        check_paths(cfg)
+        # Each job of a multirun has a folder of its own.
+        config = checked(cfg, TrainConfig, run_dir=HydraConfig.get().runtime.output_dir)
+        check_paths(config)
         from captioning.training.run import train  # takes seconds: help, a typo or a wrong path is answered before
 
-        return train(cfg).metrics.get(f"best/{cfg.stage.best_by}", math.nan)  # none with trainer.limit_val_batches=0
+        # There is none with trainer.limit_val_batches=0.
+        return train(config).metrics.get(f"best/{config.stage.best_by}", math.nan)
 
 
 if __name__ == "__main__":

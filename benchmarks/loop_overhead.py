@@ -19,16 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
 from measuring import Ratio, at_most, publish, ratio_table, setting, table
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from captioning.cli import configured
+from captioning.config import TrainConfig
 from captioning.training import module
 from captioning.training.reports import MetricRows
 from captioning.training.run import train
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
 PARTS = ("loading", "forward", "backward", "optimizer")
 BOUNDS = {"tiny": 0.15, "full size": 0.05}
 RUN = [
@@ -108,8 +108,8 @@ def run(size: str, count: int) -> list[dict[str, float]]:
     enough = (count + WARM_UP_STEPS) * 16  # pictures
     counts = [f"data.train_pictures={enough}", "data.val_pictures=4", "data.test_pictures=4"]
     counts += [f"+trainer.limit_train_batches={count + WARM_UP_STEPS}"]
-    with tempfile.TemporaryDirectory() as folder, initialize_config_dir(str(CONF), version_base="1.3"):
-        train(compose("train", [*RUN, ALL_TRAINS, *counts, *SIZES[size], f"run_dir={folder}"]))
+    with tempfile.TemporaryDirectory() as folder:
+        train(configured(TrainConfig, *RUN, ALL_TRAINS, *counts, *SIZES[size], f"run_dir={folder}"))
     return steps[WARM_UP_STEPS:]
 
 

@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from hydra import compose, initialize_config_dir
 from measuring import at_least, publish, ratio_table, setting, table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from captioning.cli import configured
+from captioning.config import TrainConfig
 from captioning.training.run import train
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
 Curve = list[tuple[float, float]]  # (seconds of training, validation perplexity)
 LEAST = 2.0  # times sooner
 SHOWN = 8  # points of a curve
@@ -83,8 +83,8 @@ def curve_of(run: str, seconds: float, root: str | None) -> Curve:
     data = SHAPES if root is None else [*PHOTOGRAPHS, f"data.root={root}"]
     captions, rows = RUNS[run]
     packing = [f"data.captions_per_image={captions}", f"data.batch_size={rows}"]
-    with tempfile.TemporaryDirectory() as folder, initialize_config_dir(str(CONF), version_base="1.3"):
-        train(compose("train", [*data, *COMMON, *packing, f"run_dir={folder}"]))
+    with tempfile.TemporaryDirectory() as folder:
+        train(configured(TrainConfig, *data, *COMMON, *packing, f"run_dir={folder}"))
     return clock.curve
 
 

@@ -7,6 +7,7 @@ Overrides as Hydra's grammar reads them, and the mistakes in them told in a sent
 The command line before Hydra sees it: paths quoted, mistakes told in a sentence, a resumed run's overrides added.
 """
 
+import copy
 import difflib
 import logging
 import os
@@ -32,10 +33,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from captioning.config import KINDS, Kind, Section, checked
 from captioning.errors import Stopped, UserError, require_whole
 from captioning.files import readable
 from captioning.runs import is_requeued, is_run, make_folder, overrides_of_run, refuse_existing_run
 from captioning.weights import refuse_overruled
+
+CONF = Path(__file__).parents[1] / "conf"
 
 
 @contextmanager
@@ -80,8 +84,16 @@ def resumable(run_dir: Path) -> Iterator[None]:
         raise KeyboardInterrupt(continued) from end
 
 
+def configured(kind: type[Kind], *overrides: str) -> Kind:
+    """The configuration that a command with these overrides has, for notebooks, tests and benchmarks."""
+    name = next(name for name, known in KINDS.items() if known is kind)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return checked(_composed(name, [parsed_override(override) for override in overrides]), kind)
+
+
 def built(config: Any, key: str, **arguments: Any) -> Any:
     """`hydra.utils.instantiate`, with what the constructor objects to as a `UserError` that names the key."""
+    config = config.plain() if isinstance(config, Section) else config
     try:
         return instantiate(config, **arguments, _convert_="all")
     except InstantiationException as error:
@@ -151,12 +163,7 @@ def quiet_libraries() -> None:
 
 def require(config: DictConfig, key: str, example: str) -> Any:
     """The value of a key that has no default."""
-    try:
-        value = plain(config, key).get(key)
-    except OmegaConfBaseException as error:
-        raise UserError(
-            f"{key} cannot be read: {str(error).splitlines()[0]}; a path with ${{ in it is not to be had"
-        ) from error
+    value = plain(config, key).get(key)
     if value is None:
         raise UserError(f"{key} is missing; say which, for example {example}")
     return value
@@ -170,11 +177,6 @@ def whole(config: DictConfig, key: str, least: int) -> int:
 
 
 ALWAYS_NEEDED = ("data", "model", "stage", "decoding", "trainer")
-# Whose default is a number or true or false, but which take words as well.
-WORDS_TOO = (
-    *("trainer.devices", "precision", "decoding.early_stopping", "gallery", "heat_maps", "heat_maps_layers"),
-    "resume",  # a folder of train.py's, true or false of predict.py's
-)
 
 
 def parsed_override(argument: str) -> Override:
@@ -203,15 +205,12 @@ def check_overrides(arguments: list[str], config_dir: Path, config_name: str, mu
             _check_choice(override, config_dir)
         before = _composed(config_name, groups)
         for override in values:
-            _check_value(override, before, config_dir)
-        config = before if all(map(_surely_composes, values)) else _composed(config_name, overrides)
+            _check_key(override, before, config_dir)
+        is_plain = all(_must_exist(override) and not override.is_sweep_override() for override in values)
+        config = _with(before, values) if is_plain else _composed(config_name, overrides)
         if "model" in config:
             refuse_overruled(config, [override.key_or_group for override in values])
-
-
-def _surely_composes(override: Override) -> bool:
-    """Whether it only sets a key that was found to exist, and not one that decides about others."""
-    return _must_exist(override) and override.key_or_group != "model.init_from"
+        checked(config, KINDS[config_name])
 
 
 def _must_exist(override: Override) -> bool:
@@ -226,6 +225,14 @@ def _composed(config_name: str, overrides: list[Override]) -> DictConfig:
     except (ConfigCompositionException, MissingConfigException, OverrideParseException, ValueError) as error:
         given = " ".join(override.input_line or "" for override in overrides)
         raise UserError(f"{given} does not compose: {' '.join(str(error).split())}") from error
+
+
+def _with(config: DictConfig, values: list[Override]) -> DictConfig:
+    """The configuration with keys set that it has: what Hydra makes of them, without composing once more."""
+    config = copy.deepcopy(config)
+    for override in values:
+        OmegaConf.update(config, override.key_or_group, override.value())
+    return config
 
 
 def _is_group(override: Override, config_dir: Path) -> bool:
@@ -264,7 +271,7 @@ def _choices_with(key: str, config_dir: Path) -> list[str]:
     return [f"{group}={file.stem}" for file in files if name in OmegaConf.load(file) and file.stem[0] != "_"]
 
 
-def _check_value(override: Override, before: DictConfig, config_dir: Path) -> None:
+def _check_key(override: Override, before: DictConfig, config_dir: Path) -> None:
     key = override.key_or_group
     if not _must_exist(override):
         return
@@ -276,15 +283,6 @@ def _check_value(override: Override, before: DictConfig, config_dir: Path) -> No
         if choices := _choices_with(key, config_dir):
             raise UserError(f"there is no key {key} as things are chosen; it is of {' or '.join(choices)}")
         raise UserError(f"there is no key {key}{_meant(key, sorted(known), cutoff=0.8)}{added}; conf/ lists them all")
-    old = OmegaConf.select(before, key) if key not in WORDS_TOO else None
-    if override.is_sweep_override() or not isinstance(old, int | float):
-        return
-    new = override.value()
-    is_word = isinstance(new, str) and "${" not in new
-    is_of_other_kind = new is not None and isinstance(old, bool) != isinstance(new, bool)
-    if is_word or is_of_other_kind:
-        kind = "true or false" if isinstance(old, bool) else "a number"
-        raise UserError(f"{key}={new} must be {kind}, such as {key}={str(old).lower()}")
 
 
 def _keys(config: DictConfig, prefix: str = "") -> set[str]:
@@ -311,6 +309,9 @@ PATH_KEYS = (
     *("checkpoint", "input", "output", "resume", "run_dir", "encoder_cache", "gallery", "heat_maps"),
     *("data.root", "data.prepared", "data.tokenizer", "model.encoder", "model.decoder", "model.init_from"),
 )
+
+
+NOT_ALWAYS_PATHS = ("gallery", "heat_maps", "resume")  # also true, false or a number
 
 
 def prepared_arguments(arguments: list[str], config_dir: Path, config_name: str) -> list[str]:
@@ -376,7 +377,7 @@ def quoted(argument: str) -> str:
         argument = f"{key}={value}"
     try:
         parsed = OverridesParser.create().parse_override(argument)
-        if not parsed.is_sweep_override() and (parsed.value() in (value, None) or key in WORDS_TOO):
+        if not parsed.is_sweep_override() and (parsed.value() in (value, None) or key in NOT_ALWAYS_PATHS):
             return argument
     except HydraException:
         pass  # not Hydra's grammar, which is what quotes are for

@@ -34,10 +34,9 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from captioning.errors import UserError
+from captioning.metrics import choosable
 
 GROUPS = ("cross_attention", "decoder", "encoder")  # of a model's weights, which a stage trains or leaves
-PERPLEXITY = "val/perplexity"
-SCORES = ("val/bleu_1", "val/bleu_2", "val/bleu_3", "val/bleu_4", "val/rouge_l", "val/cider")
 
 Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
 Count = Annotated[int, Ge(1)]
@@ -46,7 +45,8 @@ Positive = Annotated[float, Gt(0)]
 Share = Annotated[float, Ge(0), Lt(1)]  # a probability, or a change relative to 1
 Limit = Annotated[int, Ge(0)] | Annotated[float, Ge(0), Le(1)]  # so many, or a part of all
 Part = Annotated[float, Gt(0), Le(1)]
-Text = Annotated[str, MinLen(1), BeforeValidator(lambda v: str(v) if type(v) in (int, float) else v)]  # a path: 2024
+Word = Annotated[str, MinLen(1)]
+Text = Annotated[Word, BeforeValidator(lambda v: str(v) if type(v) in (int, float) else v)]  # a folder named 2024
 
 
 def key(says: str, *, must: str = "", way_out: str = "", example: str = "", default: Any = ...) -> Any:
@@ -264,12 +264,15 @@ class PhaseConfig(Section):
     train: list[Literal[GROUPS]] = key("The groups that train.", must=f"a list of some of {', '.join(GROUPS)}")  # type: ignore[valid-type]
 
 
+ABOVE = "a number above 0"
+
+
 class LearningRatesConfig(Section):
     """Peaks, of each group that trains."""
 
-    cross_attention: Positive | None = key("Of cross-attention and what joins the halves.", default=None)
-    decoder: Positive | None = key("Of the rest of the decoder.", default=None)
-    encoder: Positive | None = key("Of the encoder.", default=None)
+    cross_attention: Positive | None = key("Of cross-attention and what joins the halves.", must=ABOVE, default=None)
+    decoder: Positive | None = key("Of the rest of the decoder.", must=ABOVE, default=None)
+    encoder: Positive | None = key("Of the encoder.", must=ABOVE, default=None)
 
 
 class SelfCriticalConfig(Section):
@@ -290,7 +293,7 @@ class StageConfig(Section):
     learning_rates: LearningRatesConfig = key("Each group's peak.")
     warmup_steps: Whole = key("Optimizer steps over which a group's rate grows, from where it starts to train.")
     decay: Literal["cosine", "linear", "none"] = key("Of all rates, to 0 at the end of the run.")
-    best_by: Literal[(PERPLEXITY, *SCORES)] = key("The metric that best.ckpt is chosen by.")  # type: ignore[valid-type]
+    best_by: Literal[tuple(choosable())] = key("The metric that best.ckpt is chosen by.")  # type: ignore[valid-type]
     self_critical: SelfCriticalConfig | None = key("Train by the CIDEr of drawn captions, instead of cross-entropy.")
 
     @model_validator(mode="after")
@@ -487,9 +490,10 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _agrees(self) -> TrainConfig:
         best_by, scores = self.stage.best_by, self.scores
-        if best_by != PERPLEXITY and not scores.pictures:
+        is_score = choosable()[best_by].official is not None
+        if is_score and not scores.pictures:
             raise UserError(f"stage.best_by={best_by} needs captions to score; set scores.pictures above 0")
-        if best_by != PERPLEXITY and scores.every_n_epochs > self.trainer.max_epochs:
+        if is_score and scores.every_n_epochs > self.trainer.max_epochs:
             raise UserError(
                 f"stage.best_by={best_by} is never measured, with scores.every_n_epochs={scores.every_n_epochs} and "
                 f"trainer.max_epochs={self.trainer.max_epochs}; lower the first"
@@ -546,10 +550,10 @@ class PredictConfig(Section):
     java: bool = key("A split's METEOR and SPICE too, where their Java parts are.")
     output: Text = key("The file of captions: .jsonl, .csv or .json.", must="one path", example="captions.jsonl")
     text_files: bool = key("Also write each caption beside its picture.", way_out="true writes a.txt beside a.jpg")
-    gallery: bool | Text | None = key(
+    gallery: bool | Word | None = key(
         "A page of pictures and captions.", must="true, false or a path such as captions.html"
     )
-    heat_maps: Whole | Text | list[Whole | Text] = key(
+    heat_maps: Whole | Word | list[Whole | Word] = key(
         "Where the model looked: of so many pictures, or of those named.",
         must="a number of pictures, or names of some such as [a.jpg,b.jpg]",
     )
@@ -644,8 +648,8 @@ def fields_of(kind: type[Section], prefix: str = "") -> Iterator[tuple[str, Fiel
         inner = f"{prefix}{field.alias or name}"
         yield inner, field
         for section in _sections(field.annotation):
-            for known in (inner, f"{inner}.*") if get_origin(field.annotation) in (dict, list) else (inner,):
-                yield from fields_of(section, f"{known}.")
+            of_many = ".*" if get_origin(field.annotation) in (dict, list) else ""
+            yield from fields_of(section, f"{inner}{of_many}.")
 
 
 def _resolved(cfg: Any, kind: type[Section]) -> dict[str, Any]:
@@ -665,9 +669,8 @@ def _sentence(error: ValidationError, kind: type[Section], values: dict[str, Any
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, UserError):  # a rule of several keys, which has its own words
         return str(cause)
-    path = [part for part in first["loc"] if not str(part).startswith("<")]
-    field, met = _met(kind, path)
-    is_whole, path = met == path, met
+    field, path = _met(kind, list(first["loc"]))
+    is_whole = path == [part for part in first["loc"] if not _is_tag(part)]
     name, value = ".".join(map(str, path)), _value_at(values, path)
     if first["type"] == "extra_forbidden":
         return f"there is no key {'.'.join(map(str, first['loc']))} here; conf/ lists them all"
@@ -696,6 +699,8 @@ def _met(kind: type[Section], path: list[Any]) -> tuple[FieldInfo | None, list[A
         found = next((f for k in kinds for n, f in k.model_fields.items() if part in (n, f.alias)), None)
         if found is not None:
             field, kinds, met = found, _sections(found.annotation), [*met, part]
+        elif field is not None and _is_tag(part):
+            kinds = _sections(field.annotation, part)
         elif field is not None and kinds and get_origin(field.annotation) in (dict, list):
             met = [*met, part]
         else:
@@ -721,11 +726,18 @@ def _extra(field: FieldInfo, name: str) -> str:
     return str(extra.get(name, "")) if isinstance(extra, dict) else ""
 
 
-def _sections(annotation: Any) -> list[type[Section]]:
-    """The sections that a key may hold, also in a list or by names."""
+def _is_tag(part: Any) -> bool:
+    return isinstance(part, str) and part.startswith("<")
+
+
+def _sections(annotation: Any, tag: str = "") -> list[type[Section]]:
+    """The sections that a key may hold, also in a list or by names; with a tag only that kind."""
+    tags = [extra.tag for extra in getattr(annotation, "__metadata__", ()) if isinstance(extra, Tag)]
+    if tag and tags and tag not in tags:
+        return []
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return [annotation]
-    return [section for part in get_args(annotation) for section in _sections(part)]
+    return [section for part in get_args(annotation) for section in _sections(part, tag)]
 
 
 def _words(annotation: Any) -> list[str]:

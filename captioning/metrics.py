@@ -8,8 +8,6 @@ the function that computes it (`docs/extending.md`). Imports nothing heavy, so t
 import math
 from dataclasses import dataclass
 
-from captioning.errors import UserError
-
 STEP = "captioning.training.module.CaptioningModule.training_metrics"
 EVALUATION = "captioning.training.module.CaptioningModule.evaluation_metrics"
 SCORING = "captioning.evaluation.scoring"
@@ -149,30 +147,10 @@ def in_reading_order() -> list[Metric]:
     return sorted(METRICS, key=lambda metric: 0 if metric.official is None else 1 if metric.bar else 2)
 
 
-def chosen_by(name: str) -> Metric:
-    """The metric that `stage.best_by` names.
-
-    Raises:
-        UserError: if checkpoints can't be chosen by it.
-    """
+def choosable() -> dict[str, Metric]:
+    """By name those that `stage.best_by` may name."""
     scores = caption_scores(with_java=False).values()
-    known = {metric.name: metric for metric in [*(one for one in METRICS if one.chooses), *scores]}
-    if name not in known:
-        raise UserError(f"stage.best_by={name} is none of {', '.join(known)}")
-    return known[name]
-
-
-def check_best_by(best_by: str, pictures: int, every_n_epochs: int, epochs: int) -> None:
-    """Raise UserError unless checkpoints can be chosen by this metric, given what is scored and when."""
-    if chosen_by(best_by).official is None:
-        return
-    if not pictures:
-        raise UserError(f"stage.best_by={best_by} needs captions to score; set scores.pictures above 0")
-    if every_n_epochs > epochs:
-        raise UserError(
-            f"stage.best_by={best_by} is never measured, with scores.every_n_epochs={every_n_epochs} and "
-            f"trainer.max_epochs={epochs}; lower the first"
-        )
+    return {metric.name: metric for metric in [*(one for one in METRICS if one.chooses), *scores]}
 
 
 def perplexity(loss: float) -> float:

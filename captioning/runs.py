@@ -18,6 +18,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from yaml import YAMLError
 
+from captioning.config import TrainConfig
 from captioning.errors import UserError
 from captioning.files import readable, remove_unfinished, write_atomically
 
@@ -193,10 +194,10 @@ def tidy(run_dir: Path) -> None:
     remove_unfinished(run_dir / name for name in WHOLE)
 
 
-def keep_composition(run_dir: Path, config: DictConfig, overrides: Sequence[str]) -> None:
+def keep_composition(run_dir: Path, config: TrainConfig, overrides: Sequence[str]) -> None:
     """Let the next `resume` start from these overrides; for a resumed run, once it is known to go on."""
     write_atomically(run_dir / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(ListConfig(list(overrides))))
-    write_atomically(run_dir / ".hydra" / "config.yaml", OmegaConf.to_yaml(config))
+    write_atomically(run_dir / ".hydra" / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config.plain())))
 
 
 SAVED_AS = "settings"  # in a checkpoint
@@ -209,15 +210,16 @@ OF_AN_EPOCH = (
 )
 
 
-def settings_of(cfg: DictConfig, training_pictures: Sequence[int | str]) -> dict[str, Any]:
+def settings_of(config: TrainConfig, training_pictures: Sequence[int | str]) -> dict[str, Any]:
     """What `refuse_other_settings` compares, as plain values; with the number of processes in every `last.ckpt`."""
     pictures = repr(list(training_pictures)).encode()  # their image ids, in order
+    values = OmegaConf.create(config.plain())
     special = {
-        "data": data_set_of(cfg.data),
-        "stage.self_critical": cfg.stage.self_critical is not None,
+        "data": data_set_of(values.data),
+        "stage.self_critical": config.stage.self_critical is not None,
         "training pictures": hashlib.blake2b(pictures, digest_size=8).hexdigest(),
     }
-    return {key: special.get(key, OmegaConf.select(cfg, key)) for key in (*OF_A_RUN, *OF_AN_EPOCH)}
+    return {key: special.get(key, OmegaConf.select(values, key)) for key in (*OF_A_RUN, *OF_AN_EPOCH)}
 
 
 def data_set_of(data: DictConfig) -> str:

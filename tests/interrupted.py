@@ -7,12 +7,13 @@ from pathlib import Path
 
 import torch
 from conftest import ROOT
-from hydra import compose, initialize_config_dir
 
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from resume import differences  # noqa: E402
 
+from captioning.cli import configured  # noqa: E402
+from captioning.config import TrainConfig  # noqa: E402
 from captioning.training.run import train  # noqa: E402
 
 __all__ = [
@@ -44,8 +45,7 @@ TINY = (
 
 
 def composed(run_dir, *overrides):
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("train", [*TINY, f"run_dir={run_dir}", *overrides])
+    return configured(TrainConfig, *TINY, f"run_dir={run_dir}", *overrides)
 
 
 def die(*_, **__):

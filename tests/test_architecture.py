@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "export": SMALL | {"config", "cli", "runs", "weights", "data", "model"},
     "config": SMALL,
     "cli": SMALL | {"config", "runs", "weights"},
-    "runs": SMALL,
+    "runs": SMALL | {"config"},
     "weights": SMALL | {"runs", "model.encoders"},
 }
 # Where everything is put together, as in a script.

@@ -9,14 +9,15 @@ import pytest
 import torch
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from support import noise_pictures, transformers_captions
 from transformers import AutoTokenizer, VisionEncoderDecoderModel
 
-from captioning.cli import quoted
+from captioning.cli import configured, quoted
+from captioning.config import TrainConfig
 from captioning.errors import UserError
 from captioning.export import export, main
 from captioning.model.build import load_captioner
+from captioning.runs import keep_composition
 from captioning.weights import find_weights
 
 sys.path.insert(0, str(ROOT))
@@ -43,11 +44,9 @@ SMALL = [
 def run(tmp_path_factory) -> Path:
     """A run, with the configuration beside it that Hydra writes for the command."""
     folder = tmp_path_factory.mktemp("runs") / "a run"
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose("train", [*SMALL, f"run_dir='{folder}'"])
+    config = configured(TrainConfig, *SMALL, f"run_dir='{folder}'")
     train(config)
-    (folder / ".hydra").mkdir()
-    OmegaConf.save(config, folder / ".hydra" / "config.yaml")
+    keep_composition(folder, config, SMALL)
     return folder
 
 

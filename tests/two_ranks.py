@@ -16,7 +16,8 @@ import torch
 from interrupted import TINY, kill_a_worker
 from lightning.pytorch.callbacks import BaseFinetuning
 
-from captioning.cli import one_sentence_errors
+from captioning.cli import configured, one_sentence_errors
+from captioning.config import TrainConfig
 from captioning.data.records import DamagedPicture
 from captioning.data.rows import CaptionRows
 from captioning.training import run as script
@@ -29,10 +30,7 @@ def main(run_dir: str, do: str, *overrides: str) -> None:
     script.callbacks_of = lambda *arguments: with_watchers(original(*arguments), Path(run_dir), do)
     if do == "a picture is damaged" and rank() == 1:
         CaptionRows.__getitem__ = damaged
-    from hydra import compose, initialize_config_dir
-
-    with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
-        config = compose("train", [*TINY, "trainer.devices=2", f"run_dir={run_dir}", *overrides])
+    config = configured(TrainConfig, *TINY, "trainer.devices=2", f"run_dir={run_dir}", *overrides)
     with one_sentence_errors():
         script.train(config)
 

@@ -125,8 +125,6 @@ class Saving:
     """
 
     def __init__(self, on_error: str):
-        if on_error not in ("stop", "continue"):
-            raise UserError(f"checkpoints.on_error={on_error} is none of stop, continue")
         self._stops = on_error == "stop"
 
     def save(self, trainer: L.Trainer, path: Path, *, must: bool = False) -> bool:
@@ -202,9 +200,6 @@ class LastCheckpoint(Checkpoint):
         every_n_steps: int | None,
         every_minutes: float | None,
     ):
-        is_number = isinstance(every_minutes, int | float) and not isinstance(every_minutes, bool)
-        if every_minutes is not None and not (is_number and every_minutes > 0):
-            raise UserError(f"checkpoints.every_minutes={every_minutes} must be a number above 0, or null")
         self._path, self._saving, self._settings = path, saving, settings
         self._every_n_steps, self._every_seconds = every_n_steps, 60 * every_minutes if every_minutes else None
         self._signals = StopSignals()

@@ -85,13 +85,10 @@ def options_of(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
     return [{name: group[name] for name in ("weight_decay", "betas", "fused")} for group in optimizer.param_groups]
 
 
-def check_settings(weight_decay: object, betas: object) -> None:
-    """Raise UserError for values that AdamW cannot use."""
-    if not isinstance(weight_decay, int | float) or not 0 <= weight_decay < 1:
-        raise UserError(f"optimizer.weight_decay={weight_decay} must be a number from 0 to below 1")
-    pair = betas if isinstance(betas, list | tuple) else ()
-    if len(pair) != 2 or not all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in pair):
-        raise UserError(f"optimizer.betas={betas} must be two numbers from 0 to below 1, such as [0.9,0.999]")
+def is_decayed(name: str, parameter: nn.Parameter) -> bool:
+    """Matrices are decayed; biases, norms, the CLS token and position embeddings are not (as in timm and nanoGPT)."""
+    position_like = any(part in name for part in ("cls_token", "position_embeddings", "wpe"))
+    return parameter.ndim >= 2 and not position_like
 
 
 @torch.no_grad()
@@ -137,7 +134,6 @@ class CaptioningModule(L.LightningModule):
         checkpoint_extras: dict[str, Any],
     ):
         super().__init__()
-        check_settings(weight_decay, betas)
         self.captioner = captioner
         self._weight_decay, self._betas = weight_decay, (betas[0], betas[1])
         self._optimizer_options: list[dict[str, Any]] = []  # of each param group

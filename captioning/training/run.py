@@ -8,15 +8,13 @@ from typing import Any
 
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from captioning.cli import built, plain, quiet_libraries, resumable, whole
-from captioning.config import TrainConfig, checked
+from captioning.cli import built, quiet_libraries, resumable
+from captioning.config import TrainConfig
 from captioning.data.datamodule import CaptionDataModule
-from captioning.errors import UserError
 from captioning.files import readable
-from captioning.metrics import METRICS, check_best_by, chosen_by
+from captioning.metrics import METRICS, choosable
 from captioning.model.build import Vocabulary, fine_tuned, load_captioner, new_captioner
 from captioning.model.captioner import ImageCaptioner
 from captioning.model.generation import Decoding, require_room
@@ -39,7 +37,7 @@ from captioning.training.loggers import log_config, run_loggers
 from captioning.training.module import CaptioningModule
 from captioning.training.ranks import check_strategy, one_fate
 from captioning.training.reports import KnownFloor, MetricRows, ResultsTable, progress_reports
-from captioning.training.scst import CiderReward, SelfCriticalModule, check_sampling
+from captioning.training.scst import CiderReward, SelfCriticalModule
 from captioning.training.stages import ApplyStages, StageSchedule
 from captioning.training.wandb import SampleTable, wandb_runs
 from captioning.weights import HuggingFaceModel, find_weights
@@ -47,15 +45,6 @@ from captioning.weights import HuggingFaceModel, find_weights
 log = logging.getLogger(__name__)
 
 AUTO_ENCODER_CACHE = "data/encoder_cache"
-WHOLE_NUMBERS = {  # and the least that each may be
-    "seed": 0,
-    "trainer.max_epochs": 1,
-    "trainer.accumulate_grad_batches": 1,
-    "trainer.log_every_n_steps": 1,
-    "sample_pictures": 0,
-    "scores.pictures": 0,
-    "scores.every_n_epochs": 1,
-}
 LEFT_BEHIND = {  # in a run's folder, where there is such a thing
     "table": "results.md",
     "curves": "curves.png",
@@ -75,29 +64,26 @@ class Run:
     run_dir: Path
 
 
-def train(cfg: DictConfig) -> Run:
+def train(config: TrainConfig) -> Run:
     """Put the parts together, fit, and test the best checkpoint."""
-    run_dir = Path(cfg.run_dir)
-    last = last_checkpoint(run_dir) if cfg.resume else None
-    weights = _first_weights(cfg, last)
+    run_dir = Path(config.run_dir)
+    last = last_checkpoint(run_dir) if config.resume else None
+    weights = _first_weights(config, last)
     quiet_libraries()
-    for key, least in WHOLE_NUMBERS.items():
-        whole(cfg, key, least)
-    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    L.seed_everything(config.seed, workers=True, verbose=False)
 
-    schedule = StageSchedule(**plain(cfg.stage, "phases", "learning_rates", "warmup_steps", "decay"))
-    check_stage(cfg)
-    decoding = built(cfg.decoding, "decoding")
-    captioner, datamodule = model_and_data(cfg, schedule, weights)
+    schedule = StageSchedule(config.stage)
+    decoding = built(config.decoding, "decoding")
+    captioner, datamodule = model_and_data(config, weights)
     require_room(captioner, decoding)
-    module = module_of(cfg, captioner, datamodule)
-    settings = settings_of(cfg, datamodule.splits["train"].image_ids)
-    loggers = run_loggers(run_dir, [built(one, "logger") for one in cfg.logger.values()], continues=last is not None)
+    module = module_of(config, captioner, datamodule)
+    settings = settings_of(config, datamodule.splits["train"].image_ids)
+    loggers = run_loggers(run_dir, [built(one, "logger") for one in config.logger.values()], continues=last is not None)
     trainer: L.Trainer = built(
-        cfg.trainer,
+        config.trainer,
         "trainer",
         logger=loggers,
-        callbacks=[*callbacks_of(cfg, schedule, datamodule, decoding), *checkpoints_of(cfg, settings)],
+        callbacks=[*callbacks_of(config, schedule, datamodule, decoding), *checkpoints_of(config, settings)],
         plugins=[AtomicCheckpointIO()],
         default_root_dir=str(run_dir),
         use_distributed_sampler=False,  # EpochBatches deals the rows out to the ranks
@@ -106,11 +92,11 @@ def train(cfg: DictConfig) -> Run:
     if last:
         refuse_other_settings(last, settings | {"processes": trainer.world_size})
         refuse_other_architecture(last, **module.checkpoint_extras)
-        refuse_fewer_epochs(last, cfg.trainer.max_epochs)
-    _take_folder(cfg, trainer)
+        refuse_fewer_epochs(last, config.trainer.max_epochs)
+    _take_folder(config, trainer)
 
     with wandb_runs(loggers, run_dir), resumable(run_dir), one_fate(trainer, run_dir), logging_redirect_tqdm():
-        log_config(loggers, plain(cfg))
+        log_config(loggers, config.plain())
         trainer.fit(module, datamodule=datamodule, ckpt_path=last, weights_only=True)
         metrics = _numbers(trainer)
         if best := _best(trainer):
@@ -124,20 +110,20 @@ def train(cfg: DictConfig) -> Run:
     return Run(metrics, trainer, module, datamodule, run_dir)
 
 
-def _first_weights(cfg: DictConfig, last: Path | None) -> Path | HuggingFaceModel | None:
+def _first_weights(config: TrainConfig, last: Path | None) -> Path | HuggingFaceModel | None:
     """Where the first weights come from; None draws them. A resumed run has them in its own checkpoint."""
-    if cfg.model.init_from is None:
+    if config.model.init_from is None:
         return None
-    return find_weights(last or str(cfg.model.init_from), "model.init_from", cfg.allow_pickle)
+    return find_weights(last or config.model.init_from, "model.init_from", config.allow_pickle)
 
 
-def _take_folder(cfg: DictConfig, trainer: L.Trainer) -> None:
+def _take_folder(config: TrainConfig, trainer: L.Trainer) -> None:
     """From here on the run goes on: what a killed one left is removed, and its overrides are kept for `resume`."""
-    run_dir = Path(cfg.run_dir)
+    run_dir = Path(config.run_dir)
     if trainer.is_global_zero:
         tidy(run_dir)
-    if cfg.resume and HydraConfig.initialized():
-        keep_composition(run_dir, cfg, HydraConfig.get().overrides.task)
+    if config.resume and HydraConfig.initialized():
+        keep_composition(run_dir, config, HydraConfig.get().overrides.task)
     log.info("run folder: %s", readable(run_dir))
 
 
@@ -166,95 +152,78 @@ def _numbers(trainer: L.Trainer) -> dict[str, float]:
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
-def check_stage(cfg: DictConfig) -> None:
-    """Raise UserError for what a stage cannot do, before any data is read."""
-    check_best_by(cfg.stage.best_by, cfg.scores.pictures, cfg.scores.every_n_epochs, cfg.trainer.max_epochs)
-    if cfg.stage.self_critical is not None:
-        check_sampling(**plain(cfg.stage.self_critical))
-        if cfg.model.init_from is None and not cfg.resume:
-            raise UserError(
-                "self-critical training (stage=scst) goes on from a trained model; say which with "
-                "model.init_from=RUN_DIR, a run of train.py with another stage"
-            )
-
-
 def model_and_data(
-    cfg: DictConfig, schedule: StageSchedule, weights: Path | HuggingFaceModel | None
+    config: TrainConfig, weights: Path | HuggingFaceModel | None
 ) -> tuple[ImageCaptioner, CaptionDataModule]:
     """Each fitted to the other: the tokenizer decides the vocabulary, the encoder how pictures must look."""
-    datamodule: CaptionDataModule = built(cfg.data, "data")
-    if cfg.encoder_cache is not None:
-        schedule.require_frozen_encoder(f"encoder_cache={cfg.encoder_cache}")
-        datamodule.require_unaugmented(f"encoder_cache={cfg.encoder_cache}")
-    model = checked(cfg, TrainConfig).model
+    datamodule: CaptionDataModule = built(config.data, "data")
     if weights:
         trained, tokenizer = load_captioner(weights)
-        captioner = fine_tuned(trained, model)
+        captioner = fine_tuned(trained, config.model)
     else:
         tokenizer = datamodule.new_tokenizer()
-        captioner = new_captioner(model, Vocabulary.of(tokenizer))
+        captioner = new_captioner(config.model, Vocabulary.of(tokenizer))
     datamodule.connect(tokenizer, captioner.picture_format, captioner.max_positions)
     return captioner, datamodule
 
 
-def module_of(cfg: DictConfig, captioner: ImageCaptioner, datamodule: CaptionDataModule) -> CaptioningModule:
+def module_of(config: TrainConfig, captioner: ImageCaptioner, datamodule: CaptionDataModule) -> CaptioningModule:
     """What one step is: cross-entropy, or with `stage=scst` the reward of the model's own captions."""
     tokenizer = datamodule.tokenizer
     extras = {"description": captioner.description(), "tokenizer": tokenizer.to_json()}
-    settings = {**plain(cfg.optimizer), "checkpoint_extras": extras}
-    if cfg.stage.self_critical is None:
+    settings = {**config.optimizer.plain(), "checkpoint_extras": extras}
+    if config.stage.self_critical is None:
         return CaptioningModule(captioner, **settings)
     reward = CiderReward(datamodule.references("train"))
-    settings |= plain(cfg.stage.self_critical)
-    return SelfCriticalModule(captioner, reward=reward, decode=tokenizer.decode, seed=cfg.seed, **settings)
+    settings |= config.stage.self_critical.plain()
+    return SelfCriticalModule(captioner, reward=reward, decode=tokenizer.decode, seed=config.seed, **settings)
 
 
 def callbacks_of(
-    cfg: DictConfig, schedule: StageSchedule, datamodule: CaptionDataModule, decoding: Decoding
+    config: TrainConfig, schedule: StageSchedule, datamodule: CaptionDataModule, decoding: Decoding
 ) -> list[L.Callback]:
     """In the order in which they want to be called: what is measured comes before what shows or keeps it."""
-    tokenizer, run_dir = datamodule.tokenizer, Path(cfg.run_dir)
-    dropout = AddressedDropout(partial(addressed_seed, cfg.seed, "dropout"))
-    skipped = SkippedSteps(whole(cfg, "max_skipped_steps", 0), run_dir / LAST)
+    tokenizer, run_dir = datamodule.tokenizer, Path(config.run_dir)
+    dropout = AddressedDropout(partial(addressed_seed, config.seed, "dropout"))
+    skipped = SkippedSteps(config.max_skipped_steps, run_dir / LAST)
     callbacks: list[L.Callback] = [
         *(ApplyStages(schedule), dropout),
         *(MetricRows(), skipped, ResultsTable(run_dir), Curves(run_dir)),
     ]
-    if cfg.trainer.get("enable_progress_bar", True):
+    if config.trainer.enable_progress_bar:
         callbacks.append(progress_reports())
-    if cfg.encoder_cache is not None:
-        folder = AUTO_ENCODER_CACHE if cfg.encoder_cache == "auto" else str(cfg.encoder_cache)
-        callbacks.append(EncodeOnce(Path(folder), cfg.encoder_cache_dtype))
+    if config.encoder_cache is not None:
+        folder = AUTO_ENCODER_CACHE if config.encoder_cache == "auto" else config.encoder_cache
+        callbacks.append(EncodeOnce(Path(folder), config.encoder_cache_dtype))
     if datamodule.perplexity_floor is not None:
         callbacks.append(KnownFloor(datamodule.perplexity_floor))
-    if cfg.scores.pictures:
+    if config.scores.pictures:
         scores = CaptionScores(
-            partial(datamodule.whole_pictures, "val", cfg.scores.pictures),
+            partial(datamodule.whole_pictures, "val", config.scores.pictures),
             datamodule.references("val"),
             decoding,
             tokenizer.decode,
-            every_n_epochs=cfg.scores.every_n_epochs,
-            before_training=cfg.stage.self_critical is not None,
+            every_n_epochs=config.scores.every_n_epochs,
+            before_training=config.stage.self_critical is not None,
         )
         callbacks.append(scores)
-    if cfg.sample_pictures:
+    if config.sample_pictures:
         draw = partial(draw_heat_maps, tokenizer=tokenizer)
-        callbacks.append(SampleTable(*datamodule.samples(cfg.sample_pictures), decoding, tokenizer.decode, draw))
-    if cfg.early_stopping_epochs is not None:
-        callbacks.append(StopEarly("val/perplexity", patience=whole(cfg, "early_stopping_epochs", 1)))
+        callbacks.append(SampleTable(*datamodule.samples(config.sample_pictures), decoding, tokenizer.decode, draw))
+    if config.early_stopping_epochs is not None:
+        callbacks.append(StopEarly("val/perplexity", patience=config.early_stopping_epochs))
     return callbacks
 
 
-def checkpoints_of(cfg: DictConfig, settings: dict[str, Any]) -> list[L.Callback]:
+def checkpoints_of(config: TrainConfig, settings: dict[str, Any]) -> list[L.Callback]:
     """The best by `stage.best_by` and the last, unless `trainer.enable_checkpointing=false`."""
-    best_by, keys = cfg.stage.best_by, cfg.checkpoints
-    every_n_steps = None if keys.every_n_steps is None else whole(cfg, "checkpoints.every_n_steps", 1)
-    saving, path = Saving(keys.on_error), Path(cfg.run_dir) / LAST
-    last = LastCheckpoint(path, saving, settings, every_n_steps, keys.every_minutes)
-    if not cfg.trainer.get("enable_checkpointing", True):
+    best_by, keys = config.stage.best_by, config.checkpoints
+    saving, path = Saving(keys.on_error), Path(config.run_dir) / LAST
+    last = LastCheckpoint(path, saving, settings, keys.every_n_steps, keys.every_minutes)
+    if not config.trainer.enable_checkpointing:
         return []
-    metric = chosen_by(best_by)
+    metric = choosable()[best_by]
     mode = "max" if metric.larger_is_better else "min"
-    every_n_epochs = cfg.scores.every_n_epochs if metric.official else 1
+    every_n_epochs = config.scores.every_n_epochs if metric.official else 1
     best = BestCheckpoint(saving, dirpath=path.parent, monitor=best_by, mode=mode, every_n_epochs=every_n_epochs)
     return [best, last]

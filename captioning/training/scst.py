@@ -18,7 +18,7 @@ from torch import Tensor
 
 from captioning.data.batch import IGNORE, CaptionBatch
 from captioning.data.records import ImageId
-from captioning.errors import UserError, require_whole
+from captioning.errors import UserError
 from captioning.evaluation.cider import CiderD, PreparedReferences
 from captioning.evaluation.tokenizer import tokenize
 from captioning.model.captioner import ImageCaptioner
@@ -87,7 +87,6 @@ class SelfCriticalModule(CaptioningModule):
         **settings: Any,
     ):
         super().__init__(captioner, **settings)
-        check_sampling(samples, max_new_tokens)
         self._reward, self._decode = reward, decode
         self._samples, self._max_new_tokens, self._seed = samples, max_new_tokens, seed
 
@@ -124,12 +123,6 @@ class SelfCriticalModule(CaptioningModule):
         """Of this epoch's batch of this rank, whatever was drawn before it."""
         place = (self.trainer.current_epoch * self.trainer.world_size + self.trainer.global_rank) << 32
         return (self._seed * 1_000_003 + place + batch_index) % 2**63
-
-
-def check_sampling(samples: int, max_new_tokens: int) -> None:
-    """Raise UserError unless there are samples to compare, long enough for a word and EOS."""
-    require_whole("stage.self_critical.samples", samples, 2)
-    require_whole("stage.self_critical.max_new_tokens", max_new_tokens, 2)
 
 
 def advantages(rewards: Tensor) -> Tensor:

@@ -6,29 +6,17 @@ what it would have had. `ApplyStages` is the callback that applies it.
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import lightning as L
 from lightning.pytorch.strategies import DDPStrategy
 
+from captioning.config import PhaseConfig, StageConfig
 from captioning.data.batch import CaptionBatch
-from captioning.errors import UserError
 from captioning.model.captioner import GROUPS
 from captioning.training.module import CaptioningModule
 
 log = logging.getLogger(__name__)
-
-DECAYS = ("cosine", "linear", "none")
-
-
-@dataclass(frozen=True)
-class Phase:
-    """From epoch `from_epoch` on, exactly the groups in `train` train."""
-
-    from_epoch: int
-    train: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -41,56 +29,15 @@ class Progress:
 
 
 class StageSchedule:
-    """The phases of a run with the warm-up of each group and the decay of all (`conf/stage`).
+    """The phases of a run with the warm-up of each group and the decay of all (`conf/stage`)."""
 
-    Args:
-        phases: mappings with the keys of `Phase`; the first from epoch 0, each later than the one before it.
-        learning_rates: each group's peak.
-        warmup_steps: optimizer steps over which a group's rate grows from 0, counted from where the group starts to
-            train.
-        decay: of all rates over the whole run: `cosine` or `linear` to 0, or `none`.
+    def __init__(self, stage: StageConfig):
+        self.phases = stage.phases
+        self.learning_rates: dict[str, float] = stage.learning_rates.plain()
+        self.warmup_steps = stage.warmup_steps
+        self.decay = stage.decay
 
-    Raises:
-        UserError: for phases out of order, an unknown group, or a rate that is not above 0.
-    """
-
-    def __init__(self, phases: Sequence[Mapping], learning_rates: Mapping[str, float], warmup_steps: int, decay: str):
-        self.phases = [_phase(phase) for phase in phases or ()]
-        self.learning_rates = dict(learning_rates)
-        self.warmup_steps = warmup_steps
-        self.decay = decay
-        self._check()
-
-    def _check(self) -> None:
-        starts = [phase.from_epoch for phase in self.phases]
-        if not starts or starts[0] != 0 or any(b <= a for a, b in pairwise(starts)):
-            raise UserError(f"stage.phases must start at from_epoch 0 and go on in increasing order, not {starts}")
-        for phase in self.phases:
-            if not phase.train or phase.train - set(GROUPS):
-                named = ", ".join(sorted(phase.train)) or "nothing"
-                raise UserError(
-                    f"stage.phases trains {named} from epoch {phase.from_epoch}; "
-                    f"it must name some of {', '.join(GROUPS)}"
-                )
-        for group in sorted(frozenset().union(*(phase.train for phase in self.phases))):
-            rate = self.learning_rates.get(group)
-            if not isinstance(rate, int | float) or not rate > 0:
-                raise UserError(f"stage.learning_rates.{group}={rate} must be a number above 0")
-        if self.decay not in DECAYS:
-            raise UserError(f"stage.decay={self.decay} is none of {', '.join(DECAYS)}")
-        if not isinstance(self.warmup_steps, int) or self.warmup_steps < 0:
-            raise UserError(f"stage.warmup_steps={self.warmup_steps} must be a whole number of 0 or more")
-
-    def require_frozen_encoder(self, because: str) -> None:
-        """Raise UserError, which begins with `because`, if any phase trains the encoder."""
-        starts = [phase.from_epoch for phase in self.phases if "encoder" in phase.train]
-        if starts:
-            raise UserError(
-                f"{because} needs an encoder that stays as it is, and this stage trains it from epoch {starts[0]}; "
-                "choose stage=cross_attention or stage=decoder, or leave encoder_cache=null"
-            )
-
-    def phase(self, epoch: int) -> Phase:
+    def phase(self, epoch: int) -> PhaseConfig:
         """The phase that `epoch` is in."""
         return [phase for phase in self.phases if phase.from_epoch <= epoch][-1]
 
@@ -121,16 +68,6 @@ class StageSchedule:
         if self.decay == "cosine":
             return 0.5 * (1 + math.cos(math.pi * done))
         return 1 - done if self.decay == "linear" else 1.0
-
-
-def _phase(described: Mapping) -> Phase:
-    try:
-        epoch, groups = described["from_epoch"], described["train"]
-    except (KeyError, TypeError) as error:
-        raise UserError(f"stage.phases holds {described}, not {{from_epoch: 0, train: [cross_attention]}}") from error
-    if not isinstance(epoch, int) or isinstance(groups, str) or not isinstance(groups, Sequence):
-        raise UserError(f"stage.phases holds {described}; from_epoch is a whole number and train a list of groups")
-    return Phase(epoch, frozenset(groups))
 
 
 class ApplyStages(L.Callback):

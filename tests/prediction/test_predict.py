@@ -16,7 +16,8 @@ from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from captioning.cli import quoted
+from captioning.cli import configured, quoted
+from captioning.config import TrainConfig
 from captioning.evaluation.coco_files import read_results
 from captioning.model import build as loading
 from captioning.prediction import describing
@@ -42,8 +43,7 @@ TRAINING = [
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "a run"
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return train(compose("train", [*TRAINING, f"run_dir='{folder}'"])).run_dir
+    return train(configured(TrainConfig, *TRAINING, f"run_dir='{folder}'")).run_dir
 
 
 @pytest.fixture

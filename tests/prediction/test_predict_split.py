@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
-from hydra import compose, initialize_config_dir
 from test_predict import TRAINING, error_line, listing, rows
 
+from captioning.cli import configured
+from captioning.config import TrainConfig
 from captioning.evaluation.coco_files import read_results
 from captioning.evaluation.scoring import score
 from captioning.training.run import train
@@ -22,8 +22,7 @@ DATA = ["data=shapes", "data.train_pictures=24", "data.val_pictures=8", "data.te
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return train(compose("train", [*TRAINING, f"run_dir='{tmp_path_factory.mktemp('run')}'"]))
+    return train(configured(TrainConfig, *TRAINING, f"run_dir='{tmp_path_factory.mktemp('run')}'"))
 
 
 def test_a_data_set_that_is_not_there_is_told_at_once(command, trained, tmp_path):

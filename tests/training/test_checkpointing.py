@@ -64,17 +64,6 @@ def test_a_read_only_folder_is_told_as_one(tmp_path):
         Saving("continue").save(trainer, tmp_path / "last.ckpt", must=True)
 
 
-@pytest.mark.parametrize("minutes", [0, -1, "often", True])
-def test_minutes_that_cannot_be_meant_are_refused(tmp_path, minutes):
-    with pytest.raises(UserError, match=rf"checkpoints\.every_minutes={minutes} must be a number above 0, or null"):
-        LastCheckpoint(tmp_path, Saving("stop"), {}, None, minutes)
-
-
-def test_another_way_with_errors_is_refused():
-    with pytest.raises(UserError, match=r"checkpoints\.on_error=ignore is none of stop, continue"):
-        Saving("ignore")
-
-
 def test_a_checkpoint_is_taken_when_its_time_has_come(tmp_path, monkeypatch):
     seconds = iter(range(0, 100_000, 40))
     monkeypatch.setattr(checkpointing.time, "monotonic", lambda: next(seconds))

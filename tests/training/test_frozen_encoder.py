@@ -8,8 +8,9 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
-from hydra import compose, initialize_config_dir
 
+from captioning.cli import configured
+from captioning.config import TrainConfig
 from captioning.model.captioner import ImageCaptioner
 
 sys.path.insert(0, str(ROOT))
@@ -33,8 +34,7 @@ SMALL = [
 
 
 def run(run_dir, *overrides):
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return train(compose("train", [*SMALL, f"run_dir={run_dir}", *overrides]))
+    return train(configured(TrainConfig, *SMALL, f"run_dir={run_dir}", *overrides))
 
 
 def losses(made):

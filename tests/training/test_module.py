@@ -10,6 +10,7 @@ from support import CAPTIONS, encoded_rows, small_captioner, trained_tokenizer
 from torch.amp import GradScaler
 from torch.utils.data import DataLoader
 
+from captioning.config import StageConfig
 from captioning.data.batch import pack
 from captioning.errors import UserError
 from captioning.model.captioner import GROUPS, ImageCaptioner
@@ -39,12 +40,16 @@ def fitted(batches, tmp_path, accumulate=1, precision="32-true", max_norm=None, 
         small_captioner(tokenizer.vocab_size, spread=0.05), weight_decay=0.0, betas=(0.9, 0.999), checkpoint_extras={}
     )
     module.overflow = tuple(overflow)
-    schedule = StageSchedule(
-        phases=[{"from_epoch": 0, "train": ["cross_attention", "decoder", "encoder"]}],
+    stage = StageConfig(
+        epochs=1,
+        phases=[{"from_epoch": 0, "train": list(GROUPS)}],
         learning_rates=dict.fromkeys(GROUPS, rate),
         warmup_steps=0,
         decay="none",
+        best_by="val/perplexity",
+        self_critical=None,
     )
+    schedule = StageSchedule(stage)
     scaled = precision == "16-mixed"  # which Lightning would take for bf16-mixed on a CPU
     loop = L.Trainer(
         accelerator="cpu",

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from hydra import compose, initialize_config_dir
 from PIL import Image
 from support import CAPTIONS
 
+from captioning.cli import configured
+from captioning.config import TrainConfig
 from captioning.data.datamodule import CaptionDataModule
 from captioning.data.records import Split
 from captioning.model.generation import Greedy, generate
@@ -36,9 +37,8 @@ class BlurredNoise(CaptionDataModule):
 
 
 def overfitted(run_dir, *overrides):
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        common = ["model=tiny", "debug=overfit", "trainer=cpu", "logger=csv", f"run_dir={run_dir}"]
-        return train(compose("train", ["data=coco", *common, *overrides]))
+    common = ["model=tiny", "debug=overfit", "trainer=cpu", "logger=csv", f"run_dir={run_dir}"]
+    return train(configured(TrainConfig, "data=coco", *common, *overrides))
 
 
 def assert_learned_by_heart(run) -> None:

@@ -4,14 +4,13 @@ import math
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT
-from hydra import compose, initialize_config_dir
 from support import CAPTIONS, encoded_rows, small_captioner, trained_tokenizer
 from test_train import composed, rows_of
 from torch.utils.data import DataLoader
 
+from captioning.cli import configured
+from captioning.config import TrainConfig
 from captioning.data.batch import pack
-from captioning.errors import UserError
 from captioning.evaluation.scoring import score
 from captioning.metrics import caption_scores
 from captioning.model.generation import Greedy, generate
@@ -106,9 +105,8 @@ def test_scores_can_be_left_out(tmp_path):
 
 def test_self_critical_training_goes_on_from_a_run_and_starts_its_curve_there(start, tmp_path):
     sizes = ["data.train_pictures=24", "data.val_pictures=8", "data.test_pictures=4", "scores.pictures=8"]
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        given = ["experiment=demo_scst", f"model.init_from='{start.run_dir}'", f"run_dir='{tmp_path}'"]
-        run = train(compose("train", [*given, *sizes, *SHORT]))
+    given = ["experiment=demo_scst", f"model.init_from='{start.run_dir}'", f"run_dir='{tmp_path}'"]
+    run = train(configured(TrainConfig, *given, *sizes, *SHORT))
     rows = rows_of(tmp_path)
     assert rows[0]["step"] == "0" and float(rows[0]["val/cider"]) >= 0, "before the first step"
     rewards = [float(row["train/reward_epoch"]) for row in rows if row.get("train/reward_epoch")]
@@ -123,8 +121,3 @@ def test_each_picture_is_scored_once_and_brings_all_its_captions(start):
     assert sum(batch.caption_count for batch in batches) == sum(
         len(start.datamodule.references("val")[picture]) for picture in pictures
     )
-
-
-def test_self_critical_training_without_a_start_is_refused_before_any_data_is_read(tmp_path):
-    with pytest.raises(UserError, match=r"stage=scst\) goes on from a trained model; say which with model\.init_from="):
-        train(composed(tmp_path, "stage=scst", "data.train_pictures=10000000"))

@@ -138,9 +138,3 @@ def test_the_mode_of_every_part_is_as_it_was():
     with in_eval_mode(captioner):
         assert not any(part.training for part in captioner.modules())
     assert [part.training for part in captioner.modules()] == modes
-
-
-@pytest.mark.parametrize("key", ["samples", "max_new_tokens"])
-def test_too_few_are_refused(key):
-    with pytest.raises(UserError, match=rf"stage\.self_critical\.{key}=1"):
-        module_with(lambda *_: 0.0, **{key: 1})
