@@ -1,17 +1,18 @@
 """A run's captioner as a folder for transformers: `python -m captioning.export RUN_DIR FOLDER [--push OWNER/NAME]`.
 
-What an exported model says of itself: data, recipe and scores, from what lies in the run's folder.
-
-A run's captioner as a folder for transformers: `python -m captioning.export RUN_DIR FOLDER [--push OWNER/NAME]`.
+The folder holds weights, configuration, image processor, tokenizer and generation settings, and a model card that says
+what lies in the run's folder: data, recipe and scores.
 """
 
 import argparse
 import csv
+import io
 import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,13 @@ from captioning.errors import UserError
 from captioning.files import atomic_folder, readable, write_atomically
 from captioning.hub import pushed, require_push
 from captioning.metrics import METRICS, caption_scores
+from captioning.model.encoders import ENCODERS
 from captioning.runs import data_set_of
 from captioning.weights import HuggingFaceModel, find_weights
 
 log = logging.getLogger(__name__)
+
+GREEDY = Path(__file__).parents[1] / "conf" / "decoding" / "greedy.yaml"  # for weights without a run
 
 # What is shown of a run's configuration, where it has it: label, keys.
 RECIPE = {
@@ -68,126 +72,6 @@ python train.py model.init_from={name} data=coco stage=full
 """
 
 
-@dataclass(frozen=True)
-class RunRecord:
-    """What is known of how weights came about; a `.ckpt` file away from its run has no more than its name."""
-
-    folder: Path | None
-
-    @property
-    def config(self) -> DictConfig | None:
-        """The composed configuration that the run was started or last resumed with."""
-        file = self.folder / ".hydra" / "config.yaml" if self.folder else None
-        return OmegaConf.load(file) if file and file.is_file() else None  # type: ignore[return-value]
-
-    def recipe(self) -> dict[str, str]:
-        """`RECIPE`'s labels with what the configuration says."""
-        config = self.config
-        if config is None:
-            return {}
-        recipe: dict[str, str] = {}
-        for label, keys in RECIPE.items():
-            found = {key.rpartition(".")[2]: _selected(config, key) for key in keys}
-            if config.model.get("init_from") and label == "pretrained halves":
-                continue  # which then were not used
-            said = [_said(name, value) for name, value in found.items() if value is not None]
-            if label == "data":
-                said.insert(0, str(self.data_set()))
-            if said:
-                recipe[label] = ", ".join(said)
-        return recipe
-
-    def data_set(self) -> str | None:
-        """The name of the data set."""
-        return data_set_of(self.config.data) if self.config else None
-
-    def halves(self) -> list[str]:
-        """The hub names of what the run started from."""
-        config = self.config
-        keys = ("model.init_from",) if config and config.model.get("init_from") else ("model.encoder", "model.decoder")
-        names = [_selected(config, key) for key in keys] if config else []
-        return [str(name) for name in names if name and not Path(str(name)).exists() and str(name)[0] not in "/.~"]
-
-    def scores(self) -> dict[str, float | str]:
-        """Scores from the run's `scores.json`, with their split and signature, and perplexities from `metrics.csv`."""
-        found: dict[str, float | str] = {}
-        for metric in METRICS:
-            if metric.card and (values := self._logged(metric.name)):
-                found[metric.card] = metric.best(values)
-        file = self.folder / "scores.json" if self.folder else None
-        contents = json.loads(file.read_text(encoding="utf-8")) if file and file.is_file() else {}
-        found |= {name: contents[name] for name in caption_scores() if isinstance(contents.get(name), int | float)}
-        if split := contents.get("settings", {}).get("split"):
-            found["scores are of"] = str(split)
-        # No more of the settings: they hold paths, and a card is published.
-        signature = contents.get("signature", {})
-        found |= {name: signature[name] for name in SIGNATURE if isinstance(signature.get(name), str)}
-        return found
-
-    def results(self) -> str:
-        """The table of losses and perplexities by epoch."""
-        file = self.folder / "results.md" if self.folder else None
-        return file.read_text(encoding="utf-8") if file and file.is_file() else ""
-
-    def _logged(self, column: str) -> list[float]:
-        file = self.folder / "metrics.csv" if self.folder else None
-        if file is None or not file.is_file():
-            return []
-        with file.open(newline="", encoding="utf-8") as rows:
-            return [float(row[column]) for row in csv.DictReader(rows) if row.get(column)]
-
-
-def model_card(record: RunRecord, name: str, parameters: int) -> str:
-    """`README.md` of an exported model, with the front matter that the hub reads."""
-    from huggingface_hub import ModelCardData  # here, since it takes a third of a second
-
-    data_set, scores = record.data_set(), record.scores()
-    front = ModelCardData(
-        library_name="transformers",
-        pipeline_tag="image-to-text",
-        language="en",
-        tags=["image-captioning", "vit", "gpt2", "vision-encoder-decoder"],
-        datasets=[data_set] if data_set else None,
-        base_model=record.halves() or None,
-        metrics=[name for name in scores if name in caption_scores()] or None,
-    )
-    parts = [
-        f"---\n{front.to_yaml()}\n---\n",
-        f"# {name}\n\nCaptions photographs: a ViT encodes the picture and GPT-2 writes the caption, with "
-        f"{parameters / 1e6:.1f} million parameters.\n",
-    ]
-    if recipe := record.recipe():
-        parts.append("## Data and recipe\n\n| what | how |\n|---|---|\n" + _rows(recipe))
-    if scores:
-        parts.append("## Scores\n\n| score | value |\n|---|---:|\n" + _rows(scores))
-    if results := record.results():
-        parts.append(f"## Training\n\n{results}")
-    return "\n".join(parts) + USE.format(name=name)
-
-
-def _rows(table: dict[str, Any]) -> str:
-    shown = {name: f"{value:.4f}" if isinstance(value, float) else str(value) for name, value in table.items()}
-    return "".join(f"| {name} | {value.replace('|', '/')} |\n" for name, value in shown.items())
-
-
-def _selected(config: DictConfig, key: str) -> Any:
-    value = OmegaConf.select(config, key)
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-
-
-def _said(name: str, value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {inner}" for key, inner in value.items())
-    if isinstance(value, list) and value and isinstance(value[0], dict):  # phases
-        return "; ".join(f"from epoch {phase['from_epoch']}: {', '.join(phase['train'])}" for phase in value)
-    return f"{name.replace('_', ' ')} {value}"
-
-
-log = logging.getLogger("export")
-
-GREEDY = Path(__file__).parents[1] / "conf" / "decoding" / "greedy.yaml"  # for weights without a run
-
-
 def export(run: str, folder: str, *, overwrite: bool = False, push: str | None = None) -> Path:
     """Write the folder: weights, configuration, image processor, tokenizer, generation settings and model card.
 
@@ -199,7 +83,7 @@ def export(run: str, folder: str, *, overwrite: bool = False, push: str | None =
         push: a name on the hub to upload it to.
 
     Raises:
-        UserError: if there is no such run, the folder exists or cannot be written, or the hub cannot be had.
+        UserError: if there is no such run, the folder exists or cannot be written, or the hub is not available.
     """
     weights = find_weights(run, "RUN_DIR")
     target = Path(folder)
@@ -207,18 +91,20 @@ def export(run: str, folder: str, *, overwrite: bool = False, push: str | None =
     if push is not None:
         require_push(push)
 
-    # Imported here, since they take seconds: a wrong path is answered before.
+    # These take seconds; a wrong path is answered before.
     from captioning.model.build import load_captioner
     from captioning.model.huggingface import save_model
 
     captioner, tokenizer = load_captioner(weights)
     record = RunRecord(_run_of(weights))
-    network: Any = captioner.network
-    parameters = sum(weight.numel() for weight in network.parameters())
+    config: Any = captioner.network.config
+    parameters = sum(weight.numel() for weight in captioner.parameters())
+    kinds = config.encoder.model_type, config.decoder.model_type
     with _writable(target), atomic_folder(target) as aside:
         save_model(captioner, aside, generation_settings(record.config, captioner.max_positions))
-        tokenizer.save_pretrained(aside, network.config.pad_token_id)
-        write_atomically(aside / "README.md", model_card(record, push or target.resolve().name, parameters))
+        tokenizer.save_pretrained(aside, config.pad_token_id)
+        card = model_card(record, push or target.resolve().name, parameters, *kinds)
+        write_atomically(aside / "README.md", card)
     log.info("model: %s", readable(target))
     if push is not None:
         log.info("on the hub: %s", pushed(target, push))
@@ -266,6 +152,121 @@ def _writable(target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"FOLDER={target} can't be written: {error.strerror or error}; name another") from error
+
+
+@dataclass
+class RunRecord:
+    """What is known of how weights came about; a `.ckpt` file away from its run has no more than its name."""
+
+    folder: Path | None
+
+    @cached_property
+    def config(self) -> DictConfig | None:
+        """The composed configuration that the run was started or last resumed with."""
+        file = self.folder / ".hydra" / "config.yaml" if self.folder else None
+        return OmegaConf.load(file) if file and file.is_file() else None  # type: ignore[return-value]
+
+    def recipe(self) -> dict[str, str]:
+        """`RECIPE`'s labels with what the configuration says."""
+        recipe: dict[str, str] = {}
+        for label, keys in RECIPE.items() if self.config else ():
+            if label == "pretrained halves" and self._fine_tuned:
+                continue  # which then were not used
+            found = {key.rpartition(".")[2]: self._selected(key) for key in keys}
+            said = [_said(name, value) for name, value in found.items() if value is not None]
+            if label == "data":
+                said.insert(0, str(self.data_set()))
+            if said:
+                recipe[label] = ", ".join(said)
+        return recipe
+
+    def data_set(self) -> str | None:
+        """The name of the data set."""
+        return data_set_of(self.config.data) if self.config else None
+
+    def halves(self) -> list[str]:
+        """The hub names of what the run started from."""
+        keys = ("model.init_from",) if self._fine_tuned else ("model.encoder", "model.decoder")
+        names = [str(name) for key in keys if (name := self._selected(key))]
+        return [name for name in names if not Path(name).exists() and name[0] not in "/.~"]
+
+    def scores(self) -> dict[str, float | str]:
+        """Scores from the run's `scores.json`, with their split and signature, and perplexities from `metrics.csv`."""
+        found: dict[str, float | str] = {}
+        logged = list(csv.DictReader(io.StringIO(self._text("metrics.csv"))))
+        for metric in METRICS:
+            if metric.card and (values := [float(row[metric.name]) for row in logged if row.get(metric.name)]):
+                found[metric.card] = metric.best(values)
+        contents = json.loads(self._text("scores.json") or "{}")
+        found |= {name: contents[name] for name in caption_scores() if isinstance(contents.get(name), int | float)}
+        if split := contents.get("settings", {}).get("split"):
+            found["scores are of"] = str(split)
+        # No more of the settings: they hold paths, and a card is published.
+        signature = contents.get("signature", {})
+        found |= {name: signature[name] for name in SIGNATURE if isinstance(signature.get(name), str)}
+        return found
+
+    def results(self) -> str:
+        """The table of losses and perplexities by epoch."""
+        return self._text("results.md")
+
+    @property
+    def _fine_tuned(self) -> bool:
+        return bool(self._selected("model.init_from"))
+
+    def _selected(self, key: str) -> Any:
+        """The value of a key of the configuration, None where there is no such thing."""
+        value = OmegaConf.select(self.config, key) if self.config else None
+        return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+    def _text(self, name: str) -> str:
+        """A file of the run's folder; nothing where it has none."""
+        file = self.folder / name if self.folder else None
+        return file.read_text(encoding="utf-8") if file and file.is_file() else ""
+
+
+def model_card(record: RunRecord, name: str, parameters: int, encoder: str, decoder: str) -> str:
+    """`README.md` of an exported model, with the front matter that the hub reads.
+
+    `encoder` and `decoder` are transformers' names of the two architectures.
+    """
+    from huggingface_hub import ModelCardData  # here, since it takes a third of a second
+
+    data_set, scores = record.data_set(), record.scores()
+    front = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-to-text",
+        language="en",
+        tags=["image-captioning", encoder, decoder, "vision-encoder-decoder"],
+        datasets=[data_set] if data_set else None,
+        base_model=record.halves() or None,
+        metrics=[name for name in scores if name in caption_scores()] or None,
+    )
+    parts = [
+        f"---\n{front.to_yaml()}\n---\n",
+        f"# {name}\n\nCaptions photographs: a {ENCODERS[encoder].name} encodes the picture and GPT-2 writes the "
+        f"caption, with {parameters / 1e6:.1f} million parameters.\n",
+    ]
+    if recipe := record.recipe():
+        parts.append("## Data and recipe\n\n| what | how |\n|---|---|\n" + _rows(recipe))
+    if scores:
+        parts.append("## Scores\n\n| score | value |\n|---|---:|\n" + _rows(scores))
+    if results := record.results():
+        parts.append(f"## Training\n\n{results}")
+    return "\n".join(parts) + USE.format(name=name)
+
+
+def _rows(table: dict[str, Any]) -> str:
+    shown = {name: f"{value:.4f}" if isinstance(value, float) else str(value) for name, value in table.items()}
+    return "".join(f"| {name} | {value.replace('|', '/')} |\n" for name, value in shown.items())
+
+
+def _said(name: str, value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {inner}" for key, inner in value.items())
+    if isinstance(value, list) and value and isinstance(value[0], dict):  # phases
+        return "; ".join(f"from epoch {phase['from_epoch']}: {', '.join(phase['train'])}" for phase in value)
+    return f"{name.replace('_', ' ')} {value}"
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -45,7 +45,7 @@ def run(tmp_path) -> Path:
 
 
 def card_of(run: Path | None) -> ModelCard:
-    return ModelCard(model_card(RunRecord(run), "my/model", 1_234_567))
+    return ModelCard(model_card(RunRecord(run), "my/model", 1_234_567, "vit", "gpt2"))
 
 
 def test_its_front_matter_is_what_the_hub_reads(run):
@@ -95,3 +95,11 @@ def test_a_run_that_fine_tuned_names_what_it_started_from(run):
 def test_weights_without_a_run_still_have_a_card():
     card = card_of(None)
     assert "datasets" not in card.data.to_dict() and "## Scores" not in card.text and "## Use" in card.text
+
+
+def test_a_data_module_of_ones_own_is_named_by_its_package(run):
+    config = OmegaConf.create(CONFIG)
+    config.data = {"_target_": "my_pkg.MyData", "batch_size": 4}
+    (run / ".hydra" / "config.yaml").write_text(OmegaConf.to_yaml(config))
+    card = card_of(run)
+    assert card.data.to_dict()["datasets"] == ["my_pkg"] and "| data | my_pkg |" in card.text

@@ -173,6 +173,19 @@ def test_pictures_encoded_before_give_the_loss_of_pictures_encoded_now(tokenizer
     assert captioner.loss(other).nats != captioner.loss(batch).nats
 
 
+@pytest.mark.parametrize("training", [True, False], ids=["training", "scoring"])
+@pytest.mark.parametrize("widths", WIDTHS)
+def test_under_autocast_the_loss_stays_near(tokenizer, widths, training):
+    captioner = small_captioner(tokenizer.vocab_size, max_positions=96, **widths)
+    batch = pack(encoded_rows(tokenizer, [CAPTIONS[:3], CAPTIONS[3:5]]))
+    exact = captioner.loss(batch).nats.item()
+    with torch.set_grad_enabled(training), torch.autocast("cpu", torch.bfloat16):
+        attended = captioner.attended(batch)
+        nats = captioner.loss_from(attended, batch).nats
+    assert nats.dtype == torch.float32 and nats.item() == pytest.approx(exact, rel=0.01)
+    assert nats.item() != exact
+
+
 def test_the_encoders_fingerprint_tells_its_weights_and_architecture_and_nothing_else(tokenizer):
     def fingerprint(change=lambda captioner: None, **architecture):
         captioner = small_captioner(tokenizer.vocab_size, **architecture)

@@ -1,4 +1,4 @@
-"""A family of encoders is one entry: with it SigLIP's vision tower, which has no prefix token, goes the whole way."""
+"""A family of encoders is one entry: with the one of docs/extending.md a SigLIP tower goes the whole way."""
 
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from transformers import (
     SiglipVisionModel,
     VisionEncoderDecoderModel,
 )
+from worked_examples import EXAMPLES
 
 from captioning.data.batch import pack
 from captioning.errors import UserError
@@ -25,13 +26,8 @@ from captioning.model.huggingface import load_model, save_model
 from captioning.training.module import build_optimizer
 from captioning.weights import HuggingFaceModel
 
-SIGLIP = EncoderFamily(
-    model_type="siglip_vision_model",
-    name="SigLIP",
-    model_class="SiglipVisionModel",
-    positions="embeddings.position_embedding.weight",
-    config={"vision_use_head": False},  # which pools the patches
-)
+exec(EXAMPLES["captioning/model/encoders.py"], example := {"EncoderFamily": EncoderFamily, "ENCODERS": {}})
+SIGLIP: EncoderFamily = example["SIGLIP"]
 POSITIONS = f"encoder.{SIGLIP.positions}"
 TOKENIZER = trained_tokenizer()
 
