@@ -1,8 +1,7 @@
-"""The LightningDataModule: splits in, packed batches out.
+"""Data sets as LightningDataModules: splits of captioned pictures in, packed batches out.
 
-The LightningDataModule: what every data set has in common once its captions and pictures are known.
-
-`data=coco|flickr30k|flickr8k`: photographs in files, with captions in annotation files.
+`CaptionDataModule` is what all have in common. A data set says in `read` which pictures and captions there are, and one
+call of `connect` fits them to a model; `PhotographDataModule` is `data=coco|flickr30k|flickr8k`: photographs in files.
 """
 
 import logging
@@ -41,7 +40,7 @@ log = logging.getLogger(__name__)
 
 
 class CaptionDataModule(L.LightningDataModule):
-    """Splits in, packed batches out; a subclass says in `read` where the pictures and captions come from.
+    """Splits in, packed batches out, once `connect` has said for which model; a subclass says in `read` what there is.
 
     Args:
         tokenizer: hub name or local folder of a GPT-2 tokenizer; None trains a small one on the training captions.
@@ -92,7 +91,7 @@ class CaptionDataModule(L.LightningDataModule):
 
     @abstractmethod
     def read(self) -> dict[str, Split]:
-        """The splits `train`, `val` and, where there is one, `test`; raises UserError where they cannot be had."""
+        """The splits `train`, `val` and, where there is one, `test`; raises UserError where they cannot be read."""
 
     @cached_property
     def splits(self) -> dict[str, Split]:
@@ -195,9 +194,15 @@ class CaptionDataModule(L.LightningDataModule):
         evaluation = EvaluationTransform(self.picture_format)
         augmented = training and self._overfit_images is None
         augmentation = TrainingTransform(self.picture_format, **self._augmentation) if augmented else None
-        per_image = captions_per_image or self._captions_per_image
-        parts = self.splits[split], self.tokens[split]
-        return CaptionRows(*parts, per_image, self.seed, evaluation, augmentation, self._encoded.get(split))
+        return CaptionRows(
+            self.splits[split],
+            self.tokens[split],
+            captions_per_image or self._captions_per_image,
+            self.seed,
+            evaluation,
+            augmentation,
+            self._encoded.get(split),
+        )
 
     def samples(self, count: int) -> tuple[Tensor, list[int | str], list[list[str]]]:
         """Up to `count` validation pictures, spread over the split: (count, 3, H, W) uint8, image ids, captions."""
@@ -282,7 +287,7 @@ class PreparedFiles:
 
 
 class PhotographDataModule(CaptionDataModule):
-    """Photographs under `root` with the captions of the annotation files there; see `layouts.py` and `splits.py`.
+    """Photographs under `root` with the captions of the annotation files there; see `datasets.py` and `splits.py`.
 
     Args:
         prepared: the folder of prepared pictures, which augmentation reads where they are there, current and large
@@ -333,16 +338,20 @@ class PhotographDataModule(CaptionDataModule):
     ) -> None:
         """As before; it also settles from where training reads its pictures, for that depends on their size."""
         super().connect(tokenizer, picture_format, max_positions, only)
-        if only not in (None, "train"):
-            return
-        if self._prepared is not None and self._overfit_images is None:
-            files = self.splits["train"].load
-            assert isinstance(files, PhotographFiles)
-            if places := self._large_enough(files, picture_format.resize_shortest or max(picture_format.size)):
-                prepared = PreparedFiles(files, places)
-                self.splits["train"] = replace(self.splits["train"], load_augmented=prepared)
-                return
-        log.info("training pictures: read from their own files")
+        if only is None:
+            pixels = picture_format.resize_shortest or max(picture_format.size)
+            self.splits["train"] = replace(self.splits["train"], load_augmented=self._prepared_files(pixels))
+
+    def _prepared_files(self, pixels: int) -> PreparedFiles | None:
+        """The training photographs as prepared, if they are wanted, and of so many pixels on the shorter side."""
+        files = self.splits["train"].load
+        assert isinstance(files, PhotographFiles)
+        wanted = self._prepared is not None and self._overfit_images is None
+        places = self._large_enough(files, pixels) if wanted else None
+        if places is None:
+            log.info("training pictures: read from their own files")
+            return None
+        return PreparedFiles(files, places)
 
     def _large_enough(self, files: PhotographFiles, pixels: int) -> Places | None:
         """The prepared pictures, if there are any, of at least so many pixels on the shorter side."""
