@@ -1,13 +1,9 @@
-"""A run's folder: reading its checkpoints, who owns it, and what a run that resumes may change.
+"""A run's folder: whose it is, what a command finds in it, and its checkpoints, read as data and never as code.
 
-Reading checkpoints: as data, never as code, and refused in one sentence when they are not ours.
-
-Run folders as the commands meet them: new, already taken, or to be continued.
-
-What a run that resumes may change, and what it must leave: refused in a sentence, never half applied.
+`train.py` makes it (`run_dir=`) or continues it (`resume=`): then its own overrides come from here, and `last.ckpt`.
+What a run that resumes may change is in `training/resume.py`.
 """
 
-import hashlib
 import logging
 import os
 import pickle
@@ -20,7 +16,7 @@ from yaml import YAMLError
 
 from captioning.config import TrainConfig
 from captioning.errors import UserError
-from captioning.files import readable, remove_unfinished, write_atomically
+from captioning.files import remove_unfinished, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -70,45 +66,6 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not ours or not {"description", "tokenizer"} <= checkpoint["captioner"].keys():
         raise UserError(f"checkpoint {path} is of another program or architecture; give one that train.py wrote")
     return checkpoint
-
-
-def refuse_other_architecture(path: Path, description: dict[str, Any], tokenizer: str) -> None:
-    """Raise UserError if the checkpoint at `path` is not of the described model or its tokenizer is another."""
-    saved = read_checkpoint(path)["captioner"]
-    if differing := sorted(_differences(saved["description"], description)):
-        raise UserError(
-            f"checkpoint {path} is of another architecture ({'; '.join(differing[:3])}); "
-            "leave the model as it was, or start a new run"
-        )
-    if saved["tokenizer"] != tokenizer:
-        raise UserError(f"checkpoint {path} was trained with another tokenizer; leave data.tokenizer as it was")
-
-
-def refuse_fewer_epochs(path: Path, max_epochs: int) -> None:
-    """Raise UserError if the run of the checkpoint at `path` has more epochs behind it than `max_epochs`."""
-    done = read_checkpoint(path)["epoch"] + 1
-    if max_epochs < done:
-        raise UserError(
-            f"trainer.max_epochs={max_epochs} is fewer than the {done} epochs that {path} has behind it; "
-            "give at least as many, or leave it out"
-        )
-
-
-# What may differ between two descriptions of one architecture: the library's version, and what shapes no weight.
-SHAPES_NO_WEIGHT = ("pdrop", "dropout", "version", "name_or_path", "dtype", "use_cache", "attn_implementation")
-
-
-def _differences(saved: Any, now: Any, key: str = "") -> list[str]:
-    if isinstance(saved, dict) and isinstance(now, dict):
-        keys = (saved.keys() | now.keys()) - {k for k in saved.keys() | now.keys() if _shapes_no_weight(k)}
-        return [d for k in keys for d in _differences(saved.get(k), now.get(k), f"{key}.{k}" if key else k)]
-    if isinstance(saved, list | tuple) and isinstance(now, list | tuple):
-        saved, now = list(saved), list(now)
-    return [] if saved == now else [f"{key} was {saved} and is {now}"]
-
-
-def _shapes_no_weight(key: object) -> bool:
-    return any(part in str(key) for part in SHAPES_NO_WEIGHT)
 
 
 LAST = Path("checkpoints", "last.ckpt")
@@ -200,57 +157,6 @@ def keep_composition(run_dir: Path, config: TrainConfig, overrides: Sequence[str
     write_atomically(run_dir / ".hydra" / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config.plain())))
 
 
-SAVED_AS = "settings"  # in a checkpoint
-# These make a run what it is. A seed also divides photographs into splits where no list does.
-OF_A_RUN = ("seed", "data", "stage.best_by", "stage.self_critical")
-# On these depends which pictures the rest of an epoch, told by the number of batches done, would be.
-OF_AN_EPOCH = (
-    *("data.batch_size", "data.captions_per_image", "data.overfit_images", "data.fraction", "data.use_restval"),
-    *("data.train_pictures", "trainer.accumulate_grad_batches", "trainer.limit_train_batches", "training pictures"),
-)
-
-
-def settings_of(config: TrainConfig, training_pictures: Sequence[int | str]) -> dict[str, Any]:
-    """What `refuse_other_settings` compares, as plain values; with the number of processes in every `last.ckpt`."""
-    pictures = repr(list(training_pictures)).encode()  # their image ids, in order
-    values = OmegaConf.create(config.plain())
-    special = {
-        "data": data_set_of(values.data),
-        "stage.self_critical": config.stage.self_critical is not None,
-        "training pictures": hashlib.blake2b(pictures, digest_size=8).hexdigest(),
-    }
-    return {key: special.get(key, OmegaConf.select(values, key)) for key in (*OF_A_RUN, *OF_AN_EPOCH)}
-
-
 def data_set_of(data: DictConfig) -> str:
     """A data set's name, or that of the package which makes it: `shapes`, or a user's own."""
     return data.get("dataset") or str(data._target_).removeprefix("captioning.").split(".")[0]
-
-
-def refuse_other_settings(path: Path, now: dict[str, Any]) -> None:
-    """Raise UserError if a run cannot go on from the checkpoint at `path` with these settings."""
-    checkpoint = read_checkpoint(path)
-    saved = checkpoint.get(SAVED_AS)
-    anew = f"start a new run from its weights with model.init_from={readable(path.parents[1])}"
-    if saved is None:
-        raise UserError(f"{path} was written by an older version, which cannot be resumed exactly; {anew}")
-    if changed := _changed(OF_A_RUN, saved, now):
-        raise UserError(f"{changed}, which a resumed run cannot change; leave it as it was, or {anew}")
-    batches = unfinished_epoch(checkpoint)
-    if batches is not None and (changed := _changed((*OF_AN_EPOCH, "processes"), saved, now)):
-        raise UserError(
-            f"{changed}, and the run stopped in the middle of epoch {checkpoint['epoch']}, after {batches} batches, "
-            f"whose rest would be other pictures; leave it as it was until a run has ended, or {anew}"
-        )
-
-
-def unfinished_epoch(checkpoint: dict[str, Any]) -> int | None:
-    """The batches done of the epoch that the checkpoint stands in; None at an epoch's end."""
-    loop = checkpoint["loops"]["fit_loop"]
-    epochs, batches = loop["epoch_progress"]["current"], loop["epoch_loop.batch_progress"]["current"]
-    return int(batches["completed"]) if epochs["processed"] < epochs["ready"] else None
-
-
-def _changed(keys: tuple[str, ...], saved: dict[str, Any], now: dict[str, Any]) -> str:
-    differing = [f"{key} was {saved.get(key)} and is {now[key]}" for key in keys if saved.get(key) != now[key]]
-    return "; ".join(differing[:2])

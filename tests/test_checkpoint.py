@@ -10,7 +10,8 @@ from support import Touches, small_captioner, trained_tokenizer
 from captioning.errors import UserError
 from captioning.model.build import load_captioner
 from captioning.model.huggingface import save_model
-from captioning.runs import checkpoint_file, read_checkpoint, refuse_other_architecture
+from captioning.runs import checkpoint_file, read_checkpoint
+from captioning.training.resume import refuse_other_architecture
 from captioning.weights import HuggingFaceModel
 
 TOKENIZER = trained_tokenizer()

@@ -10,10 +10,11 @@ from conftest import ROOT
 from interrupted import composed, die, die_half_written, differences, killed, killed_before_change, train
 
 from captioning.errors import UserError
-from captioning.runs import refuse_other_settings, unfinished_epoch
 from captioning.training import checkpoints as checkpointing
 from captioning.training.checkpoints import LastCheckpoint
+from captioning.training.lightning_internals import unfinished_epoch
 from captioning.training.module import CaptioningModule
+from captioning.training.resume import refuse_other_settings
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,10 @@
-"""Checkpoints, written whole and where a run can go on exactly; and being asked to stop.
+"""Checkpoints: written whole or not at all, and taken where a run can go on exactly; and being asked to stop.
 
-Being asked to stop: by Ctrl-C, by a scheduler, or because the run was over already.
-
-Checkpoints: written whole or not at all, read as data and never as code, and taken where a run can go on exactly.
+`best.ckpt` is the best by `stage.best_by`; `last.ckpt` is what a run resumes from, taken between optimizer steps at
+each epoch's end, every so often, and when Ctrl-C, a scheduler or SLURM's requeue signal asks to stop. Both are read as
+data, never as code. What a resumed run may change is in `resume.py`.
 """
 
-import copy
 import logging
 import os
 import signal
@@ -21,11 +20,19 @@ import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.plugins.environments import SLURMEnvironment
-from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 
 from captioning.errors import Stopped, UserError
 from captioning.files import atomic_file
-from captioning.runs import SAVED_AS
+from captioning.training.lightning_internals import (
+    BestOnly,
+    cluster_environment,
+    dumped,
+    gradients_wait,
+    settle_loops,
+    validation_is_next,
+)
+from captioning.training.resume import SAVED_AS
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +56,7 @@ class StopSignals:
         """
         if trainer.received_sigterm:  # before the first step
             self.received = signal.SIGTERM
-        environment = trainer._accelerator_connector.cluster_environment
+        environment = cluster_environment(trainer)
         if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
             self._requeue = signal.Signals(environment.requeue_signal or signal.SIGUSR1)
         if threading.current_thread() is threading.main_thread():
@@ -129,7 +136,7 @@ class Saving:
 
     def save(self, trainer: L.Trainer, path: Path, *, must: bool = False) -> bool:
         """Whether it was saved; if it was not, and must be, UserError is raised on every rank."""
-        checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+        checkpoint = dumped(trainer)
         problem = ""
         try:
             trainer.strategy.save_checkpoint(checkpoint, path)
@@ -144,8 +151,8 @@ class Saving:
         return not problem
 
 
-class BestCheckpoint(ModelCheckpoint):
-    """Lightning's, for a run folder that may have been moved: what it remembers by path, it finds in `dirpath`."""
+class BestCheckpoint(BestOnly):
+    """`best.ckpt`, for a run folder that may have been moved: what it remembers by path, it finds in `dirpath`."""
 
     def __init__(self, saving: Saving, **settings: Any):
         super().__init__(filename="best", auto_insert_metric_name=False, enable_version_counter=False, **settings)
@@ -154,6 +161,10 @@ class BestCheckpoint(ModelCheckpoint):
     @property
     def state_key(self) -> str:
         return "best"
+
+    def save(self, trainer: L.Trainer, path: Path) -> bool:
+        """Whether it was written, on all ranks together."""
+        return self._saving.save(trainer, path)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the saved state over, its paths led into this run's folder."""
@@ -164,18 +175,6 @@ class BestCheckpoint(ModelCheckpoint):
     def _here(self, path: str) -> str:
         assert self.dirpath is not None
         return str(Path(self.dirpath) / Path(path).name) if path else path
-
-    def _update_best_and_save(self, current: torch.Tensor, trainer: L.Trainer, candidates: dict) -> None:
-        """As before; what could not be saved is not remembered as the best."""
-        before = copy.copy({**self.__dict__, "best_k_models": dict(self.best_k_models)})
-        self._saved = True
-        super()._update_best_and_save(current, trainer, candidates)
-        if not self._saved:
-            self.__dict__.update(before)
-
-    def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
-        self._saved = self._saving.save(trainer, Path(filepath))
-        self._last_global_step_saved, self._last_checkpoint_saved = trainer.global_step, filepath
 
 
 class LastCheckpoint(Checkpoint):
@@ -216,9 +215,7 @@ class LastCheckpoint(Checkpoint):
         if trainer.global_step == self._step:
             return  # the gradients of a step are being accumulated
         self._step = trainer.global_step
-        loop = trainer.fit_loop.epoch_loop
-        assert trainer.fit_loop._data_fetcher is not None
-        validation_due = loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+        validation_due = validation_is_next(trainer)
         if trainer.is_last_batch and not validation_due:
             return  # the end of the epoch comes at once
         stop = self._asked_to_stop(trainer)
@@ -254,7 +251,7 @@ class LastCheckpoint(Checkpoint):
 
     def _between_steps(self, trainer: L.Trainer) -> bool:
         """In a validation: whether no gradients wait for more batches."""
-        return not trainer.sanity_checking and not trainer.fit_loop.epoch_loop._should_accumulate()
+        return not trainer.sanity_checking and not gradients_wait(trainer)
 
     def _asked_to_stop(self, trainer: L.Trainer) -> bool:
         return _on_any_rank(trainer, self._signals.received is not None)
@@ -268,23 +265,6 @@ class LastCheckpoint(Checkpoint):
         self._validation_due = validation_due
         self._saving.save(trainer, self._path, must=must)
         self._saved_at = time.monotonic()
-
-
-def settle_loops(fit_loop: dict[str, Any], validation_due: bool) -> None:
-    """Let the saved progress of Lightning's loops say what it means: this batch is done, and a validation is to come.
-
-    Lightning 2.6 saves it as it is in the middle of a hook, and infers from differences between its counters where
-    that was. Saved before a validation, it would resume behind it; saved behind an epoch's last batch, it would leave
-    out the epoch's end.
-    """
-    batches = fit_loop["epoch_loop.batch_progress"]
-    for counts in (batches["total"], batches["current"]):
-        counts["completed"] = counts["processed"]
-    validation = fit_loop["epoch_loop.val_loop.batch_progress"]
-    for counts in (validation["total"], validation["current"]):
-        counts.update(dict.fromkeys(counts, 0))
-    if validation_due:  # a batch that was begun and not done
-        validation["total"].update(ready=1, started=1)
 
 
 def _on_any_rank(trainer: L.Trainer, here: bool) -> bool:

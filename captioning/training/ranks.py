@@ -15,6 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from captioning.errors import Stopped, UserError
 from captioning.files import write_atomically
+from captioning.training.lightning_internals import started_processes
 
 LOOK_SECONDS = 0.5
 GRACE_SECONDS = 3.0  # for a rank to end by itself, before Lightning's observer, which looks every 5, kills all
@@ -102,8 +103,7 @@ class _Fate:
         for rank in range(self._trainer.world_size):
             if rank != self._rank and self._file(rank).is_file():
                 return f"rank {rank} ended: {json.loads(self._file(rank).read_text(encoding='utf-8'))}"
-        launcher = self._trainer.strategy.launcher
-        for number, process in enumerate(getattr(launcher, "procs", ()), start=1):
+        for number, process in enumerate(started_processes(self._trainer), start=1):
             if (code := process.poll()) is not None and code < 0:
                 return f"rank {number} was ended by {signal.Signals(-code).name}, often because memory ran out"
         if self._parent is not None and os.getppid() != self._parent:

@@ -21,6 +21,7 @@ from captioning.data.batch import CaptionBatch
 from captioning.files import write_atomically
 from captioning.metrics import METRICS, in_reading_order
 from captioning.progress import ProgressLines
+from captioning.training.lightning_internals import close_bars
 from captioning.training.loggers import MetricsCsv
 from captioning.training.module import CaptioningModule, TokenAverage
 
@@ -236,10 +237,7 @@ class TerminalBar(TQDMProgressBar):
         self.on_train_epoch_start(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Leave the line, so that what is said next has one of its own."""
-        for bar in (self._val_progress_bar, self._train_progress_bar):
-            if bar is not None:
-                bar.close()
+        close_bars(self)
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, int | str | float | dict]:
         """The metrics to show behind the bar."""

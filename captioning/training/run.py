@@ -20,16 +20,7 @@ from captioning.model.captioner import ImageCaptioner
 from captioning.model.generation import Decoding, require_room
 from captioning.prediction.heat_maps import draw_heat_maps
 from captioning.randomness import addressed_seed
-from captioning.runs import (
-    LAST,
-    keep_composition,
-    last_checkpoint,
-    refuse_fewer_epochs,
-    refuse_other_architecture,
-    refuse_other_settings,
-    settings_of,
-    tidy,
-)
+from captioning.runs import LAST, keep_composition, last_checkpoint, tidy
 from captioning.training.callbacks import AddressedDropout, CaptionScores, EncodeOnce, SkippedSteps
 from captioning.training.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, Saving, StopEarly
 from captioning.training.curves import Curves
@@ -37,6 +28,12 @@ from captioning.training.loggers import log_config, run_loggers
 from captioning.training.module import CaptioningModule
 from captioning.training.ranks import check_strategy, one_fate
 from captioning.training.reports import KnownFloor, MetricRows, ResultsTable, progress_reports
+from captioning.training.resume import (
+    refuse_fewer_epochs,
+    refuse_other_architecture,
+    refuse_other_settings,
+    settings_of,
+)
 from captioning.training.scst import CiderReward, SelfCriticalModule
 from captioning.training.stages import ApplyStages, StageSchedule
 from captioning.training.wandb import SampleTable, wandb_runs

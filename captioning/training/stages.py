@@ -14,6 +14,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from captioning.config import PhaseConfig, StageConfig
 from captioning.data.batch import CaptionBatch
 from captioning.model.captioner import GROUPS
+from captioning.training.lightning_internals import wrap_anew
 from captioning.training.module import CaptioningModule
 
 log = logging.getLogger(__name__)
@@ -100,9 +101,7 @@ class ApplyStages(L.Callback):
         groups = self._schedule.trainable(trainer.current_epoch)
         pl_module.captioner.set_trainable(groups)
         if groups != self._applied and isinstance(trainer.strategy, DDPStrategy):
-            # Wrapped anew, DDP waits for the gradients of exactly these, and begins with the weights of rank 0.
-            trainer.strategy.model = pl_module
-            trainer.strategy.configure_ddp()
+            wrap_anew(trainer.strategy, pl_module)
         if groups != self._applied and trainer.is_global_zero:
             count = pl_module.captioner.trainable_count()
             log.info("epoch %d: training %s, %s parameters", trainer.current_epoch, ", ".join(groups), f"{count:,}")

@@ -25,6 +25,7 @@ from captioning.files import readable, write_atomically
 from captioning.metrics import METRICS
 from captioning.model.captioner import ImageCaptioner
 from captioning.model.generation import Caption, Decoding, generate
+from captioning.training.lightning_internals import without_anonymous
 from captioning.training.loggers import MetricsCsv
 from captioning.training.module import CaptioningModule
 
@@ -93,18 +94,18 @@ def wandb_logger(run_dir: str, project: str, name: str | None, group: str | None
     if not id_file.is_file():
         write_atomically(id_file, uuid.uuid4().hex[:8] + "\n")
     mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False, verify=False) else "offline")
-    logger = WandbRows(
-        project=project,
-        name=name or folder.name,
-        group=group,
-        save_dir=run_dir,
-        id=id_file.read_text(encoding="utf-8").strip(),
-        resume="allow" if mode == "online" else None,
-        mode=mode,
-        settings=wandb.Settings(console="off", silent=mode == "offline"),
+    return without_anonymous(
+        WandbRows(
+            project=project,
+            name=name or folder.name,
+            group=group,
+            save_dir=run_dir,
+            id=id_file.read_text(encoding="utf-8").strip(),
+            resume="allow" if mode == "online" else None,
+            mode=mode,
+            settings=wandb.Settings(console="off", silent=mode == "offline"),
+        )
     )
-    del logger._wandb_init["anonymous"]  # Lightning always passes it, and wandb warns of it ever since it has no effect
-    return logger
 
 
 class SampleTable(L.Callback):
@@ -217,7 +218,7 @@ def wandb_runs(loggers: list[Logger], run_dir: Path) -> Iterator[None]:
 
 def _how_to_browse(logger: WandbLogger, run_dir: Path) -> str:
     run = logger.experiment
-    if not run.settings._offline:
+    if not run.offline:
         return f"W&B run: {run.url}"
     own = Path(sys.executable).with_name("wandb")
     command = "wandb" if shutil.which("wandb") == str(own) else readable(own)

@@ -8,7 +8,7 @@ from interrupted import at_call, composed, train
 
 from captioning.errors import UserError
 from captioning.training import checkpoints as checkpointing
-from captioning.training.checkpoints import AtomicCheckpointIO, LastCheckpoint, Saving, settle_loops
+from captioning.training.checkpoints import AtomicCheckpointIO, LastCheckpoint, Saving
 
 
 def fill(full_disk):
@@ -76,16 +76,3 @@ def test_a_checkpoint_is_taken_when_its_time_has_come(tmp_path, monkeypatch):
         trainer = SimpleNamespace(global_step=step, is_last_batch=False, fit_loop=fit, world_size=1)
         last.on_train_batch_end(trainer, None)
     assert saved == [4, 7], "each step takes 40 seconds, and so does a save"
-
-
-def test_the_saved_loops_say_that_the_batch_is_done_and_whether_a_validation_is_to_come():
-    def counts(done):
-        return {"ready": done, "started": done, "processed": done, "completed": done - 1}
-
-    for due in (True, False):
-        names = ("epoch_loop.batch_progress", "epoch_loop.val_loop.batch_progress")
-        fit_loop = {name: {"total": counts(9), "current": counts(4)} for name in names}
-        settle_loops(fit_loop, due)
-        assert fit_loop["epoch_loop.batch_progress"]["current"]["completed"] == 4
-        total = fit_loop["epoch_loop.val_loop.batch_progress"]["total"]
-        assert total == {"ready": due, "started": due, "processed": 0, "completed": 0}

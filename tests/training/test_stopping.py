@@ -11,8 +11,8 @@ from interrupted import at_call, composed, differences, forked, train
 
 from captioning.cli import one_sentence_errors
 from captioning.errors import Stopped
-from captioning.runs import unfinished_epoch
 from captioning.training.checkpoints import StopEarly, StopSignals, requeue
+from captioning.training.lightning_internals import unfinished_epoch
 from captioning.training.module import CaptioningModule
 
 
