@@ -53,7 +53,7 @@ def fetched_file(name: str, file: str) -> Path:
     """One file of the hub's model `name`, from the local cache if the hub is out of reach.
 
     Raises:
-        OSError or ValueError: the hub's client's own, if it is not to be had.
+        OSError or ValueError: the hub's client's own, if it is not available.
     """
     from huggingface_hub import hf_hub_download
 

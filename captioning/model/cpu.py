@@ -1,16 +1,11 @@
-"""A CPU's linear layers: products by oneDNN in training; packed and int8 weights for captioning.
+"""A CPU's linear layers by oneDNN: its products in training, its own weight layout and int8 for captioning.
 
-Matrix products of a CPU's float32 training step, by oneDNN.
-
-torch hands float32 products to MKL, which on processors that are not Intel's reaches half the speed of oneDNN (AMD
-EPYC with AVX-512, one core: 105 against 220 GFLOP/s at GPT-2's shapes, both exact to rounding). A training step is
-nine tenths such products: it takes 0.6 of its time at full size, 0.67 for model=tiny. Elsewhere, and for very small
-matrices, for which oneDNN's kernels are not worth their making, everything is as torch does it.
-
-Linear layers for captioning on a CPU: oneDNN's own weight layout, in fp32 or in int8.
-
-A captioner spends nearly all its time in linear layers. Stock ones hand their weights to the CPU's BLAS as they lie;
-oneDNN wants them in blocks, and reorders them once here instead of at every call.
+A captioner spends nine tenths of its time in linear layers. torch hands their float32 products to MKL, which on
+processors that are not Intel's reaches half the speed of oneDNN (AMD EPYC with AVX-512, one core: 105 against 220
+GFLOP/s at GPT-2's shapes, both exact to rounding): by oneDNN a training step takes 0.6 of its time at full size, 0.67
+for model=tiny. For captioning, where weights stay as they are, they are laid out once in the blocks that oneDNN wants,
+not at every call; and in int8, a quarter of the bytes. Where there is no MKL, and for small matrices, for which
+oneDNN's kernels are not worth their making, training is as torch does it.
 """
 
 import copy
@@ -39,7 +34,11 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def use_products(network: nn.Module) -> None:
-    """Let the network's linear layers compute by `product`; their parameters, names and results stay."""
+    """Let the network's linear layers compute by `product` from now on; their parameters, names and results stay.
+
+    The layers stay the objects that they are, since parameters may be shared between them (GPT-2's head), hooked or in
+    an optimizer: only their class changes, to one with another `forward`.
+    """
     for module in network.modules():
         if type(module) is nn.Linear:
             module.__class__ = _Linear

@@ -88,7 +88,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, of_nats: Tensor) -> tuple[Tensor | None, ...]:
         of_hidden, of_weight, weight_dtype = ctx.gradients
-        ctx.gradients = None  # scaled in place, and so not to be had again
+        ctx.gradients = None  # scaled in place: there is no second backward
         return (
             None if of_hidden is None else of_hidden.mul_(of_nats),
             None if of_weight is None else of_weight.mul_(of_nats).to(weight_dtype),

@@ -1,7 +1,7 @@
-"""Captions from pictures: `generate` with one of the decodings `Greedy`, `Sampling` and `Beam`.
+"""Captions from pictures: `generate` with one of the decodings `Greedy`, `Sampling`, `Beam` and `Rollouts`.
 
-Letters: B pictures (R of them still in the batch), K beams of a picture, P encoded patches, D decoder width,
-V vocabulary, n tokens so far, T the longest caption allowed.
+Letters in all its files: B pictures (R of them still in the batch), K beams or captions of a picture, P encoded
+patches, D decoder width, V vocabulary, n tokens so far, T the longest caption allowed.
 """
 
 from captioning.model.generation.beam import Beam

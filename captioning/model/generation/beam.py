@@ -1,12 +1,4 @@
-"""Beam search.
-
-Tokens that may not come next.
-
-The beams of a search: those that run, and the captions that have ended.
-
-Letters: R pictures still searched, K beams of a picture, V vocabulary, n tokens so far, T the longest caption allowed.
-
-Beam search: what a caption's score is, and when a picture's search has ended.
+"""Beam search: which beginnings of captions run on, which captions have ended, and when a picture's search is over.
 
 The captions are those of transformers' `generate`; its `_beam_search` is the specification of every choice here.
 """

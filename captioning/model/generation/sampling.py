@@ -1,12 +1,7 @@
-"""Captions token by token: greedy decoding, sampling, and rollouts for self-critical training.
+"""Captions of which each token is chosen from the decoder's distribution alone: greedy, sampling, and rollouts.
 
-Captions token by token, each chosen from what the decoder says of it alone: greedy decoding and sampling.
-
-Greedy decoding.
-
-Sampling: multinomial, with temperature, top-k and nucleus filters, and draws that belong to the picture.
-
-Several captions of a picture drawn from the model's own distribution: what self-critical training learns from.
+`Greedy` takes the most probable token. `Sampling` draws one, by temperature, top-k and nucleus, and its draws belong to
+the picture. `Rollouts` draws several captions of each picture, from which self-critical training learns.
 """
 
 from collections.abc import Callable, Sequence
@@ -194,7 +189,7 @@ class Rollouts:
         generator = torch.Generator(decoder.device).manual_seed(self.seed)
 
         def choose(logits: Tensor, places: Tensor) -> Tensor:
-            # Gumbel noise, as in sampling.py
+            # Gumbel noise, as in `GumbelNoise`
             drawn = torch.empty_like(logits).exponential_(generator=generator)
             return (logits - drawn.clamp_(min=torch.finfo(drawn.dtype).tiny).log_()).argmax(-1)
 

@@ -1,15 +1,6 @@
-"""The decoder, one token a step, and the way into generation.
+"""What all decodings share: the way in, a caption as it comes out, and the decoder that is fed one token a step.
 
-What generation returns.
-
-What decodings refuse, in a sentence with the value met and a way out.
-
-The decoder, one token a step: each picture encoded once, its keys and values projected once and kept.
-
-Letters: B pictures (R of them still in the batch), K beams of a picture, P encoded patches, D decoder width,
-V vocabulary, n tokens so far, T the longest caption allowed.
-
-The way into generation.
+A picture is encoded once, and its keys and values are projected once and kept.
 """
 
 from __future__ import annotations
@@ -59,6 +50,56 @@ def require_finite(name: str, value: object) -> None:
     """Raise UserError unless `decoding.<name>` is a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise UserError(f"decoding.{name}={value} must be a finite number, such as 1.0")
+
+
+class Decoding(Protocol):
+    """How captions come about: `Greedy`, `Sampling` or `Beam`."""
+
+    @property
+    def max_new_tokens(self) -> int:
+        """The most tokens of a caption, EOS included."""
+
+    @property
+    def room(self) -> int:
+        """The most tokens that the decoder is fed for a picture, those of all its beams together."""
+
+    def captions(self, decoder: StepwiseDecoder, addresses: Sequence[int]) -> list[Caption]:
+        """One for each of the decoder's pictures, which these numbers tell apart where something is drawn."""
+
+
+def require_room(captioner: ImageCaptioner, decoding: Decoding) -> None:
+    """Raise UserError if the decoder has too few positions for the longest caption."""
+    limit = captioner.max_positions - 1  # BOS takes one
+    if decoding.max_new_tokens > limit:
+        raise UserError(f"decoding.max_new_tokens={decoding.max_new_tokens} is more than this model's limit of {limit}")
+
+
+@torch.inference_mode()
+def generate(
+    captioner: ImageCaptioner, pixel_values: Tensor, decoding: Decoding, addresses: Sequence[int] | None = None
+) -> list[Caption]:
+    """One caption for each picture of (B, 3, H, W) uint8.
+
+    Args:
+        captioner: in eval mode; BOS and EOS are its decoder's.
+        pixel_values: uint8, on the captioner's device.
+        decoding: how tokens are chosen.
+        addresses: B whole numbers that tell the pictures apart in sampling; 0, 1, ... if not given.
+
+    Raises:
+        UserError: if `max_new_tokens` is more than the decoder has positions for.
+    """
+    return generate_from(captioner, captioner.encode(pixel_values), decoding, addresses)
+
+
+@torch.inference_mode()
+def generate_from(
+    captioner: ImageCaptioner, attended: Tensor, decoding: Decoding, addresses: Sequence[int] | None = None
+) -> list[Caption]:
+    """`generate`, of pictures encoded already: `attended` (B, P, D) is what `ImageCaptioner.attended` gives."""
+    require_room(captioner, decoding)
+    decoder = StepwiseDecoder(captioner, attended, decoding.room)
+    return decoding.captions(decoder, range(len(attended)) if addresses is None else addresses)
 
 
 # Of the pictures held. At full size on a CPU, the copy that a quarter's leaving takes is earned back in three steps of
@@ -170,53 +211,3 @@ class _RoomyLayer(DynamicLayer):
         keys, values = self._all_keys[:, :, : self._length], self._all_values[:, :, : self._length]
         self.keys, self.values = keys, values
         return keys, values
-
-
-class Decoding(Protocol):
-    """How captions come about: `Greedy`, `Sampling` or `Beam`."""
-
-    @property
-    def max_new_tokens(self) -> int:
-        """The most tokens of a caption, EOS included."""
-
-    @property
-    def room(self) -> int:
-        """The most tokens that the decoder is fed for a picture, those of all its beams together."""
-
-    def captions(self, decoder: StepwiseDecoder, addresses: Sequence[int]) -> list[Caption]:
-        """One for each of the decoder's pictures, which these numbers tell apart where something is drawn."""
-
-
-def require_room(captioner: ImageCaptioner, decoding: Decoding) -> None:
-    """Raise UserError if the decoder has too few positions for the longest caption."""
-    limit = captioner.max_positions - 1  # BOS takes one
-    if decoding.max_new_tokens > limit:
-        raise UserError(f"decoding.max_new_tokens={decoding.max_new_tokens} is more than this model's limit of {limit}")
-
-
-@torch.inference_mode()
-def generate(
-    captioner: ImageCaptioner, pixel_values: Tensor, decoding: Decoding, addresses: Sequence[int] | None = None
-) -> list[Caption]:
-    """One caption for each picture of (B, 3, H, W) uint8.
-
-    Args:
-        captioner: in eval mode; BOS and EOS are its decoder's.
-        pixel_values: uint8, on the captioner's device.
-        decoding: how tokens are chosen.
-        addresses: B whole numbers that tell the pictures apart in sampling; 0, 1, ... if not given.
-
-    Raises:
-        UserError: if `max_new_tokens` is more than the decoder has positions for.
-    """
-    return generate_from(captioner, captioner.encode(pixel_values), decoding, addresses)
-
-
-@torch.inference_mode()
-def generate_from(
-    captioner: ImageCaptioner, attended: Tensor, decoding: Decoding, addresses: Sequence[int] | None = None
-) -> list[Caption]:
-    """`generate`, of pictures encoded already: `attended` (B, P, D) is what `ImageCaptioner.attended` gives."""
-    require_room(captioner, decoding)
-    decoder = StepwiseDecoder(captioner, attended, decoding.room)
-    return decoding.captions(decoder, range(len(attended)) if addresses is None else addresses)
