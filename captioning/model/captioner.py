@@ -18,8 +18,6 @@ from captioning.data.batch import IGNORE, CaptionBatch, PictureFormat
 from captioning.model.encoders import family_of, patch_grid, picture_size
 from captioning.model.loss import summed_cross_entropy, summed_nats
 
-GROUPS = ("cross_attention", "decoder", "encoder")  # what stages train, see conf/stage
-
 
 class LossSum(NamedTuple):
     """A batch's loss before any division, so that batches, ranks and epochs add up exactly."""

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import lightning as L
 
+from captioning.config import GROUPS
 from captioning.files import atomic_file
 from captioning.metrics import EACH_EPOCH, EACH_STEP, PERPLEXITY, in_reading_order
-from captioning.model.captioner import GROUPS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,10 +16,11 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from captioning.config import GROUPS
 from captioning.data.batch import CaptionBatch
 from captioning.errors import UserError
 from captioning.metrics import perplexity
-from captioning.model.captioner import GROUPS, ImageCaptioner
+from captioning.model.captioner import ImageCaptioner
 
 
 class TokenAverage:

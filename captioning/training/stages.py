@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import lightning as L
 from lightning.pytorch.strategies import DDPStrategy
 
-from captioning.config import PhaseConfig, StageConfig
+from captioning.config import GROUPS, PhaseConfig, StageConfig
 from captioning.data.batch import CaptionBatch
-from captioning.model.captioner import GROUPS
 from captioning.training.lightning_internals import wrap_anew
 from captioning.training.module import CaptioningModule
 

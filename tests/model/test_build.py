@@ -6,11 +6,11 @@ import pytest
 import torch
 from support import CAPTIONS, encoded_rows, model_config, random_pictures, small_captioner, trained_tokenizer
 
-from captioning.config import OwnModelConfig
+from captioning.config import GROUPS, OwnModelConfig
 from captioning.data.batch import pack
 from captioning.errors import UserError
 from captioning.model.build import Vocabulary, fine_tuned, from_description, new_captioner
-from captioning.model.captioner import GROUPS, ImageCaptioner
+from captioning.model.captioner import ImageCaptioner
 from captioning.model.encoders import resized
 from captioning.model.generation import Greedy, generate
 

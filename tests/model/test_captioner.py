@@ -10,9 +10,10 @@ import torch
 from support import CAPTIONS, encoded_rows, random_pictures, randomise, small_captioner, trained_tokenizer
 from torch import Tensor
 
+from captioning.config import GROUPS
 from captioning.data.batch import IGNORE, Row, pack
 from captioning.data.tokenizer import CaptionTokenizer
-from captioning.model.captioner import GROUPS, ImageCaptioner, group_of, same_caption_causal_mask
+from captioning.model.captioner import ImageCaptioner, group_of, same_caption_causal_mask
 from captioning.model.generation import Greedy, generate
 from captioning.model.loss import summed_cross_entropy
 

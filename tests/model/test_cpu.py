@@ -8,9 +8,10 @@ from support import CAPTIONS, encoded_rows, random_pictures, small_captioner, tr
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from captioning.config import GROUPS
 from captioning.data.batch import pack
 from captioning.model import cpu
-from captioning.model.captioner import GROUPS, ImageCaptioner
+from captioning.model.captioner import ImageCaptioner
 from captioning.model.cpu import (
     Int8Linear,
     PackedLinear,

@@ -15,11 +15,12 @@ from transformers import (
 )
 from worked_examples import EXAMPLES
 
+from captioning.config import GROUPS
 from captioning.data.batch import pack
 from captioning.errors import UserError
 from captioning.model.attention import cross_attention
 from captioning.model.build import Vocabulary, fine_tuned, from_description, new_captioner
-from captioning.model.captioner import GROUPS, ImageCaptioner
+from captioning.model.captioner import ImageCaptioner
 from captioning.model.encoders import ENCODERS, EncoderFamily
 from captioning.model.generation import Greedy, generate
 from captioning.model.huggingface import load_model, save_model

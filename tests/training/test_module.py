@@ -10,10 +10,10 @@ from support import CAPTIONS, encoded_rows, small_captioner, trained_tokenizer
 from torch.amp import GradScaler
 from torch.utils.data import DataLoader
 
-from captioning.config import StageConfig
+from captioning.config import GROUPS, StageConfig
 from captioning.data.batch import pack
 from captioning.errors import UserError
-from captioning.model.captioner import GROUPS, ImageCaptioner
+from captioning.model.captioner import ImageCaptioner
 from captioning.training.module import CaptioningModule
 from captioning.training.reports import MetricRows
 from captioning.training.stages import ApplyStages, StageSchedule
