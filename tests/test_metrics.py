@@ -3,74 +3,61 @@
 import csv
 import json
 import math
+import sys
 from pkgutil import resolve_name
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from interrupted import composed, train
+from matplotlib.figure import Figure
+from worked_examples import EXAMPLES
 
-from captioning.errors import UserError
-from captioning.evaluation.scoring import Figures, TokenisedCaptions, score, scores_json
+from captioning import metrics
+from captioning.evaluation.scoring import score, scores_json
 from captioning.export import RunRecord, model_card
 from captioning.metrics import (
     METRICS,
-    SCORES,
-    Metric,
     caption_scores,
-    check_best_by,
-    chosen_by,
+    choosable,
     in_reading_order,
     perplexity,
 )
-from captioning.training.curves import write_curves
 from captioning.training.module import TokenAverage
 from captioning.training.reports import shown_numbers
 
 
-def mean_length(captions: TokenisedCaptions) -> dict[str, Figures]:
-    """A new score: how many tokens a candidate has."""
-    return {"Length": Figures.of([float(len(line.split())) for line in captions.candidates])}
-
-
-LENGTH = Metric(
-    name="val/length",
-    official="Length",
-    computed_by="test_metrics.mean_length",
-    larger_is_better=True,
-    bar=("length", 1),
-    column="Val Length",
-    curve=(SCORES, "length"),
-)
-
-
 @pytest.fixture
-def length():
-    """The list with one more entry."""
-    METRICS.append(LENGTH)
+def distinct(monkeypatch):
+    """The worked example of `docs/extending.md`: a function, and one more entry of the list."""
+    added = ModuleType("captioning.evaluation.distinct")
+    exec(EXAMPLES["captioning/evaluation/distinct.py"], added.__dict__)
+    monkeypatch.setitem(sys.modules, added.__name__, added)
+    before = len(METRICS)
+    exec(EXAMPLES["captioning/metrics.py"], vars(metrics))
     yield
-    METRICS.remove(LENGTH)
+    del METRICS[before:]
 
 
-def test_a_new_score_is_one_entry_of_the_list(length, tmp_path, monkeypatch):
-    from matplotlib.figure import Figure
-
+def test_a_new_score_is_one_entry_of_the_list(distinct, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(
         Figure, "savefig", lambda figure, *_, **__: drawn.append([line.get_label() for line in figure.axes[-1].lines])
     )
-    run = train(composed(tmp_path, "trainer.max_epochs=1", "stage.best_by=val/length"))
+    assert "val/distinct" in choosable(), "which is what stage.best_by may name"
+    config = composed(tmp_path, "trainer.max_epochs=1")  # whose types were made before the entry was
+    by_distinct = config.stage.model_copy(update={"best_by": "val/distinct"})
+    run = train(config.model_copy(update={"stage": by_distinct}))
     with (tmp_path / "metrics.csv").open(newline="") as file:
-        logged = [float(row["val/length"]) for row in csv.DictReader(file) if row["val/length"]]
-    assert run.metrics["best/val/length"] == pytest.approx(max(logged), abs=1e-5)
-    assert "| Val Length |" in (tmp_path / "results.md").read_text()
-    assert shown_numbers(SimpleNamespace(callback_metrics=run.metrics))["length"] == f"{logged[-1]:.1f}"
-    write_curves(tmp_path)
-    assert any(label.startswith("length (") for label in drawn[-1])
-    scores = score({1: "A dog runs.", 2: "A cat."}, {1: ["A dog."], 2: ["The cat."]})
+        logged = [float(row["val/distinct"]) for row in csv.DictReader(file) if row["val/distinct"]]
+    assert run.metrics["best/val/distinct"] == pytest.approx(max(logged), abs=1e-5)
+    assert "| Val Distinct |" in (tmp_path / "results.md").read_text()
+    assert shown_numbers(SimpleNamespace(callback_metrics=run.metrics))["distinct"] == f"{logged[-1]:.2f}"
+    assert any(label.startswith("distinct words (") for label in drawn[-1])
+    scores = score({1: "A dog runs.", 2: "A cat and a cat."}, {1: ["A dog."], 2: ["The cat."]})
     (tmp_path / "scores.json").write_text(scores_json(scores))
-    assert json.loads((tmp_path / "scores.json").read_text())["Length"] == 2.5
-    assert "| Length | 2.5000 |" in model_card(RunRecord(tmp_path), "my/model", 1)
+    assert json.loads((tmp_path / "scores.json").read_text())["Distinct"] == pytest.approx((1 + 3 / 5) / 2)
+    assert "| Distinct | 0.8000 |" in model_card(RunRecord(tmp_path), "my/model", 1)
 
 
 def test_the_list_is_sound():
@@ -82,20 +69,7 @@ def test_the_list_is_sound():
     columns = [metric.column for metric in in_reading_order() if metric.column]
     assert columns[:4] == ["Train Loss", "Train Perplexity", "Val Loss", "Val Perplexity"]
     assert columns[4:] == ["Val CIDEr", "Val BLEU-4", "Val ROUGE-L"]
-    assert chosen_by("val/cider").larger_is_better and not chosen_by("val/perplexity").larger_is_better
-
-
-@pytest.mark.parametrize(
-    ("best_by", "scored", "words"),
-    [
-        ("val/cidre", (8, 1, 5), "stage.best_by=val/cidre is none of val/perplexity, val/bleu_1"),
-        ("val/cider", (0, 1, 5), "set scores.pictures above 0"),
-        ("val/cider", (8, 6, 5), "is never measured, with scores.every_n_epochs=6 and trainer.max_epochs=5"),
-    ],
-)
-def test_what_no_checkpoint_can_be_chosen_by_is_refused(best_by, scored, words):
-    with pytest.raises(UserError, match=words):
-        check_best_by(best_by, *scored)
+    assert choosable()["val/cider"].larger_is_better and not choosable()["val/perplexity"].larger_is_better
 
 
 def test_the_loss_is_that_of_all_tokens_and_not_a_mean_of_batches():
