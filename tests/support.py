@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from conftest import ROOT
 from omegaconf import OmegaConf
+from hydra import compose, initialize_config_dir
 from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -22,11 +23,13 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from captioning.config import PretrainedModelConfig, TinyModelConfig
+from captioning.cli import quoted
+from captioning.config import PredictConfig, PretrainedModelConfig, TinyModelConfig
 from captioning.data.batch import Row
 from captioning.data.tokenizer import END_OF_TEXT, CaptionTokenizer
 from captioning.model.build import Vocabulary, new_captioner
 from captioning.model.captioner import ImageCaptioner
+from captioning.prediction.plan import predict_config
 
 CAPTIONS = [
     "A brown dog runs across the grass.",
@@ -193,3 +196,10 @@ class Touches:
 
     def __reduce__(self):
         return Path.touch, (self.path,)
+
+
+def prediction(checkpoint: Path, pictures: Path, output: Path, *overrides: str) -> PredictConfig:
+    """The configuration of a prediction of a folder, which reads it in this process."""
+    given = {"checkpoint": checkpoint, "input": pictures, "output": output, "num_workers": 0}
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return predict_config(compose("predict", [*(quoted(f"{k}={v}") for k, v in given.items()), *overrides]))

@@ -1,89 +1,130 @@
-"""From the configuration of a prediction to the parts that `predict.py` puts together.
+"""A prediction from its configuration: `predict(config)` captions pictures and writes what was asked for."""
 
-Torch is imported inside the functions, since it takes seconds and a mistake in the configuration is answered before.
-"""
-
-from __future__ import annotations
-
-import hashlib
 import logging
-from collections.abc import Sequence
+import math
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig
-
-from captioning.cli import built, plain, require
-from captioning.data.datasets import recognise
-from captioning.errors import UserError
-from captioning.prediction.formats import check_image_ids
-from captioning.prediction.score_files import check_files
-from captioning.prediction.sources import FoundPictures, find_pictures
-from captioning.prediction.text_files import TextFiles
-from captioning.runs import data_set_of, seed_of_run
-from captioning.weights import HuggingFaceModel, stamp_of
-
-if TYPE_CHECKING:
-    from captioning.data.tokenizer import CaptionTokenizer
-    from captioning.model.captioner import ImageCaptioner
-    from captioning.prediction.splits import CaptionedSplit
+from captioning.cli import built, quiet_libraries
+from captioning.config import PredictConfig
+from captioning.data.tokenizer import CaptionTokenizer
+from captioning.model.build import load_captioner
+from captioning.model.captioner import ImageCaptioner
+from captioning.model.generation import require_room
+from captioning.prediction.caption import (
+    Model,
+    Work,
+    autocast,
+    captioned,
+    chosen_devices,
+    placed,
+    reading_processes,
+)
+from captioning.prediction.inputs import InputPictures, split_of
+from captioning.prediction.journal import Journal, settings_path
+from captioning.prediction.outputs import put_in_place
+from captioning.prediction.outputs.files import check_file, real_file
+from captioning.prediction.outputs.scores import SCORES, TABLE, SplitScores
+from captioning.prediction.plan import Plan, Prediction, Sinks, planned, settings_of
+from captioning.prediction.strips import checked_layers
+from captioning.progress import progress
+from captioning.runs import seed_of_run
+from captioning.training.loggers import log_split
+from captioning.training.wandb import wandb_runs
 
 log = logging.getLogger(__name__)
 
 
-def one_path(cfg: DictConfig, key: str, example: str) -> str:
-    """The value of a key that must name one file or folder."""
-    value = require(cfg, key, example)
-    if isinstance(value, list | dict):
-        raise UserError(f"{key}={value} must be one path, for example {example}")
-    return str(value)
+def predict(config: PredictConfig, plan: Plan | None = None) -> Prediction:
+    """Caption the pictures batch by batch: a line for each in the journal, of which the output is made at the end."""
+    plan = plan or planned(config)
+    if plan.complete:
+        return plan.complete
+    quiet_libraries()
+    decoding, output = built(config.decoding.plain(), "decoding"), plan.output
+    devices = chosen_devices(config.device, config.trainer.devices)
+    num_workers = reading_processes(devices[0], config.num_workers)
+    autocast(devices[0], config.precision)  # refuses what this device can't compute in
+    captioner, tokenizer = load_captioner(plan.weights)
+    require_room(captioner, decoding)
+    layers = checked_layers(config.heat_maps_layers, captioner)
+    pictures = plan.pictures or _split_of(config, captioner, tokenizer)
+    sinks = Sinks.of(config, output, pictures)
+    settings = settings_of(config, plan.weights, pictures.paths)
+    devices = devices[: max(1, math.ceil(len(pictures) / config.batch_size))]  # not more of them than batches
+    if len(devices) == 1:
+        captioner = placed(captioner, devices[0], config.precision)
+    may = {"overwrite": config.overwrite, "resume": config.resume}
+    with ExitStack() as stack:
+        journal = stack.enter_context(Journal(output, real_file(output), settings, **may))
+        if journal.done < len(pictures):
+            check_file("output", output, config.overwrite)
+        for sink in sinks.on_the_way:
+            stack.enter_context(sink)
+        work = Work(
+            pictures=pictures,
+            decoding=decoding,
+            precision=config.precision,
+            batch_size=config.batch_size,
+            num_workers=num_workers,
+            first=0 if sinks.on_the_way else journal.done - journal.done % config.batch_size,
+            thumbnails=sinks.gallery is not None,
+            heat_maps=sinks.heat_map_places,
+            layers=layers,
+        )
+        model = Model(captioner, tokenizer, devices[0])
+        with (
+            progress(len(pictures), "captioning", "pictures", initial=work.first) as bar,
+            captioned(work, model, devices, plan.weights) as batches,
+        ):
+            for batch in batches:
+                for record in batch.pictures:
+                    journal.add(record)
+                    for sink in sinks.on_the_way:
+                        sink.add(record)
+                if sinks.scores:
+                    sinks.scores.add_loss(batch.nats, batch.tokens)
+                bar.update(len(batch.pictures))
+        sinks.finish(journal, settings)
+        put_in_place(journal)
+    _report(config, journal, sinks)
+    return Prediction(journal.captioned, journal.failed, output, sinks.scores.scores.corpus if sinks.scores else {})
 
 
-def found_pictures(cfg: DictConfig, output: Path) -> FoundPictures | None:
-    """The pictures that `input` names; None where `data` names a split instead, whose files are looked for here."""
-    if "data" not in cfg:
-        source = require(cfg, "input", "input=my_photos, or data=coco split=val")
-        found = find_pictures([str(one) for one in source] if isinstance(source, list) else source)
-        check_image_ids(output, found)
-        return FoundPictures(found)
-    if cfg.input is not None:
-        raise UserError(f"input={cfg.input} and data={data_set_of(cfg.data)} are both given; leave one out")
-    if cfg.text_files:
-        raise UserError("text_files=true writes beside the pictures of input=..., not into a data set; leave it out")
-    check_files(output, cfg.overwrite)
-    if cfg.data.get("root") and cfg.data.get("dataset"):
-        recognise(cfg.data.dataset, Path(str(cfg.data.root)).expanduser(), cfg.data.layout)
-    return None
+def _split_of(config: PredictConfig, captioner: ImageCaptioner, tokenizer: CaptionTokenizer) -> InputPictures:
+    """The split that `data` and `split` name, as the captioner takes its pictures."""
+    assert config.data is not None
+    trained_with = seed_of_run(Path(config.checkpoint))
+    if trained_with not in (None, config.seed):  # where a seed divides photographs, val has some of the training's
+        words = "the run divided its data with seed=%s and this is seed=%s; say the same"
+        log.warning(words, trained_with, config.seed)
+    datamodule = built(config.data.plain(), "data")
+    datamodule.connect(tokenizer, captioner.picture_format, captioner.max_positions, only=config.split)
+    return split_of(datamodule, config.split)
 
 
-def split_of(cfg: DictConfig, captioner: ImageCaptioner, tokenizer: CaptionTokenizer) -> CaptionedSplit:
-    """The split that `data` and `split` name, as the captioner wants it."""
-    from captioning.prediction.splits import CaptionedSplit
-
-    warn_of_other_seed(cfg)
-    datamodule = built(cfg.data, "data")
-    datamodule.connect(tokenizer, captioner.picture_format, captioner.max_positions, only=cfg.split)
-    return CaptionedSplit(datamodule, cfg.split)
-
-
-def warn_of_other_seed(cfg: DictConfig) -> None:
-    """Where a seed divides the photographs, another one puts pictures that were trained on into `val` and `test`."""
-    trained_with = seed_of_run(Path(cfg.checkpoint))
-    if trained_with not in (None, cfg.seed):
-        log.warning("the run divided its data with seed=%s and this is seed=%s; say the same", trained_with, cfg.seed)
+def _report(config: PredictConfig, journal: Journal, sinks: Sinks) -> None:
+    """Say what was made and where, and log a split's scores."""
+    output = Path(config.output)
+    log.info("%d captions in %s, how they were made in %s", journal.captioned, output, settings_path(output))
+    if sinks.gallery:
+        log.info("gallery: %s", sinks.gallery.path)
+    if sinks.heat_maps:
+        log.info("heat maps: %s", sinks.heat_maps.path)
+    if sinks.scores:
+        _log_scores(config, output, sinks.scores)
 
 
-def text_files_of(cfg: DictConfig, paths: Sequence[Path]) -> TextFiles:
-    """The captions beside their pictures, if they are asked for."""
-    options = {"overwrite": cfg.overwrite, "resume": cfg.resume}
-    return TextFiles(cfg.text_files, paths, plain(cfg, "input")["input"], **options)
-
-
-def settings_of(cfg: DictConfig, weights: Path | HuggingFaceModel, paths: Sequence[Path]) -> dict[str, object]:
-    """What the captions depend on: goes beside the output, and is compared with by a run that resumes."""
-    settings = plain(cfg, "checkpoint", "input", "data", "split", "decoding", "precision", "batch_size")
-    names = "\0".join(map(str, paths)).encode("utf-8", "surrogateescape")
-    settings["pictures"] = {"number": len(paths), "digest": hashlib.blake2b(names, digest_size=8).hexdigest()}
-    if stamp := stamp_of(weights):
-        settings["weights"] = stamp
-    return settings
+def _log_scores(config: PredictConfig, output: Path, scored: SplitScores) -> None:
+    """Say the scores, and log them with the table of pictures."""
+    corpus, split = scored.scores.corpus, config.split
+    log.info("%s %s", split, ", ".join(f"{name} {figure:.4f}" for name, figure in corpus.items()))
+    log.info("%s perplexity %.4f", split, scored.perplexity)
+    log.info("scores: %s, of each picture: %s", *(output.with_name(name) for name in (SCORES, TABLE)))
+    for sentence in scored.scores.left_out:
+        log.warning("%s", sentence)
+    loggers = [built(one.plain(), "logger") for one in config.logger.values()]
+    metrics = {"perplexity": scored.perplexity, "loss": scored.loss, **corpus}
+    assert config.run_dir is not None
+    with wandb_runs(loggers, Path(config.run_dir)):
+        log_split(loggers, split, metrics, scored.head, scored.table)

@@ -1,4 +1,4 @@
-"""Heat maps drawn over a photograph: a panel for each word, side by side in one picture."""
+"""Where the model looked as it chose each word of a caption: a strip of panels, in which its attention is drawn."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -7,8 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from captioning.data.batch import PictureFormat
+from captioning.data.tokenizer import CaptionTokenizer
+from captioning.errors import UserError
+from captioning.model.attention import cross_attention, decoder_layers
+from captioning.model.captioner import ImageCaptioner
 
 PANEL = 200  # pixels, the longer side of a panel
 COLUMNS = 6  # panels beside each other, then a new row begins
@@ -20,6 +25,8 @@ PAPER, INK = (255, 255, 255), (32, 33, 36)
 SHADE, GLOW, GLOW_SHARE = 0.30, (255, 140, 0), 0.42
 GREY = 0.65  # how far unattended parts lose their colours
 
+END = "(end)"  # the label of EOS
+
 HeatMap = np.ndarray  # (rows, columns) float32, not negative
 
 
@@ -30,14 +37,65 @@ class Word(NamedTuple):
     heat: HeatMap
 
 
+def draw_heat_maps(
+    captioner: ImageCaptioner,
+    tokenizer: CaptionTokenizer,
+    pixel_values: Tensor,
+    token_ids: Sequence[int],
+    *,
+    seen: Image.Image | None = None,
+    ended: bool = True,
+    layers: Sequence[int] | None = None,
+    panel: int = PANEL,
+) -> Image.Image:
+    """A strip with the cross-attention of each word of a caption over the photograph.
+
+    Args:
+        captioner: in eval mode.
+        tokenizer: its own.
+        pixel_values: (3, H, W) uint8, what the encoder gets of the photograph, on any device.
+        token_ids: the caption's, without BOS and EOS.
+        seen: what `seen_part` gives of the photograph; None draws over `pixel_values` themselves.
+        ended: whether EOS came after these tokens, or they were cut off; it gets a panel of its own.
+        layers: of the decoder, counted from 0; None averages all.
+        panel: pixels, the longer side of a panel.
+    """
+    chosen = [*token_ids, tokenizer.eos_token_id] if ended else list(token_ids)
+    if seen is None:
+        seen = Image.fromarray(pixel_values.permute(1, 2, 0).cpu().numpy())
+    if not chosen:
+        return strip(seen, [], panel)
+    device = next(captioner.buffers()).device
+    maps = cross_attention(captioner, pixel_values[None].to(device), chosen, layers).cpu()
+    grouped = tokenizer.words(token_ids) + ([(END, [len(token_ids)])] if ended else [])
+    return strip(seen, [Word(text, maps[places].mean(0).numpy()) for text, places in grouped], panel)
+
+
+def checked_layers(wanted: object, captioner: ImageCaptioner) -> list[int] | None:
+    """The decoder's layers that the key `heat_maps_layers` names: null is all, otherwise a number or a list of them.
+
+    Raises:
+        UserError: if the decoder has no such layer.
+    """
+    if wanted is None:
+        return None
+    given = wanted if isinstance(wanted, list) else [wanted]
+    last = decoder_layers(captioner) - 1
+    layers = [layer for layer in given if type(layer) is int and 0 <= layer <= last]
+    if not layers or len(layers) < len(given):
+        raise UserError(
+            f"heat_maps_layers={wanted} must name layers of this model's decoder, 0 to {last}; null averages all"
+        )
+    return layers
+
+
 def strip(photograph: Image.Image, words: Sequence[Word], panel: int = PANEL) -> Image.Image:
     """The photograph alone and under the map of each word, in rows of `COLUMNS` panels.
 
     A map is laid over the whole of `photograph` (so hand in the part that the model saw, see `seen_part`), smoothed
     between its patches, and scaled so that its own greatest weight is brightest: panels show where, not how much.
     """
-    scale = panel / max(photograph.size)
-    size = max(1, round(photograph.width * scale)), max(1, round(photograph.height * scale))
+    size = _size_in_panel(photograph, panel)
     plain = photograph.resize(size, Image.Resampling.LANCZOS)
     panels = [("", plain), *((word.text, _heated(plain, word.heat)) for word in words)]
     columns = min(COLUMNS, len(panels))
@@ -53,7 +111,13 @@ def strip(photograph: Image.Image, words: Sequence[Word], panel: int = PANEL) ->
     return sheet
 
 
-def seen_part(size: tuple[int, int], picture_format: PictureFormat) -> tuple[int, int, int, int]:
+def seen_part(photograph: Image.Image, picture_format: PictureFormat, panel: int = PANEL) -> Image.Image:
+    """The part of a photograph that the encoder sees, as large as a panel."""
+    part = photograph.crop(seen_box(photograph.size, picture_format))
+    return part.resize(_size_in_panel(part, panel), Image.Resampling.LANCZOS)
+
+
+def seen_box(size: tuple[int, int], picture_format: PictureFormat) -> tuple[int, int, int, int]:
     """The part of a photograph of this (width, height) that the encoder sees: left, top, right, bottom in its pixels.
 
     The whole of it, or the middle where the format cuts that out; then it may reach beyond the photograph.
@@ -65,6 +129,11 @@ def seen_part(size: tuple[int, int], picture_format: PictureFormat) -> tuple[int
     wide, high = picture_format.size[1] * scale, picture_format.size[0] * scale
     left, top = (width - wide) / 2, (height - high) / 2
     return round(left), round(top), round(left + wide), round(top + high)
+
+
+def _size_in_panel(picture: Image.Image, panel: int) -> tuple[int, int]:
+    scale = panel / max(picture.size)
+    return max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
 
 
 def _heated(picture: Image.Image, heat: HeatMap) -> Image.Image:

@@ -18,7 +18,7 @@ from captioning.metrics import METRICS, choosable
 from captioning.model.build import Vocabulary, fine_tuned, load_captioner, new_captioner
 from captioning.model.captioner import ImageCaptioner
 from captioning.model.generation import Decoding, require_room
-from captioning.prediction.heat_maps import draw_heat_maps
+from captioning.prediction.strips import draw_heat_maps
 from captioning.randomness import addressed_seed
 from captioning.runs import LAST, keep_composition, last_checkpoint, tidy
 from captioning.training.callbacks import AddressedDropout, CaptionScores, EncodeOnce, SkippedSteps

@@ -1,9 +1,11 @@
 """The page of pictures and captions: as a file, and as people meet it in a browser."""
 
+import math
 import os
 import re
 import shutil
 from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,8 @@ import pytest
 from PIL import Image
 
 from captioning.errors import UserError
-from captioning.prediction.cards import GalleryEntry
-from captioning.prediction.gallery import GalleryWriter, check_gallery
-from captioning.prediction.thumbnails import thumbnail
+from captioning.prediction.journal import CaptionedPicture
+from captioning.prediction.outputs.gallery import SIDE, Gallery, card, gallery_path, score_values, thumbnail
 
 HOSTILE = '</script><script>document.title = "taken over"</script><img src=x onerror="document.title=1">'
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -24,23 +25,32 @@ def picture(number: int = 0) -> bytes:
     return thumbnail(Image.fromarray(noise).resize((80, 60)))
 
 
-def entries() -> list[GalleryEntry]:
-    """Five pictures; the scores of the first three come with them."""
+def shown(place: int, path: str, caption: str | None = None, log_probability: float = math.nan, **known):
+    """A captioned picture; with an error it has no thumbnail."""
+    known = {"thumbnail": None if "error" in known else picture(place), **known}
+    return CaptionedPicture(place, path, caption=caption, log_probability=log_probability, **known)
+
+
+def pictures() -> list[CaptionedPicture]:
     strip = Image.new("RGB", (1200, 230), "orange")
     return [
-        GalleryEntry(Path("a/1.jpg"), "a dog", -0.5, references=["The Dog runs"], scores={"CIDEr": 0.2}),
-        GalleryEntry(Path("a/2.jpg"), "a café", -0.1, scores={"CIDEr": 1.5}, alternatives=[("a bar", -0.3)]),
-        GalleryEntry(Path("a/3.jpg"), "a cat", -2.25, scores={"CIDEr": 0.9}, heat_map=strip),
-        GalleryEntry(Path("b/4.jpg"), error="truncated JPEG"),
-        GalleryEntry(Path("b/<5>.jpg"), HOSTILE, -1.0, references=[HOSTILE]),
+        shown(0, "a/1.jpg", "a dog", -0.5, references=["The Dog runs"]),
+        shown(1, "a/2.jpg", "a café", -0.1, alternatives=[("a bar", -0.3)]),
+        shown(2, "a/3.jpg", "a cat", -2.25, heat_map=strip),
+        shown(3, "b/4.jpg", error="truncated JPEG"),
+        shown(4, "b/<5>.jpg", HOSTILE, -1.0, references=[HOSTILE]),
     ]
 
 
-def written(path: Path, given: list[GalleryEntry]) -> Path:
-    with GalleryWriter(path, "my captions") as gallery:
-        for place, entry in enumerate(given):
-            shown = {**entry.__dict__, "picture": None if entry.error else picture(place)}
-            gallery.add(place, GalleryEntry(**shown))
+SCORES = {0: {"CIDEr": 0.2}, 1: {"CIDEr": 1.5}, 2: {"CIDEr": 0.9}}
+
+
+def written(path: Path, given: list[CaptionedPicture], scores=SCORES, **may) -> Path:
+    with Gallery(path, **may) as gallery:
+        for one in given:
+            gallery.add(one)
+        gallery.add_scores(scores)
+        gallery.finish()
     return path
 
 
@@ -61,7 +71,7 @@ def listing(folder: Path) -> set[str]:
 
 
 def test_nothing_in_the_page_comes_from_elsewhere(tmp_path):
-    text = written(tmp_path / "captions.html", entries()).read_text(encoding="utf-8")
+    text = written(tmp_path / "captions.html", pictures()).read_text(encoding="utf-8")
     elements = Elements(text).found
     assert all(image["src"].startswith("data:image/webp;base64,") for image in elements["img"])
     assert len(elements["img"]) == 5 and len(elements["script"]) == len(elements["style"]) == 1
@@ -73,12 +83,14 @@ def test_nothing_in_the_page_comes_from_elsewhere(tmp_path):
 
 
 def test_every_text_from_outside_stays_text(tmp_path):
-    shown = {"references": [HOSTILE], "alternatives": [(HOSTILE, -1.0)], "picture": picture()}
-    with GalleryWriter(tmp_path / "captions.html", HOSTILE) as gallery:
-        gallery.add(0, GalleryEntry(Path('"><b>.jpg'), HOSTILE, -1.0, **shown))
-        gallery.add(1, GalleryEntry(Path("x.jpg"), error=HOSTILE))
-        gallery.add(2, GalleryEntry(Path("y.jpg"), "%CARDS% %TITLE% %COUNT%", -1.0, scores={HOSTILE: 1.0}))
-    text = (tmp_path / "captions.html").read_text(encoding="utf-8")
+    path = tmp_path / "<script>.html"
+    hostile = {"references": [HOSTILE], "alternatives": [(HOSTILE, -1.0)]}
+    given = [
+        shown(0, '"><b>.jpg', HOSTILE, -1.0, **hostile),
+        shown(1, "x.jpg", error=HOSTILE),
+        shown(2, "y.jpg", "%CARDS% %TITLE% %COUNT%", -1.0, thumbnail=None),
+    ]
+    text = written(path, given, {2: {HOSTILE: 1.0}}).read_text(encoding="utf-8")
     elements = Elements(text).found
     assert (len(elements["script"]), len(elements["img"]), len(elements["title"])) == (1, 1, 1)
     assert "<b>.jpg" not in text and not any("onerror" in image for image in elements["img"])
@@ -87,16 +99,14 @@ def test_every_text_from_outside_stays_text(tmp_path):
 
 def test_a_file_name_that_is_no_utf_8_is_shown_as_well_as_can_be(tmp_path):
     name = os.fsdecode(b"caf\xe9.jpg")
-    text = written(tmp_path / "captions.html", [GalleryEntry(Path(name), "a", -1.0)]).read_text(encoding="utf-8")
+    text = written(tmp_path / "captions.html", [shown(0, name, "a", -1.0)]).read_text(encoding="utf-8")
     assert "caf?.jpg" in text
 
 
-def test_cards_stand_by_their_places_and_scores_may_come_last(tmp_path):
-    with GalleryWriter(tmp_path / "captions.html", "t") as gallery:
-        for place in (2, 0, 1):
-            gallery.add(place, GalleryEntry(Path(f"{place}.jpg"), f"caption {place}", -1.0, picture=picture()))
-        gallery.add_scores(1, {"CIDEr": 0.5, "BLEU-4": float("nan")})
-    elements = Elements((tmp_path / "captions.html").read_text(encoding="utf-8")).found
+def test_cards_stand_by_their_places_with_scores_that_come_last(tmp_path):
+    given = [shown(place, f"{place}.jpg", f"caption {place}", -1.0) for place in (2, 0, 1)]
+    path = written(tmp_path / "captions.html", given, {1: {"CIDEr": 0.5, "BLEU-4": float("nan")}})
+    elements = Elements(path.read_text(encoding="utf-8")).found
     assert [card["data-place"] for card in elements["li"]] == ["0", "1", "2"]
     keys = [data["data-key"] for data in elements["data"]]
     assert keys == ["log-probability", "log-probability", "CIDEr", "log-probability"]
@@ -105,49 +115,99 @@ def test_cards_stand_by_their_places_and_scores_may_come_last(tmp_path):
 def test_an_interrupted_page_leaves_nothing_and_what_was_there_before(tmp_path):
     path = tmp_path / "captions.html"
     path.write_text("before")
-    with pytest.raises(ZeroDivisionError), GalleryWriter(path, "t", overwrite=True) as gallery:
-        gallery.add(0, entries()[3])
+    with pytest.raises(ZeroDivisionError), Gallery(path, overwrite=True) as gallery:
+        gallery.add(pictures()[3])
         raise ZeroDivisionError
     assert path.read_text() == "before" and listing(tmp_path) == {"captions.html"}
 
 
 def test_a_page_that_exists_is_refused_before_and_at_the_end(tmp_path):
     path = tmp_path / "captions.html"
-    with pytest.raises(UserError, match=r"exists already; replace it with overwrite=true"), GalleryWriter(path, "t"):
+    with pytest.raises(UserError, match=r"exists already; replace it with overwrite=true"), Gallery(path) as gallery:
         path.write_text("another program's")
+        gallery.finish()
     assert path.read_text() == "another program's"
     with pytest.raises(UserError, match=rf"^gallery={path}: {path} exists already; replace it with overwrite=true"):
-        check_gallery(path, overwrite=False)
+        Gallery(path)
     with pytest.raises(UserError, match=r"is a folder; name a file, for example .*captions\.html"):
-        check_gallery(tmp_path, overwrite=True)
+        Gallery(tmp_path, overwrite=True)
 
 
 def test_with_resume_a_page_stays_if_it_holds_the_same(tmp_path):
     path = tmp_path / "captions.html"
     (tmp_path / ".captions.html.17.tmp").touch()
     for resume in (False, True):
-        with GalleryWriter(path, "t", resume=resume) as gallery:
-            gallery.add(0, entries()[3])
+        written(path, pictures()[3:4], {}, resume=resume)
     path.write_text("mine")
-    with (
-        pytest.raises(UserError, match=rf"^gallery={path}: {path} exists already and holds something else; replace it"),
-        GalleryWriter(path, "t", resume=True) as gallery,
+    with pytest.raises(
+        UserError, match=rf"^gallery={path}: {path} exists already and holds something else; replace it"
     ):
-        gallery.add(0, entries()[3])
+        written(path, pictures()[3:4], {}, resume=True)
     assert path.read_text() == "mine" and listing(tmp_path) == {"captions.html"}
 
 
 def test_memory_does_not_grow_with_the_pictures(tmp_path):
     import tracemalloc
 
-    small = picture()
+    small = picture() + b"\0" * 8000
     tracemalloc.start()
-    with GalleryWriter(tmp_path / "captions.html", "t") as gallery:
-        for place in range(2000):
-            gallery.add(place, GalleryEntry(Path("1.jpg"), "a", -1.0, picture=small + b"\0" * 8000))
+    written(tmp_path / "captions.html", (shown(n, "1.jpg", "a", -1.0, thumbnail=small) for n in range(2000)), {})
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert (tmp_path / "captions.html").stat().st_size > 20e6 and peak < 4e6
+
+
+# --------------------------------------------------------------------------------------------------------- its pieces
+
+
+def test_a_picture_that_could_not_be_read_has_a_placeholder():
+    html = "".join(card(shown(0, "1.jpg", error="empty file")))
+    assert 'role="img" aria-label="no picture: empty file"' in html and "<img" not in html
+
+
+def test_scores_go_between_the_two_parts():
+    before, after = card(shown(7, "in/1.jpg", "a <b> & c", -0.5, references=["r"], alternatives=[("n", -2.0)]))
+    html = before + score_values({"CIDEr": 0.25}) + after
+    (numbers,) = re.findall('<p class="numbers">(.*?)</p>', html)
+    assert re.findall('data-key="(.*?)" value="(.*?)"', numbers) == [("log-probability", "-0.5"), ("CIDEr", "0.25")]
+    assert "a &lt;b&gt; &amp; c</p>" in html and "1 reference<" in html and "The 1 best<" in html
+    assert 'width="80" height="60"' in html and 'alt="picture 1.jpg"' in html
+    assert html.startswith('<li class="card" tabindex="-1" data-place="7" aria-labelledby="caption-7">')
+
+
+def test_what_is_no_number_is_not_shown_as_one():
+    assert score_values({"CIDEr": math.nan}) == ""
+    before, _ = card(shown(0, "1.jpg", "a", -math.inf))
+    assert before.endswith('<p class="numbers">')
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((480, 960), (120, 240)), ((30, 20), (30, 20)), ((10_000, 10), (80, 10)), ((1, 1), (1, 1)), ((3000, 3), (24, 3))],
+)
+def test_the_longer_side_is_bounded_and_a_long_strip_shows_its_middle(size, expected):
+    with Image.open(BytesIO(thumbnail(Image.new("RGB", size, "red")))) as small:
+        assert small.format == "WEBP" and max(small.size) <= SIDE
+        assert small.size == expected
+
+
+def test_nothing_of_the_photographs_own_file_is_carried_along():
+    photograph = Image.new("RGB", (300, 300))
+    photograph.info |= {"exif": b"Exif\0\0" + b"home address", "icc_profile": b"home address", "xmp": b"home address"}
+    assert b"home address" not in thumbnail(photograph)
+
+
+def test_a_page_is_beside_the_output_or_where_the_key_says():
+    output = Path("there/captions.jsonl")
+    assert [gallery_path(wanted, output) for wanted in (False, None)] == [None, None]
+    assert gallery_path(True, output) == Path("there/captions.html")
+    assert gallery_path(True, Path("there/captions.csv")) == Path("there/captions.csv.html")
+    assert gallery_path("my page.html", output) == Path("my page.html")
+    with pytest.raises(UserError, match=r"^gallery=there/captions.jsonl is the output too; name another file with"):
+        gallery_path("there/captions.jsonl", output)
+
+
+# ------------------------------------------------------------------------------------------------------- in a browser
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +225,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory) -> Path:
-    return written(tmp_path_factory.mktemp("gallery") / "captions.html", entries())
+    return written(tmp_path_factory.mktemp("gallery") / "my captions.html", pictures())
 
 
 @pytest.fixture
@@ -300,11 +360,13 @@ def test_without_javascript_every_card_is_there_to_be_read(opened):
 
 def test_thousands_of_pictures_are_sorted_and_searched_at_once(opened, tmp_path):
     small = [picture(number) for number in range(20)]
-    with GalleryWriter(tmp_path / "many.html", "many") as gallery:
-        for place in range(5000):
-            caption = f"a {'dog' if place % 7 else 'cat'} and {place} stars"
-            known = {"references": ["some animal"] * 5, "scores": {"CIDEr": place * 7919 % 5000 / 1000}}
-            gallery.add(place, GalleryEntry(Path(f"{place}.jpg"), caption, -1.0, picture=small[place % 20], **known))
+    captions = [f"a {'dog' if place % 7 else 'cat'} and {place} stars" for place in range(5000)]
+    given = [
+        shown(place, f"{place}.jpg", text, -1.0, references=["some animal"] * 5, thumbnail=small[place % 20])
+        for place, text in enumerate(captions)
+    ]
+    scores = {place: {"CIDEr": place * 7919 % 5000 / 1000} for place in range(5000)}
+    written(tmp_path / "many.html", given, scores)
     tab = opened(tmp_path / "many.html")
     assert tab.locator(".card").count() < 1000  # the rest is laid out when it is scrolled to
     milliseconds = """async ([id, value, event]) => {

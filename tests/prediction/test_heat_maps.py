@@ -1,69 +1,121 @@
-"""Cross-attention as pictures: whose words, whose layers."""
+"""Which pictures get heat maps, and the folder that these lie in."""
 
-import numpy as np
+from pathlib import Path
+
 import pytest
 from PIL import Image
-from support import random_pictures, small_captioner, trained_tokenizer
 
 from captioning.errors import UserError
-from captioning.model.attention import cross_attention
-from captioning.prediction import heat_maps
-from captioning.prediction.heat_maps import checked_layers, draw_heat_maps
+from captioning.prediction.journal import CaptionedPicture
+from captioning.prediction.outputs.heat_maps import HeatMaps, chosen_pictures
 
-TOKENIZER = trained_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def captioner():
-    return small_captioner(TOKENIZER.vocab_size, spread=0.4, end_of_text=TOKENIZER.eos_token_id, image_size=32)
+PATHS = [Path("in", name) for name in ("1.jpg", "2.png", "trip/1.jpg", "trip/7")]
+STRIP = Image.new("RGB", (4, 4))
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """What `strip` was given: the photograph and the words."""
-    calls = []
-    monkeypatch.setattr(heat_maps, "strip", lambda *given: calls.append(given) or Image.new("RGB", (1, 1)))
-    return calls
+@pytest.mark.parametrize(
+    ("wanted", "chosen"),
+    [
+        (0, []),
+        (2, [0, 1]),
+        (9, [0, 1, 2, 3]),
+        (["2.png"], [1]),
+        ("1.jpg", [0, 2]),
+        (["trip/1.jpg", "in/1.jpg"], [0, 2]),
+        ([7], [3]),
+        ([], []),
+    ],
+)
+def test_pictures_are_chosen_by_number_or_by_name(wanted, chosen):
+    assert chosen_pictures(wanted, PATHS) == chosen
 
 
-def test_a_words_map_is_the_mean_of_its_tokens_and_eos_has_its_own(captioner, drawn):
-    ids = TOKENIZER.encode(["two zebras, here"])[0][1:-1]
-    (pixels,) = random_pictures(1, 32)
-    draw_heat_maps(captioner, TOKENIZER, pixels, ids, layers=[1])
-    ((photograph, words, _),) = drawn
-    maps = cross_attention(captioner, pixels[None], [*ids, TOKENIZER.eos_token_id], [1]).numpy()
-    assert [word.text for word in words] == ["two", "zebras,", "here", "(end)"]
-    assert len(ids) > 3, "a word of several tokens is needed"
-    places = [places for _, places in TOKENIZER.words(ids)]
-    for word, its_places in zip(words, [*places, [len(ids)]], strict=True):
-        np.testing.assert_allclose(word.heat, maps[its_places].mean(0), rtol=1e-6)
-    assert np.array_equal(np.asarray(photograph), pixels.permute(1, 2, 0).numpy())
+@pytest.mark.parametrize(
+    ("wanted", "sentence"),
+    [
+        (["1.jpg", "p/1.jpg"], "heat_maps names p/1.jpg, which is not in the input; name a picture that is"),
+        ([""], "heat_maps names nothing, which is not in the input"),
+    ],
+)
+def test_a_name_of_no_picture_is_refused(wanted, sentence):
+    with pytest.raises(UserError) as refusal:
+        chosen_pictures(wanted, PATHS)
+    assert str(refusal.value).startswith(sentence)
 
 
-def test_a_caption_that_was_cut_off_has_no_end(captioner, drawn):
-    ids = TOKENIZER.encode(["a man"])[0][1:-1]
-    draw_heat_maps(captioner, TOKENIZER, random_pictures(1, 32)[0], ids, ended=False)
-    assert [word.text for word in drawn[0][1]] == ["a", "man"]
+def folder_beside(output: Path, **may) -> HeatMaps:
+    return HeatMaps(output, PATHS, [0, 1, 2], **may)
 
 
-def test_a_photograph_is_drawn_on_at_its_own_shape(captioner):
-    ids = TOKENIZER.encode(["a man"])[0][1:-1]
-    strip = draw_heat_maps(
-        captioner, TOKENIZER, random_pictures(1, 32)[0], ids, photograph=Image.new("RGB", (90, 30)), panel=60
-    )
-    assert strip.size == (4 * (60 + 12) + 12, 20 + 30 + 12)
+def picture(place: int, strip: Image.Image | None = STRIP) -> CaptionedPicture:
+    return CaptionedPicture(place, str(PATHS[place]), caption="a dog", heat_map=strip)
 
 
-def test_a_caption_of_no_words_shows_the_photograph(captioner):
-    assert draw_heat_maps(captioner, TOKENIZER, random_pictures(1, 32)[0], [], ended=False).size == (224, 242)
-    assert draw_heat_maps(captioner, TOKENIZER, random_pictures(1, 32)[0], []).size == (436, 242)
+def filled(output: Path, places=(0,), **may) -> None:
+    with folder_beside(output, **may) as folder:
+        for place in places:
+            folder.add(picture(place))
+        folder.finish()
 
 
-def test_layers_are_a_number_a_list_or_all(captioner):
-    assert [checked_layers(wanted, captioner) for wanted in (None, 1, [0, 1])] == [None, [1], [0, 1]]
+def test_each_chosen_picture_has_a_file_named_after_it(tmp_path):
+    with folder_beside(tmp_path / "captions.jsonl") as folder:
+        for place in range(4):
+            folder.add(picture(place, STRIP if place < 3 else None))
+        folder.finish()
+    path = tmp_path / "captions.heat_maps"
+    assert folder.path == path
+    assert {file.name for file in path.iterdir()} == {"1.png", "2.png", "1-2.png"}
+    assert [file.name for file in tmp_path.iterdir()] == ["captions.heat_maps"]
 
 
-@pytest.mark.parametrize("wanted", [2, -1, [0, 2], [], "last", True, 0.5])
-def test_a_layer_that_does_not_exist_is_refused(captioner, wanted):
-    with pytest.raises(UserError, match=r"^heat_maps_layers=.* must name layers of this model's decoder, 0 to 1; null"):
-        checked_layers(wanted, captioner)
+def test_outputs_of_two_suffixes_of_one_name_have_folders_of_their_own(tmp_path):
+    with folder_beside(tmp_path / "captions.jsonl") as one, folder_beside(tmp_path / "captions.csv") as other:
+        for folder in (one, other):
+            folder.add(picture(0))
+            folder.finish()
+    assert {path.name for path in tmp_path.iterdir()} == {"captions.heat_maps", "captions.csv.heat_maps"}
+
+
+def test_an_interrupted_folder_is_not_there(tmp_path):
+    with pytest.raises(KeyboardInterrupt), folder_beside(tmp_path / "c.jsonl") as folder:
+        folder.add(picture(0))
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_exists_is_refused_or_its_own_files_are_replaced(tmp_path):
+    path = tmp_path / "c.heat_maps"
+    path.mkdir()
+    (path / "1.png").write_text("old")
+    (path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=rf"^heat_maps: {path} exists already; replace it with overwrite=true"):
+        folder_beside(tmp_path / "c.jsonl")
+    filled(tmp_path / "c.jsonl", overwrite=True)
+    assert Image.open(path / "1.png").size == (4, 4)
+    assert (path / "notes.txt").read_text() == "mine"
+
+
+def test_with_resume_a_folder_stays_if_it_holds_the_same(tmp_path):
+    path = tmp_path / "c.heat_maps"
+    for resume in (False, True):
+        filled(tmp_path / "c.jsonl", resume=resume)
+    (path / "1.png").write_text("mine")
+    with pytest.raises(UserError, match=rf"^heat_maps: {path} exists already and holds something else; replace it"):
+        filled(tmp_path / "c.jsonl", resume=True)
+    assert (path / "1.png").read_text() == "mine"
+    assert [file.name for file in tmp_path.iterdir()] == ["c.heat_maps"]
+
+
+def test_a_file_under_the_folders_name_is_refused_at_once_and_at_the_end(tmp_path):
+    path = tmp_path / "c.heat_maps"
+    with (
+        pytest.raises(UserError, match="is a file, and a folder is to lie there"),
+        folder_beside(tmp_path / "c.jsonl") as folder,
+    ):
+        folder.add(picture(0))
+        path.write_text("mine")
+        folder.finish()
+    with pytest.raises(UserError, match="is a file"):
+        folder_beside(tmp_path / "c.jsonl", overwrite=True)
+    assert [file.name for file in tmp_path.iterdir()] == ["c.heat_maps"]

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import runpy
 import shutil
 import signal
 import sys
@@ -15,12 +14,12 @@ import torch
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from PIL import Image
+from support import prediction
 
 from captioning.cli import configured, quoted
 from captioning.config import TrainConfig
 from captioning.evaluation.coco_files import read_results
-from captioning.model import build as loading
-from captioning.prediction import describing
+from captioning.prediction import caption, run
 
 sys.path.insert(0, str(ROOT))
 from captioning.training.run import train
@@ -209,7 +208,7 @@ def test_where_nothing_can_be_read_there_is_still_a_row_for_each(predicted, phot
 @pytest.fixture
 def no_weights(monkeypatch):
     """Loading a model is a failure: a refusal comes before it."""
-    monkeypatch.setattr(loading, "load_captioner", lambda checkpoint: pytest.fail("the weights were loaded"))
+    monkeypatch.setattr(run, "load_captioner", lambda checkpoint: pytest.fail("the weights were loaded"))
 
 
 @pytest.mark.parametrize(
@@ -222,33 +221,33 @@ def no_weights(monkeypatch):
         (["decoding=beam", "decoding.num_beams=0"], "decoding.num_beams=0 must be"),
         (["decoding=beam", "decoding.early_stopping=maybe"], "decoding.early_stopping=maybe is none of"),
         (["decoding=beem"], "decoding=beem is none of"),
-        (["device=nowhere"], "device=nowhere is not to be had on this machine; device=auto"),
-        (["device=null"], "device=None is not to be had"),
-        (["device=meta"], "device=meta is not to be had"),
-        (["device=hpu"], "device=hpu is not to be had"),
+        (["device=nowhere"], "device=nowhere is not available on this machine; device=auto"),
+        (["device=null"], "device=null must be"),
+        (["device=meta"], "device=meta is not available"),
+        (["device=hpu"], "device=hpu is not available"),
         (["precision=8"], "precision=8 is none of 32, bf16, 16, int8"),
         (["batch_size=0"], "batch_size=0 must be a whole number of at least 1"),
-        (["num_workers=-1"], "num_workers=-1 must be a whole number of at least 0"),
+        (["num_workers=-1"], "num_workers=-1 must be auto, or a whole number of at least 0"),
         (["output=null"], "output is missing"),
         (["input=null"], "input is missing; say which, for example input=my_photos"),
         (["checkpoint=null"], "checkpoint is missing"),
         (["input=/nowhere/at/all"], "input=/nowhere/at/all is neither a folder nor a file"),
         (["inptu=photos"], "did you mean input?"),
-        (["output=[a,b]"], "output=['a', 'b'] must be one path, for example output=captions.jsonl"),
+        (["output=[a,b]"], "output=[a,b] must be one path, for example output=captions.jsonl"),
         (["output=captions.txt"], "output=captions.txt ends in .txt; name a .jsonl, a .csv or a .json file"),
         (["output=captions.json"], "1.jpg would both be image_id 1 of COCO results"),
         (["text_files=maybe"], "text_files=maybe must be true or false"),
-        (["checkpoint=[a]"], "checkpoint=['a'] must be one path"),
+        (["checkpoint=[a]"], "checkpoint=[a] must be one path"),
     ],
 )
-def test_a_mistake_is_told_before_any_weight_is_loaded(no_weights, predicted, photos, tmp_path, arguments, said):
+def test_a_mistake_is_answered_before_any_weight_is_loaded(no_weights, predicted, photos, tmp_path, arguments, said):
     status, output = predicted(*arguments)
     assert status == 1
     assert said in error_line(output)
     assert listing(tmp_path) == {photos.name}
 
 
-def test_a_folder_without_pictures_is_told_before_any_weight_is_loaded(no_weights, predicted, tmp_path):
+def test_a_folder_without_pictures_is_refused_before_any_weight_is_loaded(no_weights, predicted, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "readme.md").touch()
     status, output = predicted(f"input={tmp_path / 'empty'}")
@@ -257,7 +256,7 @@ def test_a_folder_without_pictures_is_told_before_any_weight_is_loaded(no_weight
 
 
 @pytest.mark.parametrize("place", ["out.jsonl", "a folder", "a folder/../out.jsonl/more.jsonl"])
-def test_an_output_that_cannot_be_is_told_before_any_weight_is_loaded(no_weights, predicted, tmp_path, place):
+def test_an_output_that_cannot_be_is_refused_before_any_weight_is_loaded(no_weights, predicted, tmp_path, place):
     (tmp_path / "out.jsonl").write_text("old")
     (tmp_path / "a folder").mkdir()
     status, output = predicted(f"output={tmp_path / place}")
@@ -268,7 +267,7 @@ def test_an_output_that_cannot_be_is_told_before_any_weight_is_loaded(no_weights
 
 
 @pytest.mark.parametrize("kind", ["missing", "no run", "text", "foreign", "cut"])
-def test_a_checkpoint_that_is_none_is_told_and_nothing_is_written(predicted, run_dir, photos, tmp_path, kind):
+def test_a_checkpoint_that_is_none_is_refused_and_nothing_is_written(predicted, run_dir, photos, tmp_path, kind):
     path = tmp_path / "a.ckpt"
     if kind == "no run":
         path.mkdir()
@@ -300,7 +299,7 @@ def test_more_tokens_than_the_model_has_positions_for_are_refused(predicted, pho
 
 
 def stopped_at_the_second_batch(monkeypatch, stop) -> None:
-    original, calls = describing.generate_from, []
+    original, calls = caption.generate_from, []
 
     def generate(*arguments):
         calls.append(arguments)
@@ -308,7 +307,7 @@ def stopped_at_the_second_batch(monkeypatch, stop) -> None:
             stop()
         return original(*arguments)
 
-    monkeypatch.setattr(describing, "generate_from", generate)
+    monkeypatch.setattr(caption, "generate_from", generate)
 
 
 def test_overwriting_replaces_the_old_rows(predicted, tmp_path):
@@ -337,23 +336,20 @@ def test_an_interruption_keeps_the_rows_so_far_and_says_where(predicted, monkeyp
     assert status == 1
     assert "interrupted" in output and "Traceback" not in output
     partial = tmp_path / "out.partial.jsonl"
-    assert f"the 2 rows so far are in {partial}" in output
+    assert f"the 2 lines so far are in {partial}" in output
     assert [Path(row["path"]).name for row in rows(partial)] == ["1.jpg", "2.png"]
     assert listing(tmp_path) == {photos.name, "out.partial.jsonl", "out.jsonl.settings.partial.json"}
 
 
 def test_a_process_killed_while_overwriting_leaves_the_old_rows(run_dir, photos, tmp_path, monkeypatch):
     (tmp_path / "out.jsonl").write_text("old")
-    settings = {"checkpoint": run_dir, "input": photos, "output": tmp_path / "out.jsonl", "num_workers": 0}
-    overrides = [quoted(f"{key}={value}") for key, value in settings.items()]
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose("predict", [*overrides, "batch_size=2", "overwrite=true"])
+    config = prediction(run_dir, photos, tmp_path / "out.jsonl", "batch_size=2", "overwrite=true")
     if (child := os.fork()) == 0:
         try:
             signal.alarm(60)
             torch.set_num_threads(1)  # the threads of torch's pool stayed behind in the parent
             stopped_at_the_second_batch(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGKILL))
-            runpy.run_path(str(ROOT / "predict.py"))["predict"](config)
+            run.predict(config)
         finally:
             os._exit(1)
     _, status = os.waitpid(child, 0)

@@ -4,7 +4,6 @@
 import json
 import os
 import random
-import runpy
 import shutil
 import signal
 import subprocess
@@ -16,16 +15,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from hydra import compose, initialize_config_dir
 from interrupted import CHANGES, RENAMES, killed_before_change
 from PIL import Image
+from support import prediction
 from test_predict import error_line, listing, predicted, rows, run_dir  # noqa: F401
 
 from captioning.cli import quoted
-from captioning.prediction import describing
-from captioning.prediction.partial import PartialFile
+from captioning.prediction import caption
+from captioning.prediction.journal import Journal, journal_path, settings_path
+from captioning.prediction.run import predict
 
 COUNT, BATCH = 11, 2
+SUFFIXES = (".jsonl", ".csv", ".json")
 
 
 @pytest.fixture(scope="module")
@@ -42,31 +43,25 @@ def photos(tmp_path_factory) -> Path:
 
 
 def composed(checkpoint, photos, output, *overrides):
-    settings = {"checkpoint": checkpoint, "input": photos, "output": output, "num_workers": 0, "batch_size": BATCH}
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("predict", [*(quoted(f"{key}={value}") for key, value in settings.items()), *overrides])
+    return prediction(checkpoint, photos, output, f"batch_size={BATCH}", *overrides)
 
 
-def predict(config):
-    return runpy.run_path(str(ROOT / "predict.py"))["predict"](config)
+def killed(config, monkeypatch, at_line: int, torn: int = 0) -> None:
+    """Predict in a process that is killed with SIGKILL at the n-th line, of which `torn` bytes are written."""
+    original = Journal.add
 
-
-def killed(config, monkeypatch, at_append: int, torn: int = 0) -> None:
-    """Predict in a process that is killed with SIGKILL at the n-th piece of text, of which `torn` bytes are written."""
-    original, calls = PartialFile.append, []
-
-    def append(partial, text):
-        calls.append(text)
-        if len(calls) == at_append:
-            original(partial, text.encode()[:torn].decode(errors="ignore"))
+    def add(journal, record):
+        if record.place == at_line - 1:
+            with journal.path.open("ab") as file:
+                file.write(record.line().encode()[:torn])
             os.kill(os.getpid(), signal.SIGKILL)
-        original(partial, text)
+        original(journal, record)
 
     if (child := os.fork()) == 0:
         try:
             signal.alarm(60)
             torch.set_num_threads(1)  # the threads of torch's pool stayed behind in the parent
-            monkeypatch.setattr(PartialFile, "append", append)
+            monkeypatch.setattr(Journal, "add", add)
             predict(config)
         finally:
             os._exit(1)
@@ -75,16 +70,16 @@ def killed(config, monkeypatch, at_append: int, torn: int = 0) -> None:
 
 
 CASES = {
-    "greedy, before the first row": (".jsonl", (), 1, 0),
+    "greedy, before the first line": (".jsonl", (), 1, 0),
     "sampling, in the middle of a batch": (".jsonl", ("decoding=sampling",), 4, 20),
     "a table, behind a batch that is all bad": (".csv", (), 7, 0),
-    "COCO results, in the last row": (".json", (), 10, 9),
+    "COCO results, in the last line": (".json", (), 11, 9),
     "with text files": (".jsonl", ("text_files=true",), 8, 1),
     "with a gallery and heat maps": (".jsonl", ("gallery=true", "heat_maps=2"), 5, 3),
 }
 
 
-@pytest.mark.parametrize(("suffix", "overrides", "at_append", "torn"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize(("suffix", "overrides", "at_line", "torn"), CASES.values(), ids=CASES)
 def test_a_killed_prediction_ends_with_the_same_bytes(
     run_dir,
     photos,
@@ -92,7 +87,7 @@ def test_a_killed_prediction_ends_with_the_same_bytes(
     monkeypatch,
     suffix,
     overrides,
-    at_append,
+    at_line,
     torn,
 ):
     pictures = shutil.copytree(photos, tmp_path / "photos")
@@ -104,14 +99,15 @@ def test_a_killed_prediction_ends_with_the_same_bytes(
         (pictures / name).unlink()
     output = tmp_path / f"c{suffix}"
     with monkeypatch.context() as patch:
-        killed(composed(run_dir, pictures, output, *overrides), patch, at_append, torn)
+        killed(composed(run_dir, pictures, output, *overrides), patch, at_line, torn)
     assert not output.exists()
-    before = (tmp_path / f"c.partial{suffix}").read_bytes()
+    before = journal_path(output).read_bytes()
     done = predict(composed(run_dir, pictures, output, *overrides, "resume=true"))
     assert output.read_bytes() == (whole / output.name).read_bytes()
-    assert output.read_bytes().startswith(before[: len(before) - torn]), "rows stay as they were written"
+    if suffix == ".jsonl":
+        assert output.read_bytes().startswith(before[: len(before) - torn]), "lines stay as they were written"
     assert (done.captioned, done.failed) == (expected.captioned, expected.failed) == (8, 3)
-    assert (tmp_path / "c.settings.json").read_bytes() == (whole / "c.settings.json").read_bytes()
+    assert settings_path(output).read_bytes() == settings_path(whole / output.name).read_bytes()
     assert {path.name: path.read_bytes() for path in pictures.glob("*.txt")} == made
     if "gallery=true" in overrides:
         assert (tmp_path / "c.html").read_bytes() == (whole / "c.html").read_bytes()
@@ -119,34 +115,34 @@ def test_a_killed_prediction_ends_with_the_same_bytes(
     assert not list(tmp_path.glob("*.partial*"))
 
 
+VIEWS = ("gallery=true", "heat_maps=2", "text_files=true")
+
+
 @pytest.mark.parametrize(
-    ("overrides", "kinds", "least"),
+    ("suffix", "overrides", "kinds", "least"),
     [
-        pytest.param((), RENAMES, 3, id="a rename"),
-        pytest.param((), CHANGES, 20, marks=pytest.mark.slow, id="any change"),
-        pytest.param(
-            ("gallery=true", "heat_maps=2", "text_files=true"),
-            CHANGES,
-            60,
-            marks=pytest.mark.slow,
-            id="any change, with all that goes beside it",
-        ),
+        pytest.param(".jsonl", (), RENAMES, 3, id="a rename"),
+        pytest.param(".csv", (), (*RENAMES, "os.remove"), 4, id="a rename or removal, with a table"),
+        pytest.param(".jsonl", (), CHANGES, 10, marks=pytest.mark.slow, id="any change"),
+        pytest.param(".json", (), CHANGES, 10, marks=pytest.mark.slow, id="any change, with COCO results"),
+        pytest.param(".csv", VIEWS, CHANGES, 50, marks=pytest.mark.slow, id="any change, with all that goes beside it"),
     ],
 )
 def test_before_whichever_change_on_the_disk_it_is_killed_it_goes_on(
-    run_dir, photos, tmp_path, overrides, kinds, least
+    run_dir, photos, tmp_path, suffix, overrides, kinds, least
 ):
     torch.set_num_threads(1)
     found: list[dict[str, bytes]] = []
     for n in range(200):
         folder = tmp_path / str(n)
         pictures = shutil.copytree(photos, folder / "photos")
-        config = composed(run_dir, pictures, folder / "c.jsonl", *overrides)
+        config = composed(run_dir, pictures, folder / f"c{suffix}", *overrides)
         if n and not killed_before_change(lambda config=config: predict(config), folder, n, kinds):
             break  # it makes fewer changes
-        predict(composed(run_dir, pictures, folder / "c.jsonl", *overrides, f"resume={str(n > 0).lower()}"))
+        predict(composed(run_dir, pictures, folder / f"c{suffix}", *overrides, f"resume={str(n > 0).lower()}"))
         found.append(contents(folder))
         assert found[-1] == found[0], f"killed before change {n}"
+    print(len(found) - 1, "changes")
     assert len(found) > least
 
 
@@ -156,24 +152,19 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes().replace(bytes(folder), b"") for path in files}
 
 
-EVERY_MOMENT = [
-    (suffix, at_append, torn)
-    for suffix, last in {".jsonl": 11, ".csv": 11, ".json": 8}.items()
-    for at_append in range(1, last + 2)  # the end of the file is the last piece of text
-    for torn in (0, 15)
-]
+EVERY_MOMENT = [(suffix, line, torn) for suffix in SUFFIXES for line in range(1, COUNT + 1) for torn in (0, 15)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("suffix", "at_append", "torn"), EVERY_MOMENT)
+@pytest.mark.parametrize(("suffix", "at_line", "torn"), EVERY_MOMENT)
 def test_wherever_it_is_killed_it_ends_with_the_same_bytes(
-    run_dir, photos, tmp_path, monkeypatch, suffix, at_append, torn
+    run_dir, photos, tmp_path, monkeypatch, suffix, at_line, torn
 ):
     torch.set_num_threads(1)
     predict(composed(run_dir, photos, tmp_path / "whole" / f"c{suffix}", "decoding=sampling"))
     output = tmp_path / f"c{suffix}"
     with monkeypatch.context() as patch:
-        killed(composed(run_dir, photos, output, "decoding=sampling"), patch, at_append, torn)
+        killed(composed(run_dir, photos, output, "decoding=sampling"), patch, at_line, torn)
     predict(composed(run_dir, photos, output, "decoding=sampling", "resume=true"))
     assert output.read_bytes() == (tmp_path / "whole" / output.name).read_bytes()
 
@@ -184,7 +175,7 @@ def test_what_is_done_is_not_captioned_again_and_of_a_complete_output_nothing_is
     tmp_path,
     monkeypatch,
 ):
-    generated, original = [], describing.generate_from
+    generated, original = [], caption.generate_from
 
     def generate(*arguments):
         generated.append(arguments)
@@ -192,7 +183,7 @@ def test_what_is_done_is_not_captioned_again_and_of_a_complete_output_nothing_is
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(describing, "generate_from", generate)
+    monkeypatch.setattr(caption, "generate_from", generate)
     given = (f"input={photos}", f"batch_size={BATCH}")
     status, output = predicted(*given)
     assert status == 1 and "interrupted" in output and "resume=true goes on" in output
@@ -209,6 +200,33 @@ def test_what_is_done_is_not_captioned_again_and_of_a_complete_output_nothing_is
     assert status == 1 and "resume=runs/mine must be true or false" in error_line(output)
     status, output = predicted(*given, "resume=true", "decoding=beam")
     assert status == 1 and "is complete and was made otherwise: decoding was Greedy and is B" in error_line(output)
+
+
+def test_heat_maps_in_the_folder_that_is_captioned_are_not_captioned(run_dir, photos, tmp_path, monkeypatch):
+    pictures = shutil.copytree(photos, tmp_path / "photos")
+    views = ("heat_maps=8", "gallery=true")
+    with monkeypatch.context() as patch:
+        killed(composed(run_dir, pictures, pictures / "c.jsonl", *views), patch, 6)
+    predict(composed(run_dir, pictures, pictures / "c.jsonl", *views, "resume=true"))
+    assert len(rows(pictures / "c.jsonl")) == COUNT and len(listing(pictures / "c.heat_maps")) == 6
+    again = predict(composed(run_dir, pictures, pictures / "c.jsonl", *views, "resume=true"))
+    assert (again.captioned, again.failed) == (8, 3), "nothing is left to do"
+    predict(composed(run_dir, pictures, pictures / "d.csv", *views))
+    assert predict(composed(run_dir, pictures / "**" / "*.png", pictures / "e.jsonl")).captioned == 8
+    assert len((pictures / "d.csv").read_text().splitlines()) == COUNT + 1
+
+
+def test_outputs_of_two_suffixes_of_one_name_are_resumed_each_as_it_was_begun(run_dir, photos, tmp_path, monkeypatch):
+    begun = {".jsonl": "decoding=greedy", ".csv": "decoding=sampling", ".json": "decoding=greedy"}
+    for suffix, decoding in begun.items():
+        with monkeypatch.context() as patch:
+            killed(composed(run_dir, photos, tmp_path / f"c{suffix}", decoding), patch, 5)
+    for suffix, decoding in begun.items():
+        predict(composed(run_dir, photos, tmp_path / f"c{suffix}", decoding, "resume=true"))
+        predict(composed(run_dir, photos, tmp_path / "whole" / f"c{suffix}", decoding))
+    for suffix in begun:
+        assert (tmp_path / f"c{suffix}").read_bytes() == (tmp_path / "whole" / f"c{suffix}").read_bytes()
+    assert len(listing(tmp_path)) == 2 * len(begun) + 1
 
 
 def test_a_list_of_pictures_that_has_changed_is_not_gone_on_with(run_dir, photos, tmp_path, monkeypatch):
@@ -239,11 +257,11 @@ def test_two_processes_make_the_file_of_one(predicted, photos, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("at_append", [3, COUNT - 1])  # much is left, or one batch, which leaves a process without any
-def test_two_processes_resume_what_one_began(run_dir, photos, tmp_path, monkeypatch, at_append):
+@pytest.mark.parametrize("at_line", [3, COUNT - 1])  # much is left, or one batch, which leaves a process without any
+def test_two_processes_resume_what_one_began(run_dir, photos, tmp_path, monkeypatch, at_line):
     predict(composed(run_dir, photos, tmp_path / "one.jsonl"))
     with monkeypatch.context() as patch:
-        killed(composed(run_dir, photos, tmp_path / "two.jsonl"), patch, at_append)
+        killed(composed(run_dir, photos, tmp_path / "two.jsonl"), patch, at_line)
     predict(composed(run_dir, photos, tmp_path / "two.jsonl", "resume=true", "trainer.devices=2"))
     assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
 

@@ -8,8 +8,9 @@ import pytest
 
 from captioning import files
 from captioning.errors import UserError
-from captioning.prediction.sources import find_pictures
-from captioning.prediction.text_files import TextFiles, text_path
+from captioning.prediction.inputs import find_pictures
+from captioning.prediction.journal import CaptionedPicture
+from captioning.prediction.outputs.text_files import TextFiles, text_path
 
 
 @pytest.fixture
@@ -21,51 +22,46 @@ def photos(tmp_path) -> list[Path]:
     return find_pictures(folder)
 
 
+def add(writer: TextFiles, path: Path, caption: str | None) -> None:
+    writer.add(CaptionedPicture(0, str(path), caption=caption))
+
+
 def texts(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): path.read_text(encoding="utf-8") for path in folder.rglob("*.txt")}
 
 
 def test_each_picture_has_its_caption_beside_it(photos, tmp_path, caplog):
-    with caplog.at_level(logging.INFO), TextFiles(True, photos) as writer:
+    with caplog.at_level(logging.INFO), TextFiles(photos) as writer:
         for number, path in enumerate(photos):
-            writer.add(path, f"un café {number}")
+            add(writer, path, f"un café {number}")
         assert not texts(tmp_path), "they come all at once, when nothing can go wrong any more"
+        writer.finish()
     expected = {"a.txt": "un café 0\n", "b.c.txt": "un café 1\n", "trip/a.txt": "un café 2\n"}
     assert texts(tmp_path / "photos") == expected
     assert "3 text files beside their pictures" in caplog.text
 
 
 def test_a_picture_without_a_caption_gets_none(photos, tmp_path):
-    with TextFiles(True, photos) as writer:
-        writer.add(photos[1], "a dog")
+    with TextFiles(photos) as writer:
+        add(writer, photos[1], "a dog")
+        writer.finish()
     assert texts(tmp_path / "photos") == {"b.c.txt": "a dog\n"}
 
 
-def test_where_they_are_not_wanted_nothing_is_written_or_checked(photos, tmp_path):
-    (tmp_path / "photos" / "a.txt").write_text("mine")
-    with TextFiles(False, [*photos, tmp_path / "photos" / "a.png"]) as writer:
-        writer.add(photos[0], "a dog")
-    assert texts(tmp_path / "photos") == {"a.txt": "mine"}
-
-
-@pytest.mark.parametrize("wanted", ["yes", 1, None])
-def test_the_key_is_true_or_false(wanted):
-    with pytest.raises(UserError, match=f"text_files={wanted} must be true or false"):
-        TextFiles(wanted, [])
-
-
 def test_a_caption_with_line_ends_is_one_line(photos):
-    with TextFiles(True, photos) as writer:
-        writer.add(photos[0], "a dog\nruns\u2028away")
+    with TextFiles(photos) as writer:
+        add(writer, photos[0], "a dog\nruns\u2028away")
+        writer.finish()
     assert photos[0].with_suffix(".txt").read_bytes() == b"a dog runs away\n"
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError])
 def test_an_interrupted_run_writes_none_and_keeps_what_existed(photos, tmp_path, stop):
     (tmp_path / "photos" / "a.txt").write_text("mine")
-    with pytest.raises(stop), TextFiles(True, photos, overwrite=True) as writer:
-        writer.add(photos[0], "a dog")
+    with pytest.raises(stop), TextFiles(photos, overwrite=True) as writer:
+        add(writer, photos[0], "a dog")
         raise stop
+        writer.finish()
     assert texts(tmp_path / "photos") == {"a.txt": "mine"}
 
 
@@ -75,9 +71,10 @@ def test_existing_files_are_counted_named_and_refused_unless_overwrite(photos, t
     with pytest.raises(
         UserError, match=r"2 of 3 text files exist already: \S+a\.txt, \S+c\.txt; replace them with over"
     ):
-        TextFiles(True, photos)
-    with TextFiles(True, photos, overwrite=True) as writer:
-        writer.add(photos[0], "a dog")
+        TextFiles(photos)
+    with TextFiles(photos, overwrite=True) as writer:
+        add(writer, photos[0], "a dog")
+        writer.finish()
     assert texts(tmp_path / "photos") == {"a.txt": "a dog\n", "b.c.txt": "mine"}
 
 
@@ -85,45 +82,47 @@ def test_of_many_only_the_first_are_named(tmp_path):
     for number in range(5):
         (tmp_path / f"{number}.txt").touch()
     with pytest.raises(UserError, match=r"5 of 5 .*0\.txt, \S+1\.txt, \S+2\.txt, \.\.\.; replace"):
-        TextFiles(True, [tmp_path / f"{number}.jpg" for number in range(5)])
+        TextFiles([tmp_path / f"{number}.jpg" for number in range(5)])
 
 
 def test_two_pictures_that_would_share_a_file_are_refused(photos, tmp_path):
     other = tmp_path / "photos" / "a.png"
     with pytest.raises(UserError, match=r"1 captions would replace .*photos/a\.jpg and \S+a\.png; rename one"):
-        TextFiles(True, [*photos, other], overwrite=True)
+        TextFiles([*photos, other], overwrite=True)
     (tmp_path / "alias").symlink_to(tmp_path / "photos")
     with pytest.raises(UserError, match=r"a\.jpg and \S+alias/a\.png; rename"):
-        TextFiles(True, [photos[0], tmp_path / "alias" / "a.png"])
+        TextFiles([photos[0], tmp_path / "alias" / "a.png"])
 
 
 def test_beside_a_link_means_beside_its_own_name(photos, tmp_path):
     links = tmp_path / "links"
     links.mkdir()
     (links / "x.jpg").symlink_to(photos[0])
-    with TextFiles(True, find_pictures(links)) as writer:
-        writer.add(links / "x.jpg", "a dog")
+    with TextFiles(find_pictures(links)) as writer:
+        add(writer, links / "x.jpg", "a dog")
+        writer.finish()
     assert texts(tmp_path) == {"links/x.txt": "a dog\n"}
 
 
 def test_a_text_file_that_is_a_link_is_replaced_and_not_what_it_leads_to(photos, tmp_path):
     (tmp_path / "original.txt").write_text("mine")
     photos[0].with_suffix(".txt").symlink_to(tmp_path / "original.txt")
-    with TextFiles(True, photos, overwrite=True) as writer:
-        writer.add(photos[0], "a dog")
+    with TextFiles(photos, overwrite=True) as writer:
+        add(writer, photos[0], "a dog")
+        writer.finish()
     assert texts(tmp_path) == {"original.txt": "mine", "photos/a.txt": "a dog\n"}
 
 
 def test_a_link_that_leads_nowhere_exists_too(photos):
     photos[0].with_suffix(".txt").symlink_to("nowhere")
     with pytest.raises(UserError, match="1 of 3 text files exist already"):
-        TextFiles(True, photos)
+        TextFiles(photos)
 
 
 def test_a_folder_in_the_way_is_refused_whatever_overwrite_says(photos):
     photos[0].with_suffix(".txt").mkdir()
     with pytest.raises(UserError, match=r"a\.txt would be replaced and is no file; move it"):
-        TextFiles(True, photos, overwrite=True)
+        TextFiles(photos, overwrite=True)
 
 
 def test_the_list_that_names_the_pictures_is_never_replaced(photos, tmp_path, monkeypatch):
@@ -132,48 +131,50 @@ def test_the_list_that_names_the_pictures_is_never_replaced(photos, tmp_path, mo
     monkeypatch.chdir(listing.parent)
     for sources in (str(listing), ["a.txt"]):
         with pytest.raises(UserError, match=r"the caption of .*a\.jpg would replace .*a\.txt, an input; rename one"):
-            TextFiles(True, find_pictures(sources), sources, overwrite=True)
+            TextFiles(find_pictures(sources), sources, overwrite=True)
 
 
 def test_a_picture_that_calls_itself_text_is_never_replaced(tmp_path):
     with pytest.raises(UserError, match=r"would replace .*photo\.txt, an input"):
-        TextFiles(True, [tmp_path / "photo.txt"], overwrite=True)
+        TextFiles([tmp_path / "photo.txt"], overwrite=True)
 
 
 def test_a_root_is_no_picture():
     with pytest.raises(UserError, match="the input names /, which is no picture"):
-        TextFiles(True, [Path("/")])
+        TextFiles([Path("/")])
 
 
-def test_a_folder_that_cannot_be_written_is_told_before_any_work(photos, monkeypatch):
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(photos, monkeypatch):
     def refuse(dir: Path):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)  # root may write everywhere
     with pytest.raises(UserError, match=r"photos can't be written: Permission denied; change its permissions"):
-        TextFiles(True, photos)
+        TextFiles(photos)
 
 
 def test_a_picture_that_is_not_there_needs_no_folder(tmp_path):
-    with TextFiles(True, [tmp_path / "gone" / "a.jpg"]):
+    with TextFiles([tmp_path / "gone" / "a.jpg"]):
         pass
     assert not list(tmp_path.iterdir())
 
 
 def test_what_cannot_be_written_at_the_end_is_counted_and_the_others_are_there(photos, tmp_path):
     long = tmp_path / "photos" / f"{'x' * 250}.jpg"  # its text file may have this name, but not a temporary one
-    said = r"1 of 2 can't be written: \S+\.txt \(File name too long\); all captions are in"
-    with pytest.raises(UserError, match=said), TextFiles(True, [*photos, long]) as writer:
-        writer.add(long, "a cat")
-        writer.add(photos[0], "a dog")
+    said = r"1 of 2 can't be written: \S+\.txt \(File name too long\); all captions are kept"
+    with pytest.raises(UserError, match=said), TextFiles([*photos, long]) as writer:
+        add(writer, long, "a cat")
+        add(writer, photos[0], "a dog")
+        writer.finish()
     assert texts(tmp_path / "photos") == {"a.txt": "a dog\n"}
 
 
 def test_a_file_that_appears_meanwhile_is_not_replaced(photos, tmp_path):
     said = r"1 of 1 can't be written: \S+a\.txt \(it appeared meanwhile\)"
-    with pytest.raises(UserError, match=said), TextFiles(True, photos) as writer:
-        writer.add(photos[0], "a dog")
+    with pytest.raises(UserError, match=said), TextFiles(photos) as writer:
+        add(writer, photos[0], "a dog")
         (tmp_path / "photos" / "a.txt").write_text("mine")
+        writer.finish()
     assert texts(tmp_path / "photos") == {"a.txt": "mine"}
 
 
@@ -183,30 +184,35 @@ def test_a_disk_that_fills_up_leaves_no_file_cut_short(photos, tmp_path, monkeyp
 
     monkeypatch.setattr(files.os, "fsync", full)
     said = r"3 of 3 can't be written: .*No space left on device"
-    with pytest.raises(UserError, match=said), TextFiles(True, photos) as writer:
+    with pytest.raises(UserError, match=said), TextFiles(photos) as writer:
         for path in photos:
-            writer.add(path, "a dog")
+            add(writer, path, "a dog")
+        writer.finish()
     assert {path.suffix for path in (tmp_path / "photos").rglob("*.*")} == {".jpg", ".png"}
 
 
 def test_text_files_are_no_pictures_to_the_next_run(photos, tmp_path):
-    with TextFiles(True, photos) as writer:
-        writer.add(photos[0], "a dog")
+    with TextFiles(photos) as writer:
+        add(writer, photos[0], "a dog")
+        writer.finish()
     assert find_pictures(tmp_path / "photos") == photos
     assert find_pictures(str(tmp_path / "photos" / "*")) == photos[:2]
     assert find_pictures(str(tmp_path / "photos" / "**" / "*")) == photos
 
 
 def test_of_a_run_that_is_gone_on_with_what_is_there_stays_if_it_is_the_same(photos):
-    with TextFiles(True, photos) as writer:
-        writer.add(photos[0], "a dog")
+    with TextFiles(photos) as writer:
+        add(writer, photos[0], "a dog")
+        writer.finish()
     before = text_path(photos[0]).stat()
-    with TextFiles(True, photos, resume=True) as writer:
-        writer.add(photos[0], "a dog")
-        writer.add(photos[1], "a cat")
-        writer.add(photos[2], None)
+    with TextFiles(photos, resume=True) as writer:
+        add(writer, photos[0], "a dog")
+        add(writer, photos[1], "a cat")
+        add(writer, photos[2], None)
+        writer.finish()
     assert text_path(photos[0]).stat() == before and text_path(photos[1]).read_text() == "a cat\n"
     assert not text_path(photos[2]).exists()
     said = r"1 of 1 can't be written: .* \(it holds something else\)"
-    with pytest.raises(UserError, match=said), TextFiles(True, photos, resume=True) as writer:
-        writer.add(photos[0], "another dog")
+    with pytest.raises(UserError, match=said), TextFiles(photos, resume=True) as writer:
+        add(writer, photos[0], "another dog")
+        writer.finish()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from captioning.errors import UserError
-from captioning.prediction.sources import find_pictures
+from captioning.prediction.inputs import find_pictures
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -36,6 +36,13 @@ def test_every_kind_of_picture_name_is_found_whatever_its_case(tmp_path):
 def test_hidden_files_and_folders_are_left_out(tmp_path):
     touch(tmp_path, "a.jpg", ".b.jpg", "._a.jpg", ".thumbnails/c.jpg", "d/.e/f.jpg")
     assert names(tmp_path, tmp_path) == ["a.jpg"]
+
+
+def test_strips_of_heat_maps_are_no_pictures_of_a_folder_or_a_pattern_that_does_not_name_them(tmp_path):
+    touch(tmp_path, "a.png", "c.heat_maps/a.png", "d/c.csv.heat_maps/a.png")
+    assert names(tmp_path, tmp_path) == names(f"{tmp_path}/**/*.png", tmp_path) == ["a.png"]
+    assert names(tmp_path / "c.heat_maps", tmp_path) == ["c.heat_maps/a.png"]
+    assert names(f"{tmp_path}/c.heat_maps/*.png", tmp_path) == ["c.heat_maps/a.png"]
 
 
 def test_a_hidden_folder_that_is_named_is_searched(tmp_path):

@@ -5,11 +5,11 @@ import os
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from captioning.errors import UserError
 from captioning.files import remove_unfinished, write_atomically
+from captioning.prediction.journal import CaptionedPicture
+from captioning.prediction.outputs.files import Sink
 
 logger = logging.getLogger(__name__)
 
@@ -21,59 +21,39 @@ def text_path(picture: Path) -> Path:
     return picture.with_suffix(".txt")
 
 
-class TextFiles:
-    """Writes the captions beside their pictures at the end of the `with` block: none if that ends by an exception.
+class TextFiles(Sink):
+    """Writes the captions beside their pictures at the end, when nothing can go wrong any more.
 
     A file holds its caption on one line, since trainers read the first line only, and appears under its name whole. A
     picture without a caption gets none. An existing file is replaced only with `overwrite`; if it is a link, the link
     is replaced and not the file behind it, which may belong to another folder of links.
 
     Args:
-        wanted: the key `text_files` of `conf/predict.yaml`; where it is false, everything here does nothing.
         paths: of all pictures that may get a caption.
         sources: the key `input`, which may name lists of pictures; they are never replaced.
         overwrite: replace files that exist.
-        resume: a file that exists may be of the run that is gone on with: it stays if it holds the same.
+        resume: a file that exists may be of the run that is resumed: it stays if it holds the same.
 
     Raises:
-        UserError: before any work, if `wanted` is neither true nor false, a file exists, two pictures would share
-            one, or a folder can't be written; at the end, if a file can't be written.
+        UserError: at once, if a file exists, two pictures would share one, or a folder can't be written; at the end,
+            if a file can't be written.
     """
 
-    def __init__(
-        self,
-        wanted: object,
-        paths: Sequence[Path],
-        sources: object = (),
-        *,
-        overwrite: bool = False,
-        resume: bool = False,
-    ) -> None:
-        if not isinstance(wanted, bool):
-            raise UserError(f"text_files={wanted} must be true or false; true writes a.txt beside a.jpg")
-        self._wanted, self._overwrite, self._resume = wanted, overwrite, resume
+    def __init__(self, paths: Sequence[Path], sources: object = (), *, overwrite: bool = False, resume: bool = False):
+        self._overwrite, self._resume = overwrite, resume
         self._captions: dict[Path, str] = {}
-        if wanted:
-            _check_inputs(paths, sources)
-            _check_distinct(paths)
-            _check_free([text_path(path) for path in paths], overwrite or resume)
-            _check_folders({path.parent for path in paths})
+        _check_inputs(paths, sources)
+        _check_distinct(paths)
+        _check_free([text_path(path) for path in paths], overwrite or resume)
+        _check_folders({path.parent for path in paths})
 
-    def __enter__(self) -> Self:
-        return self
+    def add(self, record: CaptionedPicture) -> None:
+        """The next picture."""
+        if record.caption is not None:
+            self._captions[text_path(Path(record.path))] = record.caption
 
-    def add(self, picture: Path, caption: str | None) -> None:
-        """The caption of a picture, if it has one."""
-        if self._wanted and caption is not None:
-            self._captions[text_path(picture)] = caption
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self._finish()
-
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """Write them."""
         failures = []
         if self._resume:
             remove_unfinished(self._captions)
@@ -88,10 +68,11 @@ class TextFiles:
             except OSError as error:
                 failures.append(f"{target} ({error.strerror})")
         if failures:
-            told = f"{len(failures)} of {len(self._captions)} can't be written: {_some(failures)}"
-            raise UserError(f"text_files=true: {told}; all captions are in the output")
-        if self._wanted:
-            logger.info("%d text files beside their pictures", len(self._captions))
+            counted = f"{len(failures)} of {len(self._captions)} can't be written: {_some(failures)}"
+            raise UserError(
+                f"text_files=true: {counted}; all captions are kept: go on with resume=true, or without them"
+            )
+        logger.info("%d text files beside their pictures", len(self._captions))
 
 
 def _check_distinct(paths: Iterable[Path]) -> None:
@@ -106,8 +87,8 @@ def _check_distinct(paths: Iterable[Path]) -> None:
         if other is not path:
             shared.append(f"{other} and {path}")
     if shared:
-        told = f"{len(shared)} captions would replace the text file of another: {_some(shared)}"
-        raise UserError(f"text_files=true: {told}; rename one of each pair, or caption them apart")
+        counted = f"{len(shared)} captions would replace the text file of another: {_some(shared)}"
+        raise UserError(f"text_files=true: {counted}; rename one of each pair, or caption them apart")
 
 
 def _check_inputs(paths: Iterable[Path], sources: object) -> None:
@@ -129,8 +110,8 @@ def _check_free(targets: Sequence[Path], overwrite: bool) -> None:
     if in_the_way:
         raise UserError(f"text_files=true: {_some(in_the_way)} would be replaced and is no file; move it")
     if existing and not overwrite:
-        told = f"{len(existing)} of {len(targets)} text files exist already: {_some(existing)}"
-        raise UserError(f"text_files=true: {told}; replace them with overwrite=true, or move them")
+        counted = f"{len(existing)} of {len(targets)} text files exist already: {_some(existing)}"
+        raise UserError(f"text_files=true: {counted}; replace them with overwrite=true, or move them")
 
 
 def _check_folders(folders: Iterable[Path]) -> None:

@@ -4,30 +4,27 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
-from PIL import Image
-
-from captioning.errors import UserError, require_whole
+from captioning.errors import UserError
 from captioning.files import atomic_file, is_same_file
+from captioning.prediction.inputs import HEAT_MAPS
+from captioning.prediction.journal import CaptionedPicture, beside
+from captioning.prediction.outputs.files import Sink
 
 
-def chosen_pictures(wanted: object, paths: Sequence[Path]) -> list[int]:
+def chosen_pictures(wanted: int | str | Sequence[int | str], paths: Sequence[Path]) -> list[int]:
     """The places in `paths` of the pictures that the key `heat_maps` names: so many of the first, or names.
 
     A name is a path as the input has it, or its end: `1.jpg` is every `1.jpg`, `trip/1.jpg` the one in `trip`.
 
     Raises:
-        UserError: if it is neither a whole number nor names, or names what is not in the input.
+        UserError: if a name is not in the input.
     """
-    if isinstance(wanted, list | str):
-        names = [wanted] if isinstance(wanted, str) else [str(one) for one in wanted]
-        return sorted({place for name in names for place in _places_of(name, paths)})
-    if isinstance(wanted, bool) or not isinstance(wanted, int):
-        raise UserError(f"heat_maps={wanted} must be a number of pictures, or names of some such as [a.jpg,b.jpg]")
-    require_whole("heat_maps", wanted, least=0)
-    return list(range(min(wanted, len(paths))))
+    if isinstance(wanted, int):
+        return list(range(min(wanted, len(paths))))
+    names = [wanted] if isinstance(wanted, str) else [str(one) for one in wanted]
+    return sorted({place for name in names for place in _places_of(name, paths)})
 
 
 def _places_of(name: str, paths: Sequence[Path]) -> list[int]:
@@ -38,38 +35,35 @@ def _places_of(name: str, paths: Sequence[Path]) -> list[int]:
     return places
 
 
-def heat_maps_folder(output: Path) -> Path:
-    """Where the strips for `captions.jsonl` lie: in `captions.heat_maps` beside it."""
-    return output.with_name(f"{output.stem}.heat_maps")
-
-
-class HeatMapFolder:
-    """A folder of PNG files that appears under its name when the `with` block ends well, or not at all.
+class HeatMaps(Sink):
+    """A folder of PNG files, a strip for each picture that has one: it appears under its name whole, or not at all.
 
     With `overwrite` the files of a folder that is there are replaced, and no others of it are touched. With `resume` it
-    may be of the run that is gone on with: it stays if it holds the same.
+    may be of the run that is resumed: it stays if it holds the same.
 
     Args:
-        folder: its final name.
+        output: what is captioned into: the folder lies beside it.
         paths: of the pictures, by their places.
         chosen: places of the pictures that will have a strip.
 
     Raises:
-        UserError: if something has the name already, unless it is a folder and `overwrite`; or if the disk is full.
+        UserError: at once or at the end, if something has the name already, unless it is a folder and `overwrite`; or
+            if the disk is full.
     """
 
     def __init__(
         self,
-        folder: Path,
+        output: Path,
         paths: Sequence[Path],
         chosen: Sequence[int],
         *,
         overwrite: bool = False,
         resume: bool = False,
     ):
-        self.path, self._overwrite, self._resume = folder, overwrite, resume
+        self.path = beside(output, HEAT_MAPS)
+        self._overwrite, self._resume = overwrite, resume
         self._names = _file_names(paths, chosen)
-        self._aside = folder.with_name(f".{folder.name}.tmp")  # of the one run that holds the output's lock
+        self._aside = output.with_name(f".{self.path.name}.tmp")  # of the one run that holds the output's lock
         self._check()
 
     def _check(self) -> None:
@@ -78,33 +72,26 @@ class HeatMapFolder:
         if os.path.lexists(self.path) and not self.path.is_dir():
             raise UserError(f"heat_maps: {self.path} is a file, and a folder is to lie there; move it")
 
-    def __contains__(self, place: int) -> bool:
-        return place in self._names
-
     def __enter__(self) -> Self:
-        self._check()
         shutil.rmtree(self._aside, ignore_errors=True)  # of a run that was killed
         self._aside.mkdir(parents=True)
         return self
 
-    def write(self, place: int, drawn: Image.Image) -> None:
-        """The strip of the picture at `place`."""
+    def __exit__(self, *error: object) -> None:
+        shutil.rmtree(self._aside, ignore_errors=True)
+
+    def add(self, record: CaptionedPicture) -> None:
+        """The next picture."""
+        if record.heat_map is None:
+            return
         try:
-            with atomic_file(self._aside / self._names[place]) as file:
-                drawn.save(file, "PNG")
+            with atomic_file(self._aside / self._names[record.place]) as file:
+                record.heat_map.save(file, "PNG")
         except OSError as error:
             raise self._failure(error) from error
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None:
-                self._finish()
-        finally:
-            shutil.rmtree(self._aside, ignore_errors=True)
-
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """Give the folder its name."""
         self._check()  # something may have got the name in the meantime
         try:
             if not self.path.exists():

@@ -1,20 +1,29 @@
-"""Where the pictures of a prediction come from."""
+"""What is captioned: the pictures of a folder, a pattern or a list, or a split of a data set. Imports no torch."""
+
+from __future__ import annotations
 
 import glob
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from captioning.data.images import read_picture
 from captioning.errors import UserError
-from captioning.prediction.formats import Row
+
+if TYPE_CHECKING:
+    from captioning.data.datamodule import CaptionDataModule
+    from captioning.data.rows import TokenArrays
 
 logger = logging.getLogger(__name__)
+
+HEAT_MAPS = "heat_maps"  # how folders of strips end, which lie beside outputs and are no input
 
 
 class PictureFiles:
@@ -27,24 +36,47 @@ class PictureFiles:
         return read_picture(self._paths[i])
 
 
-EXTENSIONS = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
+@dataclass(frozen=True)
+class InputPictures:
+    """N pictures by their places, from 0; can be sent to another process.
 
+    Args:
+        paths: what each is called.
+        load: a picture by its place; raises `UnreadablePicture`.
+        image_ids: of an annotated data set.
+        references: the captions that it has for each picture.
+        tokens: the same as the model reads them.
+    """
 
-class FoundPictures:
-    """Picture files by their places; nothing is known of them but their paths."""
-
-    image_ids = None
-
-    def __init__(self, paths: list[Path]):
-        self.paths = paths
-        self.load = PictureFiles(paths)
+    paths: Sequence[Path]
+    load: Callable[[int], Image.Image]
+    image_ids: Sequence[int | str] | None = None
+    references: Sequence[Sequence[str]] | None = None
+    tokens: TokenArrays | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def row(self, place: int) -> Row:
-        """What is known before a picture is captioned."""
-        return Row(str(self.paths[place]))
+
+def files_of(source: str | Path | Sequence[str | Path]) -> InputPictures:
+    """The picture files that `input` names, see `find_pictures`."""
+    paths = find_pictures(source)
+    return InputPictures(paths, PictureFiles(paths))
+
+
+def split_of(datamodule: CaptionDataModule, name: str) -> InputPictures:
+    """The split of this name, of a data module that is connected to the model."""
+    from captioning.data.datamodule import PhotographFiles
+
+    split, tokens = datamodule.splits[name], datamodule.tokens[name]
+    if isinstance(split.load, PhotographFiles):
+        paths = [Path(split.load.path(i)) for i in range(len(split))]
+        return InputPictures(paths, PictureFiles(paths), split.image_ids, split.captions, tokens)
+    names = [Path(f"{name}-{image_id}") for image_id in split.image_ids]  # drawn
+    return InputPictures(names, split.load, split.image_ids, split.captions, tokens)
+
+
+EXTENSIONS = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
 
 
 def find_pictures(source: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -52,7 +84,8 @@ def find_pictures(source: str | Path | Sequence[str | Path]) -> list[Path]:
 
     Args:
         source: one of these, or a list of any of them:
-            a folder, searched with all folders below it, hidden ones left out, in natural order (`2.jpg`, `10.jpg`);
+            a folder, searched with all folders below it, in natural order (`2.jpg`, `10.jpg`); hidden ones and
+                `*.heat_maps`, where strips of predictions lie, are left out;
             a glob pattern such as `photos/**/*.jpg`, in natural order;
             a text file `*.txt` with one path a line, where relative paths start from the text file's own folder;
             any other file.
@@ -110,7 +143,7 @@ def _walk(folder: Path) -> Iterator[Path]:
     seen = {_identity(folder)}
     for root, folders, files in os.walk(folder, followlinks=True, onerror=_warn_of_folder):
         here = Path(root)
-        visible = [here / name for name in sorted(folders) if not name.startswith(".")]
+        visible = [here / name for name in sorted(folders) if not _is_passed_over(name)]
         new = []
         for child in sorted(visible, key=Path.is_symlink):  # real folders first: their own names are the better ones
             identity = _identity(child)
@@ -148,8 +181,12 @@ def _matching(pattern: Path) -> list[Path]:
 
 
 def _wanted(match: Path, wild: Sequence[str]) -> bool:
-    """Hidden files and folders match only patterns that spell the dot out, as in a shell."""
-    return any(part.startswith(".") for part in wild) or not any(part.startswith(".") for part in match.parts)
+    """What is passed over matches only patterns that spell it out: a leading dot, as in a shell, or `.heat_maps`."""
+    return any(map(_is_passed_over, wild)) or not any(map(_is_passed_over, match.parts))
+
+
+def _is_passed_over(name: str) -> bool:
+    return name.startswith(".") or name.endswith(f".{HEAT_MAPS}")
 
 
 def _in_list(listing: Path) -> list[Path]:

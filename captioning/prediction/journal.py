@@ -1,0 +1,383 @@
+"""What is not finished: the journal, a JSONL file of captioned pictures that one process owns and the next resumes.
+
+Whatever the output is to be, its journal lies beside it, with a lock and the settings: how the captions were made.
+"""
+
+import json
+import logging
+import math
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from filelock import FileLock, Timeout
+from PIL import Image
+
+from captioning.errors import UserError
+from captioning.files import remove_unfinished, write_atomically
+
+logger = logging.getLogger(__name__)
+
+# JSON allows these as they are, but many programs take them for line ends, or they are no UTF-8: lone surrogates
+# stand for the bytes of file names that are not (PEP 383).
+TO_ESCAPE = re.compile("[\x7f\x85\u2028\u2029\ud800-\udfff]")
+
+SHOWN = 3  # failures that are named in a sentence
+
+
+@dataclass(frozen=True)
+class CaptionedPicture:
+    """A picture with its caption, or with the reason (`error`) why it has none.
+
+    `place` counts the pictures of the input from 0; `image_id` is that of an annotated data set. `log_probability` is
+    the mean per token in nats; `alternatives` are the captions of an n-best list and theirs, best first.
+    """
+
+    place: int
+    path: str
+    image_id: int | str | None = None
+    caption: str | None = None
+    log_probability: float = math.nan
+    alternatives: Sequence[tuple[str, float]] = ()
+    error: str | None = None
+
+    # What only some outputs show; the journal does not keep it.
+    references: Sequence[str] = ()
+    thumbnail: bytes | None = None  # a WebP file
+    heat_map: Image.Image | None = None  # a strip of panels
+
+    def line(self) -> str:
+        r"""The picture as a line of JSON.
+
+        >>> print(CaptionedPicture(0, "a.jpg", 7, "a dog", -0.25, [("a dog", -0.25)]).line(), end="")
+        {"path": "a.jpg", "image_id": 7, "caption": "a dog", "log_probability": -0.25, "alternatives": [{"caption": "a dog", "log_probability": -0.25}]}
+        >>> print(CaptionedPicture(1, "b.jpg", error="empty file").line(), end="")
+        {"path": "b.jpg", "error": "empty file"}
+        """  # noqa: E501
+        content: dict[str, object] = {"path": self.path}
+        if self.image_id is not None:
+            content["image_id"] = self.image_id
+        if self.caption is None:
+            content["error"] = self.error
+        else:
+            content |= _scored(self.caption, self.log_probability)
+        if self.alternatives:
+            content["alternatives"] = [_scored(*one) for one in self.alternatives]
+        return to_json(content) + "\n"
+
+    @classmethod
+    def of_line(cls, place: int, line: bytes) -> Self | None:
+        """The picture of a line; None where `line` would not have written exactly this, such as of half a line."""
+        try:
+            content = json.loads(line)
+            if not isinstance(content, dict):
+                return None
+            given = content.pop("alternatives", ())
+            content["alternatives"] = [(one["caption"], _number(one["log_probability"])) for one in given]
+            content["log_probability"] = _number(content.get("log_probability"))
+            record = cls(place, **content)
+            return record if record.line().encode() == line else None
+        except (ValueError, TypeError, KeyError):
+            return None
+
+
+def _scored(caption: str, log_probability: float) -> dict[str, object]:
+    return {"caption": caption, "log_probability": rounded(log_probability)}
+
+
+def rounded(log_probability: float) -> float | None:
+    """The figure as files have it; None where it is infinite or unknown."""
+    return round(log_probability, 6) if math.isfinite(log_probability) else None
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def to_json(value: object, indent: int | None = None) -> str:
+    """JSON with readable letters of every script, on one line unless `indent`; paths as text.
+
+    >>> print(to_json({"path": "été\\n\\udcff.jpg"}))
+    {"path": "été\\n\\udcff.jpg"}
+    """
+    text = json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False, default=str)
+    return TO_ESCAPE.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
+
+
+def beside(output: Path, what: str) -> Path:
+    """A file that belongs to an output, named so that outputs of two suffixes share none.
+
+    >>> [beside(Path(name), "settings.json").name for name in ("captions.jsonl", "captions.csv")]
+    ['captions.settings.json', 'captions.csv.settings.json']
+    """
+    return output.with_name(f"{output.stem if output.suffix == '.jsonl' else output.name}.{what}")
+
+
+def journal_path(output: Path) -> Path:
+    """`captions.partial.jsonl` for `captions.jsonl`, `captions.csv.partial.jsonl` for `captions.csv`."""
+    return beside(output, "partial.jsonl")
+
+
+def settings_path(output: Path) -> Path:
+    """Where it is written how the captions were made: `captions.settings.json`, `captions.csv.settings.json`."""
+    return beside(output, "settings.json")
+
+
+def journal_settings_path(output: Path) -> Path:
+    """Where that lies until the output is complete: `captions.jsonl.settings.partial.json`."""
+    return output.with_name(f"{output.name}.settings.partial.json")
+
+
+def lock_path(output: Path) -> Path:
+    """What the process that owns the journal has locked."""
+    path = journal_path(output)
+    return path.with_name(f"{path.name}.lock")
+
+
+def has_lines(output: Path) -> bool:
+    """Whether a run left lines of an output that it did not complete."""
+    path = journal_path(output)
+    return path.is_file() and path.stat().st_size > 0
+
+
+def lines_of(path: Path) -> Iterator[tuple[CaptionedPicture, int]]:
+    """The pictures of a journal, or of a complete JSONL output, and where in the file each line ends, in bytes.
+
+    Ends before the first line that is not whole: a killed process or a power cut may have torn it.
+    """
+    end = 0
+    with path.open("rb") as file:
+        for place, line in enumerate(file):
+            record = CaptionedPicture.of_line(place, line)
+            if record is None:
+                return
+            end += len(line)
+            yield record, end
+
+
+class Journal:
+    """The lines of an output so far, and how they were made; one process owns it, between `with` and its end.
+
+    Lines are appended and never written again; each is in the file when `add` returns, and so survives the process.
+    If the block ends by an exception, what existed under the output's name stays, and a log message says where the
+    lines so far are.
+
+    Args:
+        given: the key `output`, for sentences.
+        output: the file that is made of it.
+        settings: plain containers: what the captions depend on.
+        overwrite: replace what is there.
+        resume: go on from the lines of a run that was stopped, if there are some and they depend on the same.
+
+    Attributes:
+        done: of so many pictures, the first ones, a resumed run has lines.
+        captioned, failed: pictures with a caption and without one.
+        has_alternatives: whether any has an n-best list.
+
+    Raises:
+        UserError: at the block's start, if another process owns it, or has left lines that are not to be resumed; and
+            wherever the disk objects.
+    """
+
+    def __init__(
+        self,
+        given: str | Path,
+        output: Path,
+        settings: Mapping[str, object],
+        *,
+        overwrite: bool = False,
+        resume: bool = False,
+    ):
+        self.given, self.output = given, output
+        self.overwrite, self.resume = overwrite, resume
+        self.path = journal_path(output)
+        self._settings = to_json(settings, indent=2) + "\n"
+        self.done = self.captioned = self.failed = 0
+        self.has_alternatives = False
+        self._reasons: list[str] = []
+
+    def __enter__(self) -> Self:
+        self._lock = _locked(self.given, self.output)
+        try:
+            with disk_errors("output", self.given):
+                self._open()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def _open(self) -> None:
+        settings_path = journal_settings_path(self.output)
+        remove_unfinished([settings_path])
+        if self.resume and has_lines(self.output):
+            self._refuse_other_settings(settings_path)
+            end = 0
+            for record, end in lines_of(self.path):  # noqa: B007  # `end` is used behind the loop
+                self._count(record)
+            os.truncate(self.path, end)  # a torn line
+            self.done = self.captioned + self.failed
+        else:
+            check_journal(self.given, self.output, resume=self.resume, overwrite=self.overwrite)
+            self.path.write_bytes(b"")
+            write_atomically(settings_path, self._settings)
+        self._file = self.path.open("ab", buffering=0)
+
+    def _refuse_other_settings(self, settings: Path) -> None:
+        anew = "overwrite=true without resume begins anew"
+        if not settings.is_file():
+            raise UserError(f"{self.path} lacks {settings.name}, how its captions were made; {anew}")
+        if differing := other_settings(settings, self._settings):
+            raise UserError(f"the captions in {self.path} were made otherwise: {differing}; say the same, or {anew}")
+
+    def __iter__(self) -> Iterator[CaptionedPicture]:
+        return (record for record, _ in lines_of(self.path))
+
+    def add(self, record: CaptionedPicture) -> None:
+        """Append the next picture, all of its line or, where the disk is full, nothing; pass over what is done."""
+        if record.place < self.done:
+            return
+        assert record.place == self.captioned + self.failed, f"picture {record.place} is not the next"
+        size, rest = os.fstat(self._file.fileno()).st_size, record.line().encode()
+        with disk_errors("output", self.given):
+            try:
+                while rest:
+                    rest = rest[self._file.write(rest) :]
+            except OSError:
+                os.truncate(self.path, size)
+                raise
+        self._count(record)
+
+    def _count(self, record: CaptionedPicture) -> None:
+        self.captioned += record.caption is not None
+        self.failed += record.caption is None
+        self.has_alternatives |= bool(record.alternatives)
+        if record.caption is None and len(self._reasons) <= SHOWN:
+            self._reasons.append(f"{record.path} ({record.error})")
+
+    @property
+    def reasons(self) -> str:
+        """The first pictures without a caption, each with its reason."""
+        return ", ".join(self._reasons[:SHOWN]) + ", ..." * (len(self._reasons) > SHOWN)
+
+    def complete(self, becomes_output: bool) -> None:
+        """End what is complete: the journal becomes the output, or goes since the output was made of it.
+
+        The settings get their name last; `finish_completing` does it for a process that died in between.
+        """
+        with disk_errors("output", self.given):
+            os.fsync(self._file.fileno())
+            if becomes_output:
+                self.path.replace(self.output)
+            else:
+                self.path.unlink()
+            journal_settings_path(self.output).replace(settings_path(self.output))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._file.close()
+        lines = self.captioned + self.failed
+        if kind is not None and not lines:
+            for path in (journal_settings_path(self.output), self.path):
+                path.unlink(missing_ok=True)
+            logger.warning("stopped before the first caption; nothing was written to %s", self.output)
+        elif kind is not None:
+            found = (lines, self.path, self.output)
+            logger.warning("stopped: the %d lines so far are in %s, %s was not touched; resume=true goes on", *found)
+        _released(self._lock)
+
+
+def check_journal(given: str | Path, output: Path, *, resume: bool, overwrite: bool) -> None:
+    """Raise UserError if a stopped run left lines, and neither is to be done with them."""
+    path = journal_path(output)
+    with suppress(FileNotFoundError):
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UserError(f"output={given}: {path} is no file, and the captions so far would lie there; move it")
+    if has_lines(output) and not (resume or overwrite):
+        raise UserError(
+            f"{path} holds the captions of a run that was stopped; go on from them with resume=true, or begin anew "
+            "with overwrite=true"
+        )
+
+
+def refuse_while_written(given: str | Path, output: Path) -> None:
+    """Raise UserError if another process is writing this output now."""
+    if lock_path(output).exists():
+        _released(_locked(given, output))
+
+
+def finish_completing(given: str | Path, output: Path) -> None:
+    """Where a process has put the output in place, and ended before it did so with the settings."""
+    journal, settings = journal_path(output), journal_settings_path(output)
+    if settings.is_file() and output.is_file() and not journal.exists():
+        lock = _locked(given, output)
+        settings.replace(settings_path(output))
+        _released(lock)
+
+
+def other_settings(saved: Path, now: str) -> str:
+    """The settings in which the file differs from `now`, in words; empty if in none."""
+    try:
+        before = json.loads(saved.read_text(encoding="utf-8"))
+    except ValueError:
+        return f"{saved} is damaged"
+    after = json.loads(now)
+    if not isinstance(before, dict):
+        return f"{saved} is damaged"
+    return "; ".join(islice(_differing(before, after), 2))
+
+
+def _differing(before: dict[str, Any], after: dict[str, Any], within: str = "") -> Iterator[str]:
+    for key in before | after:
+        one, other = before.get(key), after.get(key)
+        if one == other:
+            continue
+        if isinstance(one, dict) and isinstance(other, dict):
+            if one.get("_target_") == other.get("_target_"):
+                yield from _differing(one, other, f"{within}{key}.")
+                continue
+            one, other = (str(made.get("_target_", made)).rpartition(".")[2] for made in (one, other))
+        yield f"{within}{key} was {one} and is {other}"
+
+
+def _locked(given: str | Path, output: Path) -> FileLock:
+    """The lock of an output; the system frees it when the process ends, however it ends."""
+    lock = FileLock(lock_path(output))
+    try:
+        lock.acquire(timeout=0.5, poll_interval=0.05)
+    except Timeout:
+        raise UserError(
+            f"output={given}: another predict.py is writing {journal_path(output)}; wait until it ends, or name "
+            "another output"
+        ) from None
+    return lock
+
+
+def _released(lock: FileLock) -> None:
+    """Leave it to others, and no file behind.
+
+    Deleted while it is held: a process that has opened the deleted file and gets its lock finds that it has no name
+    any more, and takes another (filelock does so).
+    """
+    with suppress(OSError):  # a file that is open can't be deleted on Windows
+        Path(lock.lock_file).unlink()
+    lock.release()
+
+
+@contextmanager
+def disk_errors(key: str, given: str | Path) -> Iterator[None]:
+    """What the disk objects to in the file that `key` names, in a sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:  # a null character is a ValueError
+        reason = f"{key}={given} can't be written: {getattr(error, 'strerror', None) or error}"
+        raise UserError(f"{reason}; make room or choose another place with {key}=...") from error

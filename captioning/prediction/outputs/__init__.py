@@ -1,0 +1,103 @@
+"""What predictions are written as: the formats by their suffix, and what may be written where.
+
+A new format is an entry in `FORMATS`.
+"""
+
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from captioning.errors import UserError
+from captioning.prediction.journal import (
+    Journal,
+    check_journal,
+    disk_errors,
+    finish_completing,
+    has_lines,
+    journal_settings_path,
+    other_settings,
+    refuse_while_written,
+    settings_path,
+    to_json,
+)
+from captioning.prediction.outputs.coco import CocoResults
+from captioning.prediction.outputs.csv import Csv
+from captioning.prediction.outputs.files import Format, check_file, new_file, real_file
+from captioning.prediction.outputs.jsonl import JsonLines
+
+logger = logging.getLogger(__name__)
+
+FORMATS: dict[str, type[Format]] = {".jsonl": JsonLines, "": JsonLines, ".csv": Csv, ".json": CocoResults}
+
+
+def format_of(output: str | Path) -> type[Format]:
+    """The format that the suffix of `output` names; raises UserError for a suffix that names none."""
+    suffix = Path(output).suffix
+    if suffix.lower() not in FORMATS:
+        raise UserError(f"output={output} ends in {suffix}; name a .jsonl, a .csv or a .json file (COCO results)")
+    return FORMATS[suffix.lower()]
+
+
+def check_output(output: str | Path, overwrite: bool, resume: bool = False) -> None:
+    """Raise UserError unless `output` and its settings file can be written, before any time is spent on captions.
+
+    A missing parent folder is made. Files that exist are refused unless `overwrite`, and so is a suffix that names no
+    format, an output that another process is writing, and one of which a stopped run left lines, unless that or
+    `resume` is said. With `resume`, what a run did that was killed in its last steps is ended.
+    """
+    made_in = format_of(output)
+    with disk_errors("output", output):
+        path = real_file(output)
+        if resume:
+            finish_completing(output, path)
+        refuse_while_written(output, path)
+    # A run killed in its last steps may have put a table in place: `finish` looks whether it is the same.
+    may_exist = resume and made_in is not JsonLines and has_lines(path)
+    check_file("output", output, overwrite, settings_path(path), may_exist=may_exist)
+    with disk_errors("output", output), suppress(FileNotFoundError):
+        check_journal(output, path, resume=resume, overwrite=overwrite)
+        longest = journal_settings_path(path)
+        longest.with_name(f".{longest.name}.1234567.tmp").lstat()
+
+
+def is_complete(output: str | Path, settings: Mapping[str, object]) -> bool:
+    """Whether there is nothing to resume, for `output` is whole and was made with these settings.
+
+    Raises:
+        UserError: if it was made with others.
+    """
+    path = real_file(output)
+    beside = settings_path(path)
+    if has_lines(path) or not (path.is_file() and beside.is_file()):
+        return False
+    if differing := other_settings(beside, to_json(settings)):
+        raise UserError(
+            f"output={output} is complete and was made otherwise: {differing}; replace it with overwrite=true alone, "
+            "or name another"
+        )
+    return True
+
+
+def put_in_place(journal: Journal) -> None:
+    """End a prediction: its output is the journal itself, or is made of it.
+
+    Raises:
+        UserError: if something else has got its name meanwhile, unless that may be overwritten.
+    """
+    given, made_in = journal.given, format_of(journal.given)
+    is_journal = made_in is JsonLines
+    may_exist = journal.resume and not is_journal
+    check_file("output", given, journal.overwrite, settings_path(journal.output), may_exist=may_exist)
+    if not is_journal:
+        with new_file("output", given, overwrite=journal.overwrite, resume=journal.resume) as file:
+            sink = made_in(file)
+            for record in journal:
+                sink.add(record)
+            sink.finish()
+    journal.complete(becomes_output=is_journal)
+    if journal.failed:
+        why, total = made_in.about_failures.format(reasons=journal.reasons), journal.captioned + journal.failed
+        logger.warning("%d of %d pictures could not be read; %s", journal.failed, total, why)
+    if journal.has_alternatives and not made_in.holds_alternatives:
+        logger.warning("%s holds the best caption of each picture; the others need a .jsonl file", given)

@@ -1,0 +1,73 @@
+"""CSV: a table for spreadsheets, none of whose cells they take for a formula."""
+
+import csv
+import re
+from pathlib import Path
+
+from captioning.prediction.journal import CaptionedPicture, rounded
+from captioning.prediction.outputs.files import Format
+
+# Where a spreadsheet may see the start of a cell: at the real one, and, if it splits at semicolons (Excel in half of
+# Europe), tabs or line ends whatever the quotes say, after these. It is a formula if its first character is one of
+# OWASP's list (CSV Injection), which Excel also takes in full width, behind blanks or quotes; a cell that begins
+# with a tab or a line end is on that list too.
+FORMULA = re.compile(
+    r"""(?:\A|(?<=[;\t\r\n]))(?=(?:[^\S\t\r\n]|['"\0\u200b-\u200f\u2060\ufeff])*[=+\-@＝＋－＠])|\A(?=['"]*[\t\r\n\0])"""
+)
+
+
+def cell(value: str | int | None) -> str:
+    r"""A cell of a CSV file: text quoted and never a formula, a number as it is, None empty.
+
+    >>> print(cell('=HYPERLINK("x")'), cell(" -1"), cell("a dog; =1"), cell(7), cell("a - b"), sep=" | ")
+    "'=HYPERLINK(""x"")" | "' -1" | "a dog;' =1" | 7 | "a - b"
+    """
+    if value is None:
+        return ""
+    if isinstance(value, int):
+        return str(value)
+    text = FORMULA.sub("'", value.encode("utf-8", "backslashreplace").decode())
+    return f'"{text.replace(chr(34), chr(34) * 2)}"'
+
+
+class Csv(Format):
+    r"""A table `path,caption,log_probability,error` for spreadsheets (RFC 4180), in UTF-8 with a byte order mark.
+
+    Without the mark Excel takes UTF-8 for another encoding; pandas skips it, and Python's csv wants
+    `encoding="utf-8-sig"`. `image_id` is a column, after `path`, if the first picture has one; then all have.
+
+    No text is taken for a formula: what would begin one gets an apostrophe before it. One apostrophe wherever
+    `FORMULA` matches behind it, taken away, gives the text back. All texts are quoted, since some programs also split
+    at semicolons, and numbers are not. A byte of a name that is no UTF-8 is written as in JSON, `\udcff`.
+    """
+
+    has_ids: bool | None = None  # not known before the first picture
+
+    @classmethod
+    def captions_in(cls, path: Path) -> int:
+        """How many captions a complete file has."""
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return sum(not row["error"] for row in csv.DictReader(file))
+
+    def add(self, record: CaptionedPicture) -> None:
+        """The line, and before the first one the header."""
+        if self.has_ids is None:
+            self._write_head(record.image_id is not None)
+        assert self.has_ids == (record.image_id is not None), "all pictures have an image_id, or none has"
+        number = rounded(record.log_probability)
+        cells = [cell(record.path), cell(record.caption), "" if number is None else repr(number), cell(record.error)]
+        if self.has_ids:
+            cells.insert(1, cell(record.image_id))
+        self._write(cells)
+
+    def finish(self) -> None:
+        """The header, if there was no picture."""
+        if self.has_ids is None:
+            self._write_head(False)
+
+    def _write_head(self, has_ids: bool) -> None:
+        self.has_ids = has_ids
+        self._write(["\ufeffpath", *["image_id"] * has_ids, "caption", "log_probability", "error"])
+
+    def _write(self, cells: list[str]) -> None:
+        self.file.write(f"{','.join(cells)}\r\n".encode())

@@ -1,0 +1,161 @@
+"""What a prediction is to do, checked as far as that takes no time: no torch and no weights are loaded for it."""
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from captioning.config import PhotographsConfig, PredictConfig, checked
+from captioning.data.datasets import recognise
+from captioning.errors import UserError
+from captioning.prediction.inputs import InputPictures, files_of
+from captioning.prediction.journal import Journal, has_lines, lines_of
+from captioning.prediction.outputs import check_output, format_of, is_complete
+from captioning.prediction.outputs.files import Sink, real_file
+from captioning.prediction.outputs.gallery import Gallery, gallery_path
+from captioning.prediction.outputs.heat_maps import HeatMaps, chosen_pictures
+from captioning.prediction.outputs.jsonl import JsonLines
+from captioning.prediction.outputs.scores import SplitScores, check_score_files
+from captioning.prediction.outputs.text_files import TextFiles
+from captioning.runs import is_run
+from captioning.weights import HuggingFaceModel, find_weights, stamp_of
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Prediction:
+    """How many pictures got a caption, how many could not be read, the file of captions, and a split's scores."""
+
+    captioned: int
+    failed: int
+    output: Path
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A prediction whose paths are checked.
+
+    Attributes:
+        pictures: None where they are a split's, which is read when the model's tokenizer is known.
+        complete: what there is, where it leaves nothing to do.
+    """
+
+    config: PredictConfig
+    output: Path
+    weights: Path | HuggingFaceModel
+    pictures: InputPictures | None
+    complete: Prediction | None
+
+
+def predict_config(cfg: DictConfig) -> PredictConfig:
+    """The configuration checked; scores of a split join what W&B has of the run in whose own folder they lie."""
+    output = Path(str(cfg.output))
+    run_dir = output.parent if is_run(output.parent) else output.with_name(f"{output.stem}.wandb")
+    return checked(cfg, PredictConfig, run_dir=str(run_dir))
+
+
+def planned(config: PredictConfig) -> Plan:
+    """Raise UserError for paths that are not there, and files that can't be written."""
+    output = Path(config.output)
+    check_output(output, config.overwrite or config.resume, config.resume)
+    weights = find_weights(config.checkpoint, allow_pickle=config.allow_pickle)
+    complete = pictures = None
+    if config.input is not None:
+        pictures = files_of(config.input)
+        format_of(output).check(output, pictures)
+        complete = _complete(config, output, weights, pictures)
+    elif isinstance(config.data, PhotographsConfig):
+        recognise(config.data.dataset, Path(config.data.root).expanduser(), config.data.layout)
+    if not complete:
+        check_output(output, config.overwrite, config.resume)
+        if config.data is not None:
+            check_score_files(output, config.overwrite or (config.resume and has_lines(real_file(output))))
+        if pictures:
+            Sinks.of(config, output, pictures)
+    return Plan(config, output, weights, pictures, complete)
+
+
+def _complete(
+    config: PredictConfig, output: Path, weights: Path | HuggingFaceModel, pictures: InputPictures
+) -> Prediction | None:
+    """Where there is nothing to resume since a run came to its end: what it made; only text files may be lacking."""
+    if not config.resume or not is_complete(output, settings_of(config, weights, pictures.paths)):
+        return None
+    made_in = format_of(output)
+    if config.text_files and made_in is not JsonLines:
+        raise UserError(
+            f"output={output} is complete, and text_files=true is made together with it; begin anew with "
+            "overwrite=true and without resume"
+        )
+    if config.text_files:
+        text_files = TextFiles(pictures.paths, config.input, overwrite=config.overwrite, resume=True)
+        for record, _ in lines_of(real_file(output)):
+            text_files.add(record)
+        text_files.finish()
+    captioned = made_in.captions_in(real_file(output))
+    log.info("%s is complete: %d captions; overwrite=true without resume makes it anew", output, captioned)
+    return Prediction(captioned, len(pictures) - captioned, output, {})
+
+
+def settings_of(config: PredictConfig, weights: Path | HuggingFaceModel, paths: Sequence[Path]) -> dict[str, object]:
+    """What the captions depend on: goes beside the output, and is compared with by a run that resumes."""
+    keys = ("checkpoint", "input", "data", "split", "decoding", "precision", "batch_size")
+    settings: dict[str, Any] = {key: value for key, value in config.plain().items() if key in keys}
+    names = "\0".join(map(str, paths)).encode("utf-8", "surrogateescape")
+    settings["pictures"] = {"number": len(paths), "digest": hashlib.blake2b(names, digest_size=8).hexdigest()}
+    if stamp := stamp_of(weights):
+        settings["weights"] = stamp
+    return settings
+
+
+@dataclass(frozen=True)
+class Sinks:
+    """What is made beside the output, each None where it is not asked for.
+
+    Attributes:
+        heat_map_places: of the pictures that have heat maps.
+    """
+
+    scores: SplitScores | None
+    heat_maps: HeatMaps | None
+    gallery: Gallery | None
+    text_files: TextFiles | None
+    heat_map_places: frozenset[int]
+
+    @classmethod
+    def of(cls, config: PredictConfig, output: Path, pictures: InputPictures) -> "Sinks":
+        """Those that are asked for; raises UserError for one that can't be written."""
+        resumed = config.resume and has_lines(real_file(output))
+        may = {"overwrite": config.overwrite, "resume": resumed}
+        places = chosen_pictures(config.heat_maps, pictures.paths)
+        page = gallery_path(config.gallery, output)
+        scores = SplitScores(output, len(pictures), config.java, **may) if pictures.references else None
+        return cls(
+            scores,
+            HeatMaps(output, pictures.paths, places, **may) if places else None,
+            Gallery(page, scores, **may) if page else None,
+            TextFiles(pictures.paths, config.input, **may) if config.text_files else None,
+            frozenset(places),
+        )
+
+    @property
+    def on_the_way(self) -> list[Sink]:
+        """Those that show more than the journal keeps, so that all is captioned again where they are resumed."""
+        return [sink for sink in (self.scores, self.heat_maps, self.gallery) if sink is not None]
+
+    def finish(self, journal: Journal, settings: Mapping[str, object]) -> None:
+        """Put all of it in place."""
+        if self.scores:
+            self.scores.settings = settings
+        for sink in self.on_the_way:
+            sink.finish()
+        if self.text_files:
+            for record in journal:
+                self.text_files.add(record)
+            self.text_files.finish()
