@@ -29,17 +29,17 @@ from training_step import FULL, SMALL, network_of
 from transformers import ViTImageProcessor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import predict
 from captioning.data.batch import PictureFormat
 from captioning.data.tokenizer import CaptionTokenizer
 from captioning.model.build import load_captioner
 from captioning.model.generation import Greedy, generate
 from captioning.model.huggingface import captioner_of
 from captioning.model.huggingface import compose as composed
-from captioning.prediction.batches import Share, picture_loader
-from captioning.prediction.devices import placed
-from captioning.prediction.results import CaptionWriter
-from captioning.prediction.sources import PictureFiles
+from captioning.prediction import run
+from captioning.prediction.caption import Work, picture_loader, placed
+from captioning.prediction.inputs import InputPictures, PictureFiles
+from captioning.prediction.journal import Journal
+from captioning.prediction.plan import predict_config
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 BATCH, TOKENS = 16, 20
@@ -63,9 +63,8 @@ def prepare(folder: Path, size: dict[str, int], count: int) -> None:
 def loader_of(folder: Path, picture_format: PictureFormat) -> Any:
     """The loader of `predict.py`."""
     paths = sorted(folder.glob("*.jpg"))
-    load = PictureFiles(paths)
-    batches = Share(0, len(paths), BATCH)
-    return picture_loader(load, len(paths), batches, picture_format, num_workers=0, pin_memory=False)
+    work = Work(InputPictures(paths, PictureFiles(paths)), Greedy(TOKENS), 32, BATCH, num_workers=0)
+    return picture_loader(work, picture_format, torch.device("cpu"))
 
 
 def loader_alone(folder: Path) -> float:
@@ -81,15 +80,15 @@ def model_alone(folder: Path) -> float:
     """Seconds to caption all pictures, which lie in memory."""
     captioner, _ = load_captioner(folder / CHECKPOINT)
     captioner = placed(captioner, torch.device("cpu"), 32)
-    batches = [batch.pixel_values for batch in loader_of(folder, captioner.picture_format)]
+    batches = [pixels for _, pixels in loader_of(folder, captioner.picture_format)]
     start = time.perf_counter()
     for pictures in batches:
         generate(captioner, pictures, Greedy(TOKENS))
     return time.perf_counter() - start
 
 
-class Clock(CaptionWriter):
-    """The writer of `predict.py`, which also notes how long it was open."""
+class Clock(Journal):
+    """The journal of `predict.py`, which also notes how long it was open."""
 
     seconds: float
 
@@ -103,12 +102,12 @@ class Clock(CaptionWriter):
 
 
 def end_to_end(folder: Path) -> float:
-    """Seconds that the writer of `predict.py` was open."""
-    predict.CaptionWriter = Clock  # type: ignore[misc]
+    """Seconds that the journal of `predict.py` was open."""
+    run.Journal = Clock  # type: ignore[misc]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         given = [f"checkpoint={folder / CHECKPOINT}", f"input={folder}", "device=cpu", "overwrite=true"]
         sizes = [f"batch_size={BATCH}", f"decoding.max_new_tokens={TOKENS}"]
-        predict.predict(compose("predict", [*given, *sizes, f"output={folder / 'ours.jsonl'}"]))
+        run.predict(predict_config(compose("predict", [*given, *sizes, f"output={folder / 'ours.jsonl'}"])))
     return Clock.seconds
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 from conftest import ROOT
-from omegaconf import OmegaConf
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
