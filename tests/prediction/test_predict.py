@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from hydra import compose, initialize_config_dir
 from PIL import Image
 from support import prediction
 
-from captioning.cli import configured, quoted
+from captioning.cli import configured
 from captioning.config import TrainConfig
 from captioning.evaluation.coco_files import read_results
 from captioning.prediction import caption, run
