@@ -57,7 +57,7 @@ def test_a_new_score_is_one_entry_of_the_list(distinct, tmp_path, monkeypatch):
     scores = score({1: "A dog runs.", 2: "A cat and a cat."}, {1: ["A dog."], 2: ["The cat."]})
     (tmp_path / "scores.json").write_text(scores_json(scores))
     assert json.loads((tmp_path / "scores.json").read_text())["Distinct"] == pytest.approx((1 + 3 / 5) / 2)
-    assert "| Distinct | 0.8000 |" in model_card(RunRecord(tmp_path), "my/model", 1)
+    assert "| Distinct | 0.8000 |" in model_card(RunRecord(tmp_path), "my/model", 1, "vit", "gpt2")
 
 
 def test_the_list_is_sound():
