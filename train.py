@@ -2,22 +2,20 @@
 
 import math
 import sys
-from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from captioning.cli import CONF, one_sentence_errors, prepared_arguments
-from captioning.config import PhotographsConfig, TrainConfig, checked
-from captioning.data.datasets import recognise
+from captioning.config import TrainConfig, checked
+from captioning.data.datasets import require_data
 from captioning.weights import find_weights
 
 
 def check_paths(config: TrainConfig) -> None:
     """Raise UserError for data or weights that are not there."""
-    if isinstance(config.data, PhotographsConfig):
-        recognise(config.data.dataset, Path(config.data.root).expanduser(), config.data.layout)
+    require_data(config.data)
     if config.model.init_from is not None and not config.resume:
         find_weights(config.model.init_from, "model.init_from", config.allow_pickle)
 

@@ -181,6 +181,12 @@ Data = Annotated[
     ),
 ]
 
+
+def data_set_of(data: Mapping) -> str:
+    """A data set's name, by its section of a configuration, or that of the package which makes it: `shapes`."""
+    return data.get("dataset") or str(data["_target_"]).removeprefix("captioning.").split(".")[0]
+
+
 # --------------------------------------------------------------------------------------------------------------- model
 
 
@@ -354,11 +360,12 @@ class BeamConfig(DecodingConfig):
     """Beam search."""
 
     num_beams: Count = key("Beginnings of captions that are kept at each step.")
+    # 40 tokens to the 10th is 10^16: the length decides alone.
     length_penalty: Annotated[float, Ge(-10), Le(10)] = key(
         "Scores are divided by tokens ** this: 0 favours short captions, 2 long ones.",
         way_out="1 compares the means of tokens",
     )
-    early_stopping: Literal[True, False, "never"] = key(
+    early_stopping: bool | Literal["never"] = key(
         "When a search ends: true, when num_beams captions have ended; false, never: when no better one is in sight."
     )
     no_repeat_ngram_size: Whole = key("No run of so many tokens comes twice; 0 lets them.")
@@ -582,7 +589,7 @@ class PredictConfig(Section):
         if self.data is None and self.input is None:
             raise UserError("input is missing; say which, for example input=my_photos, or data=coco split=val")
         if self.data is not None and self.input is not None:
-            name = getattr(self.data, "dataset", "shapes")
+            name = data_set_of(self.data.plain())
             raise UserError(f"input={shown(self.input)} and data={name} are both given; leave one out")
         if self.data is not None and self.text_files:
             raise UserError(
@@ -742,7 +749,11 @@ def _sections(annotation: Any, tag: str = "") -> list[type[Section]]:
 
 def _words(annotation: Any) -> list[str]:
     """Those that a key may be, where it may be no other."""
-    words = get_args(annotation) if get_origin(annotation) is Literal else ()
+    kinds = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    are_words = [get_origin(kind) is Literal for kind in kinds]
+    if not any(are_words) or not all(kind is bool or is_word for kind, is_word in zip(kinds, are_words, strict=True)):
+        return []
+    words = [word for kind in kinds for word in ((True, False) if kind is bool else get_args(kind))]
     return list(dict.fromkeys(map(shown, words)))
 
 

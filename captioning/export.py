@@ -19,12 +19,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from captioning.cli import one_sentence_errors
+from captioning.config import data_set_of
 from captioning.errors import UserError
 from captioning.files import atomic_folder, readable, write_atomically
 from captioning.hub import pushed, require_push
 from captioning.metrics import METRICS, caption_scores
 from captioning.model.encoders import ENCODERS
-from captioning.runs import data_set_of
 from captioning.weights import HuggingFaceModel, find_weights
 
 log = logging.getLogger(__name__)

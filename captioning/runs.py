@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import ListConfig, OmegaConf
 from yaml import YAMLError
 
 from captioning.config import TrainConfig
@@ -155,8 +155,3 @@ def keep_composition(run_dir: Path, config: TrainConfig, overrides: Sequence[str
     """Let the next `resume` start from these overrides; for a resumed run, once it is known to go on."""
     write_atomically(run_dir / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(ListConfig(list(overrides))))
     write_atomically(run_dir / ".hydra" / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config.plain())))
-
-
-def data_set_of(data: DictConfig) -> str:
-    """A data set's name, or that of the package which makes it: `shapes`, or a user's own."""
-    return data.get("dataset") or str(data._target_).removeprefix("captioning.").split(".")[0]

@@ -17,7 +17,7 @@ FILES = [*MODULES.values(), *SCRIPTS]
 # pictures, captions or networks.
 SMALL = {"errors", "files", "hub", "randomness", "metrics", "progress"}
 MAY_IMPORT = {
-    "data": SMALL,
+    "data": SMALL | {"config"},
     "shapes": SMALL | {"data"},
     "evaluation": SMALL,
     "model": SMALL | {"config", "data.batch", "data.tokenizer", "runs", "weights"},
@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "weights": SMALL | {"runs", "model.encoders"},
 }
 # Where everything is put together, as in a script.
-SEE_ALL = {"captioning.training.run", "captioning.prediction.run"}
+SEE_ALL = {"captioning.training.run", "captioning.prediction.run", "captioning.data.prepare"}
 WITHOUT_TORCH = (
     *("captioning.cli", "captioning.runs", "captioning.weights", "captioning.data.readers", "captioning.data.records"),
     *("captioning.data.datasets", "captioning.data.splits"),

@@ -208,6 +208,7 @@ def test_a_cache_of_encodings_needs_the_same_encoder_and_the_same_pictures():
          "tokens"),
         ("beam", "length_penalty=nan", "length_penalty=nan must be a number from -10 to 10; 1 compares the means of "
          "tokens"),
+        ("beam", "early_stopping=1", "early_stopping=1 is none of true, false, never"),
         ("beam", "early_stopping=maybe", "early_stopping=maybe is none of true, false, never"),
         ("beam", "no_repeat_ngram_size=-1", "no_repeat_ngram_size=-1 must be a whole number of at least 0"),
         ("beam", "min_new_tokens=41", "min_new_tokens=41 must be at most decoding.max_new_tokens=40"),

@@ -30,10 +30,10 @@ from captioning.data.images import UnreadablePicture, read_picture
 from captioning.data.pixel_cache import Outcome, Places, find_prepared, packs_in, prepare_pictures
 from captioning.data.records import DamagedPicture, Photograph, Split
 from captioning.data.rows import CaptionRows, EpochBatches, InOrder, TokenArrays, row_loader, spread
-from captioning.data.splits import check_division, refuse_empty, split_photographs, without_unreadable
+from captioning.data.splits import refuse_empty, split_photographs, without_unreadable
 from captioning.data.tokenizer import CaptionTokenizer
 from captioning.data.transforms import EvaluationTransform, TrainingTransform
-from captioning.errors import UserError, require_whole
+from captioning.errors import UserError
 from captioning.files import readable
 
 log = logging.getLogger(__name__)
@@ -68,21 +68,12 @@ class CaptionDataModule(L.LightningDataModule):
         seed: int,
     ):
         super().__init__()
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("captions_per_image", captions_per_image, 1),
-            ("max_tokens", max_tokens, 2),
-            ("num_workers", num_workers, 0),
-            ("overfit_images", 1 if overfit_images is None else overfit_images, 1),
-        ):
-            require_whole(f"data.{name}", value, least)
         self._tokenizer_name = tokenizer
         self.batch_size = batch_size
         self._captions_per_image = captions_per_image
         self.max_tokens = max_tokens
         self._num_workers = num_workers
         self._augmentation = augmentation
-        TrainingTransform(PictureFormat(size=(1, 1)), **augmentation)  # objects to bad values now, not in mid-run
         self._overfit_images = overfit_images
         self.seed = seed
         self._connection: tuple[CaptionTokenizer, PictureFormat] | None = None
@@ -155,16 +146,6 @@ class CaptionDataModule(L.LightningDataModule):
     def _connected(self) -> tuple[CaptionTokenizer, PictureFormat]:
         assert self._connection, "connect(...) says first which model the data is for"
         return self._connection
-
-    def require_unaugmented(self, setting: str) -> None:
-        """Raise UserError for a setting that needs pictures which are the same in every epoch, if they are not."""
-        off = {"crop_scale": "null", "brightness": "0", "contrast": "0", "flip": "false"}
-        on = [f"data.augmentation.{name}={off[name]}" for name, value in self._augmentation.items() if value]
-        if on and self._overfit_images is None:
-            raise UserError(
-                f"{setting} needs pictures that are the same in every epoch; switch their augmentation off with "
-                f"{' '.join(on)}, or leave it out"
-            )
 
     def encode(self, encoder: FrozenEncoder, folder: Path, stored_as: str) -> None:
         """Have every picture encoded that the cache in `folder` lacks; from now on batches hold its outputs.
@@ -308,9 +289,6 @@ class PhotographDataModule(CaptionDataModule):
         **common: Any,
     ):
         super().__init__(**common)
-        check_division(fraction=fraction, use_restval=use_restval, on_missing=on_missing)  # before COCO is read
-        if not isinstance(root, str) or not root:
-            raise UserError(f"data.root={root} must be a folder; set data.root=PATH")
         self._dataset, self._root, self._layout = dataset, Path(root).expanduser(), layout
         self._fraction, self._use_restval, self._on_missing = fraction, use_restval, on_missing
         self._prepared = prepared

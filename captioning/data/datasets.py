@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+from captioning.config import Built, PhotographsConfig
 from captioning.data.readers import coco, flickr, karpathy
 from captioning.data.records import Photograph
 from captioning.errors import UserError
@@ -111,6 +112,12 @@ def find_photographs(dataset: str, root: Path, layout: str = "auto") -> list[Pho
     photographs = chosen.read(root, files)
     _refuse_caption_folder(root, chosen, photographs)
     return photographs
+
+
+def require_data(data: Built) -> None:
+    """Raise UserError where `data` names photographs that are not there."""
+    if isinstance(data, PhotographsConfig):
+        recognise(data.dataset, Path(data.root).expanduser(), data.layout)
 
 
 def recognise(dataset: str, root: Path, layout: str = "auto") -> Layout:

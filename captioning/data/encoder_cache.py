@@ -64,8 +64,6 @@ class EncodedFile:
     """
 
     def __init__(self, folder: Path, encoder: FrozenEncoder, picture_format: PictureFormat, stored_as: str):
-        if stored_as not in STORED:
-            raise UserError(f"encoder_cache_dtype={stored_as} is none of {', '.join(STORED)}")
         self._shape, self._dtype = encoder.shape, STORED[stored_as]
         address = json.dumps([encoder.key, asdict(picture_format), stored_as, encoder.shape])
         self.folder = folder / digest_of(address).hex()

@@ -54,7 +54,6 @@ def split_photographs(
     Raises:
         UserError: an image id or a file in two splits; no photographs to train or validate on; missing files.
     """
-    check_division(fraction=fraction, use_restval=use_restval, on_missing=on_missing)
     _refuse_repeated(photographs)
     if any(photograph.split for photograph in photographs):
         divided = _by_files(photographs, use_restval)
@@ -65,21 +64,6 @@ def split_photographs(
     divided = without_missing(divided, on_missing)
     refuse_empty(divided)
     return divided
-
-
-def check_division(*, fraction: float, use_restval: bool, on_missing: str) -> None:
-    """Raise UserError for values that `split_photographs` cannot use."""
-    check_on_missing(on_missing)
-    if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 < fraction <= 1:
-        raise UserError(f"data.fraction={fraction} must be above 0 and at most 1")
-    if not isinstance(use_restval, bool):
-        raise UserError(f"data.use_restval={use_restval} must be true or false")
-
-
-def check_on_missing(on_missing: str) -> None:
-    """Raise UserError for anything but `error` and `skip`."""
-    if on_missing not in ("error", "skip"):
-        raise UserError(f"data.on_missing={on_missing} must be error or skip")
 
 
 def _refuse_repeated(photographs: Sequence[Photograph]) -> None:

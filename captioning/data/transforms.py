@@ -116,13 +116,9 @@ class TrainingTransform:
         contrast: float,
         flip: bool,
     ):
-        self._crop_scale = _checked_scale(crop_scale)
+        self._crop_scale = None if crop_scale is None else (crop_scale[0], crop_scale[1])
         self._framed = (EvaluationTransform if crop_scale is None else QuickTransform)(picture_format)
-        self._brightness = _checked_jitter("brightness", brightness)
-        self._contrast = _checked_jitter("contrast", contrast)
-        if not isinstance(flip, bool):
-            raise UserError(f"data.augmentation.flip={flip!r} must be true or false")
-        self._flip = flip
+        self._brightness, self._contrast, self._flip = brightness, contrast, flip
 
     def __call__(self, image: Image.Image, generator: torch.Generator, may_flip: bool) -> Tensor:
         """RGB picture of any size -> uint8 (3, H, W), a pure function of the generator's state.
@@ -171,28 +167,6 @@ def _jittered(pixels: Tensor, brightness: float, contrast: float) -> Tensor:
 
 def _between(least: float, most: float, draw: float) -> float:
     return least + (most - least) * draw
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _checked_scale(scale: Sequence[float] | None) -> tuple[float, float] | None:
-    if scale is None:
-        return None
-    pair = tuple(scale) if isinstance(scale, Sequence) and not isinstance(scale, str) else ()
-    if len(pair) != 2 or not all(map(_is_number, pair)) or not 0 < pair[0] <= pair[1] <= 1:
-        raise UserError(
-            f"data.augmentation.crop_scale={scale} must be null or two parts of the area in rising order, "
-            "above 0 and at most 1, for example [0.7,1.0]"
-        )
-    return float(pair[0]), float(pair[1])
-
-
-def _checked_jitter(name: str, value: float) -> float:
-    if not _is_number(value) or not 0 <= value < 1:
-        raise UserError(f"data.augmentation.{name}={value} must be a number from 0 (off) to below 1")
-    return float(value)
 
 
 CHANNELS = 4  # Pillow stores RGB in four bytes, the last of which means nothing

@@ -14,7 +14,6 @@ from captioning.data.batch import PictureFormat
 from captioning.data.datamodule import CaptionDataModule
 from captioning.data.records import Split
 from captioning.data.tokenizer import CaptionTokenizer
-from captioning.errors import require_whole
 from captioning.shapes.grammar import captions_of, perplexity_floor
 from captioning.shapes.scenes import draw, scene_of, split_indices
 
@@ -56,8 +55,6 @@ class ShapesDataModule(CaptionDataModule):
         self, *, image_size: int | None, train_pictures: int, val_pictures: int, test_pictures: int, **common: Any
     ):
         super().__init__(**common)
-        if image_size is not None:
-            require_whole("data.image_size", image_size, 1)
         self._image_size = image_size
         self._counts = {"train": train_pictures, "val": val_pictures, "test": test_pictures}
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from captioning.config import TrainConfig
+from captioning.config import TrainConfig, data_set_of
 from captioning.errors import UserError
 from captioning.files import readable
-from captioning.runs import data_set_of, read_checkpoint
+from captioning.runs import read_checkpoint
 from captioning.training.lightning_internals import unfinished_epoch
 
 SAVED_AS = "settings"  # in a checkpoint

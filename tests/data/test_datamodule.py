@@ -168,28 +168,6 @@ def test_a_tokenizer_is_learned_from_the_training_captions_or_loaded(tmp_path):
     assert module(tokenizer=str(tmp_path)).tokenizer.encode(CAPTIONS) == learned.encode(CAPTIONS)
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "said"),
-    [
-        ("batch_size", 0, r"^data\.batch_size=0 must be a whole number of at least 1$"),
-        ("batch_size", 2.5, r"data\.batch_size=2\.5 must be a whole number"),
-        ("batch_size", True, r"data\.batch_size=True must be a whole number"),
-        ("captions_per_image", 0, r"data\.captions_per_image=0 .* at least 1"),
-        ("captions_per_image", "five", r"data\.captions_per_image=five must"),
-        ("max_tokens", 1, r"data\.max_tokens=1 .* at least 2"),
-        ("max_tokens", None, r"data\.max_tokens=None must"),
-        ("num_workers", -1, r"data\.num_workers=-1 .* at least 0"),
-        ("overfit_images", 0, r"data\.overfit_images=0 .* at least 1"),
-        ("overfit_images", True, r"data\.overfit_images=True must"),
-        ("augmentation", NO_AUGMENTATION | {"brightness": 7}, r"data\.augmentation\.brightness=7"),
-        ("augmentation", NO_AUGMENTATION | {"crop_scale": [1, 0.5]}, r"data\.augmentation\.crop_scale"),
-    ],
-)
-def test_a_bad_value_is_refused_by_its_key_before_anything_is_read(key, value, said):
-    with pytest.raises(UserError, match=said):
-        Drawn(**COMMON | {key: value})
-
-
 def test_captions_longer_than_the_decoder_are_refused_with_both_numbers():
     made = Drawn(**COMMON)
     said = (

@@ -18,8 +18,6 @@ from captioning.model.generation.steps import (
     Caption,
     StepwiseDecoder,
     caption_of,
-    require_finite,
-    require_whole,
     worth_leaving,
 )
 
@@ -137,9 +135,6 @@ def _chosen(field: Tensor, index: Tensor) -> Tensor:
     return field[torch.arange(len(field), device=field.device)[:, None], index]
 
 
-STRONGEST_PENALTY = 10  # 40 tokens to the 10th is 10^16: the length decides alone
-
-
 @dataclass(frozen=True)
 class Beam:
     """The `num_beams` best beginnings are kept at every step; the ended caption of the best score wins.
@@ -158,31 +153,6 @@ class Beam:
     no_repeat_ngram_size: int  # no run of so many tokens occurs twice in a caption; 0 lets them
     min_new_tokens: int  # tokens, EOS excluded, as transformers counts them here
     n_best: int  # the most captions returned for a picture
-
-    def __post_init__(self) -> None:
-        require_whole("max_new_tokens", self.max_new_tokens)
-        require_whole("num_beams", self.num_beams)
-        require_finite("length_penalty", self.length_penalty)
-        if abs(self.length_penalty) > STRONGEST_PENALTY:
-            raise UserError(
-                f"decoding.length_penalty={self.length_penalty} must be from -{STRONGEST_PENALTY} to "
-                f"{STRONGEST_PENALTY}; 1 compares the means of tokens"
-            )
-        if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
-            raise UserError(f"decoding.early_stopping={self.early_stopping} is none of true, false, never")
-        require_whole("no_repeat_ngram_size", self.no_repeat_ngram_size, least=0)
-        require_whole("min_new_tokens", self.min_new_tokens, least=0)
-        require_whole("n_best", self.n_best)
-        if self.min_new_tokens > self.max_new_tokens:
-            raise UserError(
-                f"decoding.min_new_tokens={self.min_new_tokens} must be at most "
-                f"decoding.max_new_tokens={self.max_new_tokens}"
-            )
-        if self.n_best > self.num_beams:
-            raise UserError(
-                f"decoding.n_best={self.n_best} must be at most decoding.num_beams={self.num_beams}; "
-                f"for more captions, search with decoding.num_beams={self.n_best}"
-            )
 
     @property
     def room(self) -> int:

@@ -11,13 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captioning.errors import UserError
 from captioning.model.generation.steps import (
     Caption,
     StepwiseDecoder,
     caption_of,
-    require_finite,
-    require_whole,
     worth_leaving,
 )
 
@@ -73,9 +70,6 @@ class Greedy:
 
     max_new_tokens: int  # tokens, EOS included
 
-    def __post_init__(self) -> None:
-        require_whole("max_new_tokens", self.max_new_tokens)
-
     @property
     def room(self) -> int:
         """Tokens that a picture is fed."""
@@ -103,21 +97,6 @@ class Sampling:
     top_k: int | None
     top_p: float
     seed: int
-
-    def __post_init__(self) -> None:
-        require_whole("max_new_tokens", self.max_new_tokens)
-        require_finite("temperature", self.temperature)
-        require_finite("top_p", self.top_p)
-        if not self.temperature > 0:
-            raise UserError(
-                f"decoding.temperature={self.temperature} must be above 0; for the most probable word each time, "
-                "use decoding=greedy"
-            )
-        if self.top_k is not None:
-            require_whole("top_k", self.top_k)
-        require_whole("seed", self.seed, least=0)
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"decoding.top_p={self.top_p} must be above 0 and at most 1; 1 keeps every token")
 
     @property
     def room(self) -> int:

@@ -5,7 +5,6 @@ A picture is encoded once, and its keys and values are projected once and kept.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -14,7 +13,6 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, EncoderDecoderCache
 from transformers.cache_utils import DynamicLayer
 
-from captioning import errors
 from captioning.errors import UserError
 from captioning.model.captioner import ImageCaptioner
 
@@ -39,17 +37,6 @@ def caption_of(tokens: Sequence[int], log_probability_sum: float, eos_token_id: 
     row = list(tokens)
     length = row.index(eos_token_id) if eos_token_id in row else len(row)
     return Caption(row[:length], log_probability_sum / min(length + 1, len(row)))
-
-
-def require_whole(name: str, value: object, least: int = 1) -> None:
-    """Raise UserError unless `decoding.<name>` is a whole number of at least `least`."""
-    errors.require_whole(f"decoding.{name}", value, least)
-
-
-def require_finite(name: str, value: object) -> None:
-    """Raise UserError unless `decoding.<name>` is a finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise UserError(f"decoding.{name}={value} must be a finite number, such as 1.0")
 
 
 class Decoding(Protocol):

@@ -239,33 +239,9 @@ def test_sampling_among_one_token_is_greedy(captioner, pictures):
     assert sampled(captioner, pictures, 64, temperature=1e-4) == greedy
 
 
-@pytest.mark.parametrize(
-    ("wrong", "way_out"),
-    [
-        ({"temperature": 0}, r"decoding\.temperature=0 must be above 0.*use decoding=greedy"),
-        ({"temperature": -1.0}, r"decoding\.temperature=-1\.0"),
-        ({"temperature": float("nan")}, r"decoding\.temperature=nan"),
-        ({"temperature": float("inf")}, r"decoding\.temperature=inf must be a finite number"),
-        ({"top_p": None}, r"decoding\.top_p=None must be a finite number"),
-        ({"top_p": 0}, r"decoding\.top_p=0 must be above 0 and at most 1"),
-        ({"top_p": 1.5}, r"decoding\.top_p=1\.5"),
-        ({"top_k": 0}, r"decoding\.top_k=0 must be a whole number of at least 1"),
-        ({"top_k": 2.5}, r"decoding\.top_k=2\.5"),
-        ({"max_new_tokens": 0}, r"decoding\.max_new_tokens=0 must be a whole number of at least 1"),
-        ({"seed": -1}, r"decoding\.seed=-1 must be a whole number of at least 0"),
-        ({"seed": None}, r"decoding\.seed=None"),
-    ],
-)
-def test_a_setting_that_cannot_decode_is_refused(wrong, way_out):
-    with pytest.raises(UserError, match=way_out):
-        sampling(**wrong)
-
-
 def test_more_tokens_than_the_model_has_positions_for_are_refused(captioner, pictures):
     with pytest.raises(UserError, match=r"decoding\.max_new_tokens=48 is more than this model's limit of 47"):
         generate(captioner, pictures[:1], Greedy(48))
-    with pytest.raises(UserError, match=r"decoding\.max_new_tokens=0"):
-        Greedy(0)
 
 
 def test_gradient_checkpointing_does_not_change_captions(captioner, pictures):
