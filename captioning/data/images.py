@@ -144,7 +144,7 @@ def _jpeg(data: bytes) -> Image.Image | None:
 
     Both use libjpeg-turbo, which goes on over damage with a warning and fills the rest with grey. Pillow drops the
     warning; simplejpeg raises it. Bytes that are left over behind a whole picture, as some cameras leave them, are
-    none. Damage that gives another valid code is seen by nobody.
+    no damage. Damage that gives another valid code goes unnoticed.
     """
     if data.count(START_OF_SCAN) > MAX_SCANS:
         raise UnreadablePicture(f"more than {MAX_SCANS} scans in this JPEG")

@@ -110,8 +110,8 @@ class CaptionRows(Dataset[Row]):
     """Rows of at most K captions and their picture; every caption of every picture is in exactly one row an epoch.
 
     A picture with n captions gives ceil(n / K) rows of near-equal length: with K = 5 nearly always one, with K = 1
-    the classic one-caption rows. Which captions share a row is drawn anew each epoch. An index is (epoch, row), so
-    that workers that outlive an epoch need not be told about it.
+    the classic one-caption rows. Which captions share a row is drawn anew each epoch. An index is (epoch, row):
+    workers outlive epochs, and learn from it which one it is.
     """
 
     def __init__(

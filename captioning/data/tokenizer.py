@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
 
 from captioning.errors import UserError
 from captioning.hub import out_of_reach
@@ -42,8 +43,6 @@ class CaptionTokenizer:
         Raises:
             UserError: if it is neither in a folder of that name, nor in the local cache, nor to be fetched.
         """
-        from transformers import GPT2Tokenizer  # imported late: it takes most of a second
-
         way_out = "point data.tokenizer to a folder that holds GPT-2's vocab.json and merges.txt"
         if Path(name_or_folder).is_dir():
             problem = "is a folder without a readable tokenizer.json, or vocab.json and merges.txt"
@@ -66,7 +65,7 @@ class CaptionTokenizer:
         `key` is the one that named the model.
 
         Raises:
-            UserError: if there is none that can be had and is whole, or it lacks one of the two tokens.
+            UserError: if there is none that is whole, or it lacks one of the two tokens.
         """
         way_out = "put the model's own tokenizer.json, or vocab.json and merges.txt, beside its weights"
         try:
@@ -113,8 +112,6 @@ class CaptionTokenizer:
 
     def save_pretrained(self, folder: Path, pad_token_id: int) -> None:
         """Write `tokenizer.json` and `tokenizer_config.json`, which transformers loads as a fast tokenizer."""
-        from transformers import PreTrainedTokenizerFast
-
         backend = Tokenizer.from_str(self.to_json())
         backend.post_processor = processors.ByteLevel(trim_offsets=False)  # as GPT-2's, which adds no BOS or EOS
         ids = {"bos": self.bos_token_id, "eos": self.eos_token_id, "pad": pad_token_id}
@@ -180,8 +177,6 @@ def _template(backend: Tokenizer, bos_token_id: int, eos_token_id: int) -> proce
 
 def _beside_weights(name: str) -> Tokenizer:
     """The backend of whichever fast tokenizer a model of transformers has; GPT-2's where its files do not say."""
-    from transformers import AutoTokenizer, GPT2Tokenizer
-
     try:
         found = AutoTokenizer.from_pretrained(name, local_files_only=out_of_reach(), trust_remote_code=False)
     except (OSError, ValueError, KeyError):
