@@ -156,7 +156,7 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")  # the frozen ones, on purpose
     warnings.filterwarnings("ignore", message="It is recommended to use .*sync_dist=True")  # what is logged is summed
-    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")  # DDP, of the CLS token
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")  # DDP, of a prefix token
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # it is a resumed run
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")  # Lightning 2.6 and torch 2.15
 

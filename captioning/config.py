@@ -239,7 +239,7 @@ class TinyModelConfig(ModelConfig):
 
 
 class PretrainedModelConfig(ModelConfig):
-    """A pretrained ViT and GPT-2: what `captioning.model.build.from_pretrained` makes."""
+    """A pretrained encoder and GPT-2: what `captioning.model.build.from_pretrained` makes."""
 
     encoder: Text = key("A vision encoder.", must="a hub name or a local folder")
     decoder: Text = key("A GPT-2.", must="a hub name or a local folder")

@@ -1,6 +1,7 @@
 """The arrows of the design: who may import whom, and what every file owes its reader."""
 
 import ast
+import re
 from pathlib import Path
 
 from conftest import ROOT
@@ -125,6 +126,12 @@ def test_every_module_public_class_and_public_function_says_what_it_is():
         silent += [] if ast.get_docstring(tree) else [str(path)]
         silent += [f"{path.name}: {node.name}" for node in public if not ast.get_docstring(node)]
     assert not silent
+
+
+def test_what_tells_encoders_apart_stands_in_one_file():
+    seam = MODULES["captioning.model.encoders"]
+    known = re.compile(r"\bViT|\bCLS\b|cls_token|\bposition_embedding|pooler")
+    assert not [str(path) for path in FILES if path != seam and known.search(path.read_text(encoding="utf-8"))]
 
 
 def test_functions_are_short_and_take_few_parameters():

@@ -3,7 +3,7 @@
 A row is one picture and some of its captions laid end to end, so that the picture is encoded once for all of them.
 
 Letters used in shape comments: B rows, S packed tokens of a row, K captions of a row, H and W the picture's height and
-width, P encoded patches (CLS included), D the encoder's width.
+width, P encoded patches (prefix tokens included), D the encoder's width.
 """
 
 from collections.abc import Callable, Sequence

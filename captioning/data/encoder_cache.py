@@ -5,7 +5,7 @@ the order in which they were made; `index` has a digest for each. An entry count
 written, and its digest is written only after the entry is on the disk: whoever is killed leaves whole entries behind,
 and the next one goes on there. Writers hold `lock`, readers need none.
 
-Letters: P patches (CLS included), D the encoder's width.
+Letters: P patches (prefix tokens included), D the encoder's width.
 """
 
 import hashlib

@@ -75,7 +75,7 @@ def load_weights(
     """A model of class `kind`, made with `arguments`, with the weights of a checkpoint.
 
     Every weight of the model comes from the checkpoint or satisfies `may_be_new`; weights that the checkpoint has
-    beyond the model's (a pooler, a classifier) are logged. They are read from safetensors; if the source allows it
+    beyond the model's (such as a classifier) are logged. They are read from safetensors; if the source allows it
     from PyTorch's own files too, but as data: what would run code is refused. Code that comes with a model never runs.
 
     Raises:

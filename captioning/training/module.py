@@ -86,12 +86,6 @@ def options_of(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
     return [{name: group[name] for name in ("weight_decay", "betas", "fused")} for group in optimizer.param_groups]
 
 
-def is_decayed(name: str, parameter: nn.Parameter) -> bool:
-    """Matrices are decayed; biases, norms, the CLS token and position embeddings are not (as in timm and nanoGPT)."""
-    position_like = any(part in name for part in ("cls_token", "position_embeddings", "wpe"))
-    return parameter.ndim >= 2 and not position_like
-
-
 @torch.no_grad()
 def scale_and_clip(parameters: list[nn.Parameter], scale: float | Tensor, max_norm: float | None) -> Tensor:
     """Multiply the gradients by `scale`, then shorten them to `max_norm` if they are longer; in one pass over memory.
