@@ -13,6 +13,7 @@ import difflib
 import json
 import types
 from collections.abc import Iterator, Mapping
+from copy import copy
 from itertools import pairwise
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -29,6 +30,7 @@ from pydantic import (
     Strict,
     Tag,
     ValidationError,
+    create_model,
     model_validator,
 )
 from pydantic.fields import FieldInfo
@@ -167,8 +169,16 @@ class ShapesConfig(DataConfig):
     test_pictures: Count = key("Pictures to test on.")
 
 
-class OwnDataConfig(Own):
-    """A user's own data module."""
+def _shared() -> dict[str, Any]:
+    """The keys of every data set of ours, none of which a user's own must have."""
+    shared = {name: copy(field) for name, field in DataConfig.model_fields.items() if name != "target"}
+    for field in shared.values():
+        field.default = None
+    return {name: (field.annotation, field) for name, field in shared.items()}
+
+
+class OwnDataConfig(create_model("SharedData", __base__=Own, **_shared())):  # type: ignore[misc]
+    """A user's own data module; the keys that it shares with ours are checked as theirs."""
 
 
 Data = Annotated[
@@ -524,9 +534,7 @@ class TrainConfig(Section):
                 f"from epoch {start}; choose stage=cross_attention or stage=decoder, or leave encoder_cache=null"
             )
         data = self.data
-        if isinstance(data, OwnDataConfig) or data.overfit_images is not None:
-            return self
-        if on := data.augmentation.switched_on:
+        if data.overfit_images is None and data.augmentation and (on := data.augmentation.switched_on):
             raise UserError(
                 f"encoder_cache={self.encoder_cache} needs pictures that are the same in every epoch; switch their "
                 f"augmentation off with {' '.join(on)}, or leave encoder_cache=null"

@@ -189,6 +189,13 @@ def test_a_cache_of_encodings_needs_the_same_encoder_and_the_same_pictures():
     )
     accepted("train", ["stage=decoder", *DRAWN], "encoder_cache=auto")
     accepted("train", ["stage=decoder"], "encoder_cache=auto", "data.overfit_images=8")
+    own = "data._target_=mine.Data"
+    assert "augmentation off with" in sentence("train", ["stage=decoder", own], "encoder_cache=auto")
+
+
+def test_keys_that_a_data_set_of_ones_own_shares_with_ours_are_checked_as_theirs():
+    own = "data={_target_: mine.Data, root: 3, batch_size: many}"
+    assert sentence("train", [], own) == "data.batch_size=many must be a whole number of at least 1"
 
 
 @pytest.mark.parametrize(
