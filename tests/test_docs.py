@@ -1,0 +1,231 @@
+"""The documents are true: links, paths, commands and keys exist, and the worked examples run."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+from conftest import ROOT
+from data_sets import draw_photograph, write
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+from worked_examples import EXAMPLES
+
+from captioning.cli import quoted
+from captioning.config import PredictConfig, PrepareConfig, TrainConfig, checked
+
+CONF = ROOT / "conf"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*PAGES, ROOT / "benchmarks" / "RESULTS.md"]
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+KINDS = {"train": TrainConfig, "predict": PredictConfig, "prepare": PrepareConfig}
+
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+COMMAND = re.compile(r"python (train|predict|prepare)\.py(.*)")
+NO_KEYS = {"weights_only"}  # arguments of Python functions
+KEY = re.compile(r"^\+?([a-z_]+(?:\.[a-z_]+)*)=(.*)$")
+
+
+def text_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def section(title: str, page: str = ARCHITECTURE) -> str:
+    """What stands under a heading, up to the next."""
+    return re.split(r"^## ", page.split(f"## {title}\n")[1], maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def anchors(page: Path) -> set[str]:
+    """Of its headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", text_of(page)), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_links_lead_somewhere():
+    broken = []
+    for page in DOCUMENTS:
+        for link in LINK.findall(text_of(page)):
+            if "://" in link:
+                continue
+            path, _, anchor = unquote(link).partition("#")
+            target = page.parent / path if path else page
+            if not target.exists() or (anchor and anchor not in anchors(target)):
+                broken.append(f"{page.name}: {link}")
+    assert not broken
+
+
+def test_paths_that_are_named_exist():
+    missing = []
+    for page in DOCUMENTS:
+        text = text_of(page)
+        for path in re.findall(r"\b(?:captioning|benchmarks|tests|conf|docs)/[\w./*-]*\w", text):
+            missing += [] if path in EXAMPLES or [*ROOT.glob(path)] else [f"{page.name}: {path}"]
+        for name in re.findall(r"\btest_\w+\*?\.py", text):
+            missing += [] if [*(ROOT / "tests").rglob(name)] else [f"{page.name}: {name}"]
+    assert not missing
+
+
+def test_the_readme_is_short_and_leads_to_every_document():
+    readme = text_of(ROOT / "README.md")
+    assert len(readme.splitlines()) <= 210
+    others = [*DOCUMENTS[1:], ROOT / "LICENSE", ROOT / "CITATION.cff", *(ROOT / "docs").glob("*.png")]
+    assert not [page.name for page in others if f"({page.relative_to(ROOT)})" not in readme]
+
+
+def test_pictures_are_small():
+    assert all(picture.stat().st_size < 150_000 for picture in (ROOT / "docs").glob("*.png"))
+
+
+def test_every_make_target_that_is_named_exists():
+    targets = set(re.findall(r"^([a-z-]+):", text_of(ROOT / "Makefile"), re.MULTILINE))
+    named = {name for page in DOCUMENTS for name in re.findall(r"(?:^|`)make ([a-z-]+)", text_of(page), re.MULTILINE)}
+    assert named <= targets
+
+
+@pytest.mark.parametrize(("walk", "most"), [("A caption's way to the loss", 14), ("A picture's way to its line", 12)])
+def test_walks_are_short(walk, most):
+    files = re.findall(r"^\d+\. \[`.*`\]\(\.\./(\S+\.py)\)", section(walk), re.MULTILINE)
+    assert 5 < len(files) == len(set(files)) <= most
+    assert not [path for path in files if not (ROOT / path).is_file()]
+
+
+def test_the_tree_has_every_file_of_the_house():
+    tree, folders, named = section("The tree"), [], set()
+    for line in FENCE.search(tree)[2].splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        for name in re.match(r"\s*((?:[\w.]+/?\s)*[\w.]+/?)(?:\s\s|$)", line)[1].split():
+            path = "/".join([*folders[:depth], name.rstrip("/")])
+            named.add(path)
+            if name.endswith("/"):
+                folders = [*folders[:depth], name.rstrip("/")]
+    files = {str(path.relative_to(ROOT)) for path in (ROOT / "captioning").rglob("*.py") if path.stem[:2] != "__"}
+    inside = {path for path in files if any(path.startswith(f"{folder}/") for folder in named) and path not in named}
+    assert {path for path in named if not (ROOT / path).exists()} == set()
+    whole_rooms = {
+        path for path in inside if not any(Path(other).parent == Path(path).parent for other in named & files)
+    }
+    assert files - named - whole_rooms == set()
+
+
+# ------------------------------------------------------------------------------------------------ commands and keys
+
+
+def commands() -> list[tuple[str, str, list[str]]]:
+    """(page, script, arguments) of each command of ours in a code block."""
+    found = []
+    for page in DOCUMENTS:
+        for _, block in FENCE.findall(text_of(page)):
+            for line in block.replace("\\\n", " ").splitlines():
+                if command := COMMAND.search(line):
+                    found.append((page.name, command[1], shlex.split(command[2], comments=True)))
+    return found
+
+
+def composed(script: str, arguments: list[str]) -> object:
+    arguments = [quoted(argument) for argument in arguments if not argument.startswith(("-", "hydra"))]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(script, arguments)
+
+
+def test_every_command_composes_to_a_configuration_that_is_allowed():
+    found = commands()
+    assert len(found) > 20
+    for page, script, arguments in found:
+        if "-m" in arguments:  # of a sweep the first job
+            arguments = [re.sub(r"^(\w+=\d+),.*", r"\1", argument) for argument in arguments]
+        try:
+            checked(composed(script, arguments), KINDS[script])
+        except Exception as error:
+            raise AssertionError(f"{page}: python {script}.py {shlex.join(arguments)}: {error}") from error
+        finally:
+            GlobalHydra.instance().clear()
+
+
+def keys(config: object, prefix: str = "") -> set[str]:
+    """Dotted names of all keys and sections."""
+    found = set()
+    for name, value in config.items() if isinstance(config, dict) else ():
+        found |= {prefix + name} | keys(value, f"{prefix}{name}.")
+    return found
+
+
+@pytest.fixture(scope="module")
+def known() -> set[str]:
+    """Every key of every group, the groups, and what `lightning.Trainer` takes."""
+    choices = [("train", data, model) for data, model in product(["coco", "shapes"], ["tiny", "vit_gpt2"])]
+    lines = [(script, [f"data={data}", f"model={model}", "stage=scst"]) for script, data, model in choices]
+    lines += [("predict", [f"decoding={name}", "data=coco"]) for name in ("greedy", "sampling", "beam")]
+    lines += [("prepare", [])]
+    found = {folder.name for folder in CONF.iterdir() if folder.is_dir()}
+    for script, arguments in lines:
+        found |= keys(OmegaConf.to_container(composed(script, arguments), resolve=False))
+        GlobalHydra.instance().clear()
+    return found
+
+
+def test_every_key_and_choice_that_is_mentioned_exists(known):
+    wrong = []
+    for page in PAGES:
+        prose = FENCE.sub("", text_of(page)).replace("\\|", "|")
+        for word in (word for code in re.findall(r"`([^`]+)`", prose) for word in code.split()):
+            if not (match := KEY.match(word)) or match[1] in NO_KEYS:
+                continue
+            name, value = match.groups()
+            if name not in known and not name.startswith(("trainer.", "hydra.")):
+                wrong.append(f"{page.name}: {word}")
+            if (CONF / name).is_dir() and value:
+                there = {path.stem for path in (CONF / name).glob("*.yaml")}
+                there |= {Path(name_of).stem for name_of in EXAMPLES if name_of.startswith(f"conf/{name}/")}
+                wrong += [f"{page.name}: {word}" for one in value.split("|") if one not in there]
+    assert not wrong
+
+
+# ------------------------------------------------------------------------------------------------------ worked examples
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory) -> Path:
+    """A copy of the project with all of it: new files are written, those that exist get the code at their end."""
+    house = tmp_path_factory.mktemp("extended")
+    for folder in ("captioning", "conf"):
+        shutil.copytree(ROOT / folder, house / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for script in ("train.py", "predict.py"):
+        shutil.copy(ROOT / script, house)
+    for name, code in EXAMPLES.items():
+        with (house / name).open("a", encoding="utf-8") as file:
+            file.write(f"\n{code}")
+    rows = [{"file": f"{i}.jpg", "captions": ["a cat", "a grey cat"], "split": "val" if i else "train"} for i in (0, 1)]
+    for place in ("pictures/0.jpg", "pictures/1.jpg", *(f"{split}/a bird.jpg" for split in ("train", "val", "test"))):
+        draw_photograph(house / "data" / "mine" / place)
+    write(house / "data" / "mine" / "captions.jsonl", *map(json.dumps, rows))
+    return house
+
+
+def run(house: Path, *command: str) -> str:
+    """What a command of the extended project prints."""
+    done = subprocess.run([sys.executable, *command], cwd=house, text=True, capture_output=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_the_worked_examples_train_and_predict(extended):
+    tiny = ("model=tiny", "model.image_size=16", "model.encoder_layers=1", "model.decoder_layers=1")
+    run(
+        *(extended, "train.py", "-m", "data=mine,birds", *tiny, "trainer=cpu", "logger=lines", "debug=smoke"),
+        *("data.root=data/mine", "data.tokenizer=null", "stage.best_by=val/distinct", "hydra.sweep.dir=runs"),
+    )
+    for job in (extended / "runs" / "0", extended / "runs" / "1"):
+        lines = [json.loads(line) for line in (job / "lines.jsonl").read_text(encoding="utf-8").splitlines()]
+        assert 0 <= next(line["val/distinct"] for line in lines if "val/distinct" in line) <= 1
+        assert "Val Distinct" in (job / "results.md").read_text(encoding="utf-8")
+    run(extended, "predict.py", "checkpoint=runs/0", "input=data/mine/pictures", "output=captions.tsv")
+    lines = (extended / "captions.tsv").read_text(encoding="utf-8").splitlines()
+    assert [line.partition("\t")[0] for line in lines] == ["data/mine/pictures/0.jpg", "data/mine/pictures/1.jpg"]
