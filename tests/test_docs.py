@@ -118,14 +118,14 @@ def test_the_tree_has_every_file_of_the_house():
 # ------------------------------------------------------------------------------------------------ commands and keys
 
 
-def commands() -> list[tuple[str, str, list[str]]]:
-    """(page, script, arguments) of each command of ours in a code block."""
-    found = []
+def commands() -> dict[tuple[str, ...], str]:
+    """Each command of ours in a code block, as script and arguments, and a page that has it."""
+    found = {}
     for page in DOCUMENTS:
         for _, block in FENCE.findall(text_of(page)):
             for line in block.replace("\\\n", " ").splitlines():
                 if command := COMMAND.search(line):
-                    found.append((page.name, command[1], shlex.split(command[2], comments=True)))
+                    found[command[1], *shlex.split(command[2], comments=True)] = page.name
     return found
 
 
@@ -138,7 +138,7 @@ def composed(script: str, arguments: list[str]) -> object:
 def test_every_command_composes_to_a_configuration_that_is_allowed():
     found = commands()
     assert len(found) > 20
-    for page, script, arguments in found:
+    for (script, *arguments), page in found.items():
         if "-m" in arguments:  # of a sweep the first job
             arguments = [re.sub(r"^(\w+=\d+),.*", r"\1", argument) for argument in arguments]
         try:
