@@ -1,15 +1,12 @@
 """Caption photographs: `python predict.py checkpoint=RUN_DIR input=FOLDER`, or a data set: `data=coco split=val`."""
 
 import sys
-from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
 
-from captioning.cli import one_sentence_errors, prepared_arguments
+from captioning.cli import CONF, one_sentence_errors, prepared_arguments
 from captioning.prediction.plan import planned, predict_config
-
-CONF = Path(__file__).parent / "conf"
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="predict")

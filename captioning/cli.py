@@ -34,7 +34,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from captioning.config import KINDS, Kind, Section, checked
-from captioning.errors import Stopped, UserError, require_whole
+from captioning.errors import Stopped, UserError
 from captioning.files import readable
 from captioning.runs import is_requeued, is_run, make_folder, overrides_of_run, refuse_existing_run
 from captioning.weights import refuse_overruled
@@ -115,13 +115,6 @@ def _objections() -> tuple[type[Exception], ...]:
     return (TypeError, ValueError, OmegaConfBaseException, *lightnings)
 
 
-def plain(config: DictConfig, *keys: str) -> dict[str, Any]:
-    """The resolved configuration, or these keys of it, as plain containers."""
-    container = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(container, dict)
-    return {str(key): value for key, value in container.items() if not keys or key in keys}
-
-
 LOADER_DIED = "DataLoader worker (pid"  # how torch begins to say that one ended, by a signal or by itself
 
 
@@ -159,21 +152,6 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")  # DDP, of a prefix token
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # it is a resumed run
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")  # Lightning 2.6 and torch 2.15
-
-
-def require(config: DictConfig, key: str, example: str) -> Any:
-    """The value of a key that has no default."""
-    value = plain(config, key).get(key)
-    if value is None:
-        raise UserError(f"{key} is missing; say which, for example {example}")
-    return value
-
-
-def whole(config: DictConfig, key: str, least: int) -> int:
-    """The value of a key, perhaps a dotted one, that must be a whole number of at least `least`."""
-    value = OmegaConf.select(config, key)
-    require_whole(key, value, least)
-    return value
 
 
 ALWAYS_NEEDED = ("data", "model", "stage", "decoding", "trainer")

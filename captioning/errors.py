@@ -1,4 +1,4 @@
-"""A user's mistake, told apart from a bug of ours; the commonest one, a number that is none; and a wish to stop."""
+"""A user's mistake, which is no bug of ours; and a wish to stop."""
 
 
 class UserError(ValueError):
@@ -20,9 +20,3 @@ class Stopped(SystemExit):
     def __init__(self, status: int, words: str):
         super().__init__(status)
         self.words = words
-
-
-def require_whole(key: str, value: object, least: int = 1) -> None:
-    """Raise UserError unless the value of `key` is a whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UserError(f"{key}={value} must be a whole number of at least {least}")

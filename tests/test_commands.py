@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 from torch._utils import ExceptionWrapper
 
-from captioning.cli import built, one_sentence_errors, plain, require, whole
+from captioning.cli import built, one_sentence_errors
 from captioning.errors import UserError
 
 
@@ -98,22 +98,3 @@ def test_a_bug_in_a_constructor_stays_a_bug():
     with pytest.raises(Exception, match="our own bug") as raised:
         built(thing(size=101), "group")
     assert not isinstance(raised.value, UserError)
-
-
-def test_keys_are_given_as_plain_and_resolved_values():
-    config = OmegaConf.create({"a": {"b": [1, "${c}"]}, "c": 2})
-    assert plain(config) == {"a": {"b": [1, 2]}, "c": 2}
-    assert plain(config, "a") == {"a": {"b": [1, 2]}}
-    assert require(config, "a", "a=1") == {"b": [1, 2]}
-
-
-def test_a_missing_value_is_asked_for_with_an_example():
-    with pytest.raises(UserError, match=r"^input is missing; say which, for example input=my_photos$"):
-        require(OmegaConf.create({"input": None}), "input", "input=my_photos")
-
-
-@pytest.mark.parametrize("value", [0, -1, 2.5, "many", None])
-def test_a_number_that_is_too_small_or_none_is_refused(value):
-    with pytest.raises(UserError, match=rf"^batch_size={value} must be a whole number of at least 1$"):
-        whole(OmegaConf.create({"batch_size": value}), "batch_size", 1)
-    assert whole(OmegaConf.create({"batch_size": 1}), "batch_size", 1) == 1

@@ -24,7 +24,7 @@ from captioning.data.batch import CaptionBatch, PictureFormat, Row, pack
 from captioning.data.images import UnreadablePicture
 from captioning.data.tokenizer import CaptionTokenizer
 from captioning.data.transforms import EvaluationTransform
-from captioning.errors import UserError, require_whole
+from captioning.errors import UserError
 from captioning.model.build import load_captioner
 from captioning.model.captioner import ImageCaptioner
 from captioning.model.cpu import with_int8_weights, with_packed_weights
@@ -354,7 +354,6 @@ def chosen_devices(name: str, processes: int) -> list[torch.device]:
     Raises:
         UserError: as `chosen_device`, or if there are not so many.
     """
-    require_whole("trainer.devices", processes, 1)
     device = chosen_device(name)
     if processes == 1 or device.type == "cpu":
         return [device] * processes
@@ -374,7 +373,6 @@ def reading_processes(device: torch.device, wanted: int | str) -> int:
     its threads that a reader has displaced, and is up to four times slower so (`benchmarks/prediction.py`).
     """
     if wanted != "auto":
-        require_whole("num_workers", wanted, 0)
         return int(wanted)
     return 0 if device.type == "cpu" else min(MOST_READERS, os.cpu_count() or 1)
 
@@ -383,10 +381,8 @@ def autocast(device: torch.device, precision: str | int) -> AbstractContextManag
     """The context in which a model runs at `precision`: 32, bf16, 16 or int8.
 
     Raises:
-        UserError: if it is none of these, or int8 and the device or the build of torch has no int8 layers.
+        UserError: if it is int8, and the device or the build of torch has no int8 layers.
     """
-    if str(precision) not in PRECISIONS:
-        raise UserError(f"precision={precision} is none of {', '.join(PRECISIONS)}")
     if str(precision) == "int8" and device.type != "cpu":
         raise UserError(f"precision=int8 is for device=cpu alone; on device={device} take precision=bf16 or 16")
     if str(precision) == "int8" and not torch.backends.mkldnn.is_available():

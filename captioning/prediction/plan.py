@@ -9,8 +9,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from captioning.config import PhotographsConfig, PredictConfig, checked
-from captioning.data.datasets import recognise
+from captioning.config import PredictConfig, checked
+from captioning.data.datasets import require_data
 from captioning.errors import UserError
 from captioning.prediction.inputs import InputPictures, files_of
 from captioning.prediction.journal import Journal, has_lines, lines_of
@@ -70,8 +70,8 @@ def planned(config: PredictConfig) -> Plan:
         pictures = files_of(config.input)
         format_of(output).check(output, pictures)
         complete = _complete(config, output, weights, pictures)
-    elif isinstance(config.data, PhotographsConfig):
-        recognise(config.data.dataset, Path(config.data.root).expanduser(), config.data.layout)
+    elif config.data is not None:
+        require_data(config.data)
     if not complete:
         check_output(output, config.overwrite, config.resume)
         if config.data is not None:

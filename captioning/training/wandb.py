@@ -5,7 +5,6 @@ wandb itself is imported where it is used, so that a run with another logger nee
 
 import logging
 import os
-import re
 import shutil
 import sys
 import uuid
@@ -30,8 +29,6 @@ from captioning.training.loggers import MetricsCsv
 from captioning.training.module import CaptioningModule
 
 log = logging.getLogger(__name__)
-
-PROJECT_NAME = re.compile(r"[\w.-]{1,128}")
 
 
 class WandbRows(WandbLogger):
@@ -87,8 +84,6 @@ def wandb_logger(run_dir: str, project: str, name: str | None, group: str | None
         raise UserError(
             "logger=wandb needs wandb, which is not installed; pip install wandb, or take logger=csv"
         ) from error
-    if not isinstance(project, str) or not PROJECT_NAME.fullmatch(project):
-        raise UserError(f"logger.wandb.project={project} must be a name of letters, digits, '-', '_' and '.'")
     folder = Path(run_dir)
     id_file = folder / "wandb-run-id.txt"
     if not id_file.is_file():

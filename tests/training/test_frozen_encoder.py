@@ -106,19 +106,7 @@ def test_a_resumed_run_is_served_by_the_encoder_of_its_checkpoint(tmp_path):
     assert first.module.captioner.encoder_fingerprint() != captioner.encoder_fingerprint()
 
 
-@pytest.mark.parametrize(
-    ("overrides", "said"),
-    [
-        (["stage=full"], "trains it from epoch 2; choose stage=cross_attention or stage=decoder"),
-        (["data.augmentation.flip=true", "data.augmentation.crop_scale=[0.7,1.0]"],
-         "data.augmentation.crop_scale=null data.augmentation.flip=false"),
-        (["encoder_cache_dtype=float8"], "encoder_cache_dtype=float8 is none of bfloat16, float32"),
-        (["encoder_cache=/proc/nowhere"], "name another folder in encoder_cache"),
-    ],
-)  # fmt: skip
-def test_what_cannot_be_cached_is_refused_in_a_sentence_with_the_way_out(command, tmp_path, overrides, said):
-    cache = f"encoder_cache={tmp_path / 'cache'}"
-    status, output = command("train.py", *SMALL, f"run_dir={tmp_path / 'run'}", cache, *overrides)
+def test_a_cache_that_cannot_be_written_is_refused_in_a_sentence_with_the_way_out(command, tmp_path):
+    status, output = command("train.py", *SMALL, f"run_dir={tmp_path / 'run'}", "encoder_cache=/proc/nowhere")
     assert status == 1
-    assert said in output and "Traceback" not in output
-    assert not (tmp_path / "cache").exists()
+    assert "name another folder in encoder_cache" in output and "Traceback" not in output
