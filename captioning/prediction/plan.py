@@ -20,7 +20,7 @@ from captioning.prediction.outputs.gallery import Gallery, gallery_path
 from captioning.prediction.outputs.heat_maps import HeatMaps, chosen_pictures
 from captioning.prediction.outputs.jsonl import JsonLines
 from captioning.prediction.outputs.scores import SplitScores, check_score_files
-from captioning.prediction.outputs.text_files import TextFiles
+from captioning.prediction.outputs.text_files import TextFiles, text_path
 from captioning.runs import is_run
 from captioning.weights import HuggingFaceModel, find_weights, stamp_of
 
@@ -88,17 +88,17 @@ def _complete(
     if not config.resume or not is_complete(output, settings_of(config, weights, pictures.paths)):
         return None
     made_in = format_of(output)
-    if config.text_files and made_in is not JsonLines:
-        raise UserError(
-            f"output={output} is complete, and text_files=true is made together with it; begin anew with "
-            "overwrite=true and without resume"
-        )
-    if config.text_files:
+    captioned = made_in.captions_in(real_file(output))
+    if config.text_files and made_in is JsonLines:
         text_files = TextFiles(pictures.paths, config.input, overwrite=config.overwrite, resume=True)
         for record, _ in lines_of(real_file(output)):
             text_files.add(record)
         text_files.finish()
-    captioned = made_in.captions_in(real_file(output))
+    elif config.text_files and sum(text_path(path).is_file() for path in pictures.paths) < captioned:
+        raise UserError(
+            f"output={output} is complete, and text files are made of a .jsonl file or together with the output; "
+            "begin anew with overwrite=true and without resume"
+        )
     log.info("%s is complete: %d captions; overwrite=true without resume makes it anew", output, captioned)
     return Prediction(captioned, len(pictures) - captioned, output, {})
 

@@ -22,7 +22,7 @@ from test_predict import error_line, listing, predicted, rows, run_dir  # noqa: 
 
 from captioning.cli import quoted
 from captioning.prediction import caption
-from captioning.prediction.journal import Journal, journal_path, settings_path
+from captioning.prediction.journal import Journal, journal_path, lock_path, settings_path
 from captioning.prediction.run import predict
 
 COUNT, BATCH = 11, 2
@@ -227,6 +227,22 @@ def test_outputs_of_two_suffixes_of_one_name_are_resumed_each_as_it_was_begun(ru
     for suffix in begun:
         assert (tmp_path / f"c{suffix}").read_bytes() == (tmp_path / "whole" / f"c{suffix}").read_bytes()
     assert len(listing(tmp_path)) == 2 * len(begun) + 1
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_text_files_of_a_complete_output_are_made_of_its_lines_if_it_has_them(run_dir, photos, tmp_path, suffix):
+    pictures = shutil.copytree(photos, tmp_path / "photos")
+    predict(composed(run_dir, pictures, tmp_path / f"c{suffix}", "text_files=true"))
+    lock_path(tmp_path / f"c{suffix}").touch()  # killed before its last change on the disk
+    again = composed(run_dir, pictures, tmp_path / f"c{suffix}", "text_files=true", "resume=true")
+    assert predict(again).captioned == 8 and len(listing(tmp_path)) == 3
+    (pictures / "1.txt").unlink()
+    if suffix == ".jsonl":
+        predict(again)
+        assert (pictures / "1.txt").is_file()
+    else:
+        with pytest.raises(ValueError, match="is complete, and text files are made of a .jsonl file or together"):
+            predict(again)
 
 
 def test_a_list_of_pictures_that_has_changed_is_not_gone_on_with(run_dir, photos, tmp_path, monkeypatch):
