@@ -241,7 +241,7 @@ def test_text_files_of_a_complete_output_are_made_of_its_lines_if_it_has_them(ru
         predict(again)
         assert (pictures / "1.txt").is_file()
     else:
-        with pytest.raises(ValueError, match="is complete, and text files are made of a .jsonl file or together"):
+        with pytest.raises(ValueError, match=r"is complete, and text files are made of a \.jsonl file or together"):
             predict(again)
 
 
