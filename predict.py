@@ -5,7 +5,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from captioning.cli import CONF, one_sentence_errors, prepared_arguments
+from captioning.cli import one_sentence_errors, prepared_arguments
 from captioning.prediction.plan import planned, predict_config
 
 
@@ -23,5 +23,5 @@ def main(cfg: DictConfig) -> None:
 
 if __name__ == "__main__":
     with one_sentence_errors():
-        sys.argv[1:] = prepared_arguments(sys.argv[1:], CONF, "predict")
+        sys.argv[1:] = prepared_arguments(sys.argv[1:], "predict")
     main()

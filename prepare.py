@@ -5,7 +5,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from captioning.cli import CONF, one_sentence_errors, prepared_arguments, quiet_libraries
+from captioning.cli import one_sentence_errors, prepared_arguments, quiet_libraries
 from captioning.config import PrepareConfig, checked
 from captioning.data.datasets import require_data
 
@@ -24,5 +24,5 @@ def main(cfg: DictConfig) -> None:
 
 if __name__ == "__main__":
     with one_sentence_errors():
-        sys.argv[1:] = prepared_arguments(sys.argv[1:], CONF, "prepare")
+        sys.argv[1:] = prepared_arguments(sys.argv[1:], "prepare")
     main()

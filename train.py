@@ -7,7 +7,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from captioning.cli import CONF, one_sentence_errors, prepared_arguments
+from captioning.cli import one_sentence_errors, prepared_arguments
 from captioning.config import TrainConfig, checked
 from captioning.data.datasets import require_data
 from captioning.weights import find_weights
@@ -35,5 +35,5 @@ def main(cfg: DictConfig) -> float:
 
 if __name__ == "__main__":
     with one_sentence_errors():
-        sys.argv[1:] = prepared_arguments(sys.argv[1:], CONF, "train")
+        sys.argv[1:] = prepared_arguments(sys.argv[1:], "train")
     main()

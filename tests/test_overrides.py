@@ -15,7 +15,7 @@ GIVEN = ["checkpoint=runs/mine", "input=photos"]
 
 
 def check(*overrides, config="train"):
-    check_overrides(list(overrides), CONF, config, multirun=True)
+    check_overrides(list(overrides), config, multirun=True)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_keys_of_prediction_take_numbers_words_or_lists():
         "heat_maps=[a.jpg,7]": ["a.jpg", 7],
         "heat_maps_layers=[0,1]": [0, 1],
     }.items():
-        *_, given = prepared_arguments([*GIVEN, argument], CONF, "predict")
+        *_, given = prepared_arguments([*GIVEN, argument], "predict")
         with initialize_config_dir(str(CONF), version_base="1.3"):
             assert compose("predict", [given])[argument.partition("=")[0]] == value
 
@@ -103,7 +103,7 @@ def test_a_run_folder_in_use_is_not_written_into(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").touch()
     with pytest.raises(UserError, match=f"resume={tmp_path}"):
-        prepared_arguments([f"run_dir={tmp_path}"], CONF, "train")
+        prepared_arguments([f"run_dir={tmp_path}"], "train")
 
 
 @pytest.mark.parametrize("text", ["", "{a: [", "a: 3"])
@@ -111,7 +111,7 @@ def test_damaged_overrides_of_a_run_are_told(tmp_path, text):
     (tmp_path / ".hydra").mkdir()
     (tmp_path / ".hydra" / "overrides.yaml").write_text(text)
     with pytest.raises(UserError, match=r"overrides\.yaml is damaged; write"):
-        prepared_arguments([f"resume={tmp_path}"], CONF, "train")
+        prepared_arguments([f"resume={tmp_path}"], "train")
 
 
 def test_a_resumed_run_keeps_its_overrides_and_takes_new_ones(tmp_path):
@@ -119,7 +119,7 @@ def test_a_resumed_run_keeps_its_overrides_and_takes_new_ones(tmp_path):
     (tmp_path / ".hydra" / "overrides.yaml").write_text("- data=shapes\n- model=tiny\n- run_dir=/elsewhere\n")
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").touch()
-    arguments = prepared_arguments([f"resume={tmp_path}", "trainer.max_epochs=8"], CONF, "train")
+    arguments = prepared_arguments([f"resume={tmp_path}", "trainer.max_epochs=8"], "train")
     assert arguments == [
         "data=shapes",
         "model=tiny",
@@ -134,18 +134,18 @@ def test_a_resumed_run_takes_no_other_weights(tmp_path):
     with pytest.raises(
         UserError, match=rf"resume={tmp_path} continues with its own weights; leave model\.init_from out"
     ):
-        prepared_arguments([f"resume={tmp_path}", "model.init_from=x"], CONF, "train")
+        prepared_arguments([f"resume={tmp_path}", "model.init_from=x"], "train")
 
 
 def test_what_comes_with_the_weights_to_start_from_is_refused_beside_them():
     with pytest.raises(UserError, match=r"model\.encoder comes from model\.init_from=a/b; leave one of the two out"):
-        check_overrides(["model.init_from=a/b", "model.encoder=c/d"], CONF, "train")
-    check_overrides(["model.init_from=a/b", "model.image_size=384", "model.dropout=0.2"], CONF, "train")
+        check_overrides(["model.init_from=a/b", "model.encoder=c/d"], "train")
+    check_overrides(["model.init_from=a/b", "model.image_size=384", "model.dropout=0.2"], "train")
 
 
 def test_resuming_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="not a run folder"):
-        prepared_arguments([f"resume={tmp_path}"], CONF, "train")
+        prepared_arguments([f"resume={tmp_path}"], "train")
 
 
 @pytest.mark.parametrize(
@@ -160,20 +160,20 @@ def test_resuming_what_is_no_run_is_refused(tmp_path):
 )
 def test_the_way_out_is_named(argument, said):
     with pytest.raises(UserError, match=said):
-        prepared_arguments([*GIVEN, argument], CONF, "predict")
+        prepared_arguments([*GIVEN, argument], "predict")
 
 
 def test_hydras_own_groups_can_be_overridden():
     given = ["experiment=demo", "hydra/job_logging=disabled"]
-    assert prepared_arguments(given, CONF, "train") == given
+    assert prepared_arguments(given, "train") == given
 
 
 def test_a_multiruns_sweep_over_paths_stays_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     given = ["-m", "experiment=demo", "data.tokenizer=a,b"]
-    assert prepared_arguments(given, CONF, "train") == given
+    assert prepared_arguments(given, "train") == given
     with pytest.raises(UserError, match=r"hydra\.sweep\.dir=x"):
-        prepared_arguments(["-m", "experiment=demo", "run_dir=x"], CONF, "train")
+        prepared_arguments(["-m", "experiment=demo", "run_dir=x"], "train")
 
 
 def test_the_home_folder_is_meant_by_a_tilde(monkeypatch, tmp_path):
@@ -184,44 +184,44 @@ def test_the_home_folder_is_meant_by_a_tilde(monkeypatch, tmp_path):
 def test_a_run_that_was_stopped_before_its_first_checkpoint_is_resumed_from_its_overrides(tmp_path, caplog):
     (tmp_path / ".hydra").mkdir()
     (tmp_path / ".hydra" / "overrides.yaml").write_text("- data=shapes\n- model=tiny\n")
-    assert "data=shapes" in prepared_arguments([f"resume={tmp_path}"], CONF, "train")
+    assert "data=shapes" in prepared_arguments([f"resume={tmp_path}"], "train")
 
 
 def test_a_job_that_slurm_has_requeued_goes_on_with_the_same_command(tmp_path, monkeypatch):
     command = ["data=shapes", "model=tiny", f"run_dir={tmp_path / 'run'}"]
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    assert prepared_arguments(command, CONF, "train") == command, "there was nothing yet"
+    assert prepared_arguments(command, "train") == command, "there was nothing yet"
     (tmp_path / "run" / ".hydra").mkdir()
     (tmp_path / "run" / ".hydra" / "overrides.yaml").write_text("- data=shapes\n- model=tiny\n- seed=3\n")
     (tmp_path / "run" / "metrics.csv").touch()
-    assert prepared_arguments(command, CONF, "train")[:4] == [
+    assert prepared_arguments(command, "train")[:4] == [
         *("data=shapes", "model=tiny", "seed=3"),
         f"resume={tmp_path / 'run'}",
     ]
     monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
     with pytest.raises(UserError, match="begin it anew with resume="):
-        prepared_arguments(command, CONF, "train")
+        prepared_arguments(command, "train")
 
 
 def test_the_other_ranks_of_a_resumed_run_get_the_arguments_of_the_first(tmp_path, monkeypatch):
     (tmp_path / ".hydra").mkdir()
     (tmp_path / ".hydra" / "overrides.yaml").write_text("- data=shapes\n- model=tiny\n")
-    prepared = prepared_arguments([f"resume={tmp_path}"], CONF, "train")
+    prepared = prepared_arguments([f"resume={tmp_path}"], "train")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert prepared_arguments(prepared, CONF, "train") == prepared
+    assert prepared_arguments(prepared, "train") == prepared
 
 
 def test_tasks_of_one_slurm_job_need_one_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     with pytest.raises(UserError, match="this SLURM job has 4 tasks, which need one run folder: name it with run_dir="):
-        prepared_arguments(["trainer=slurm", "data=shapes"], CONF, "train")
+        prepared_arguments(["trainer=slurm", "data=shapes"], "train")
     given = [f"run_dir={tmp_path / 'run'}", "trainer=slurm", "data=shapes", "model=tiny"]
-    assert prepared_arguments(given, CONF, "train") == given
+    assert prepared_arguments(given, "train") == given
 
 
 def test_resume_is_a_folder_of_training_and_a_switch_of_prediction():
     assert quoted("resume=true") == "resume=true"
     given = ["resume=true", "checkpoint=runs/mine", "input=photos"]
-    assert prepared_arguments(given, CONF, "predict") == given
+    assert prepared_arguments(given, "predict") == given
     with pytest.raises(UserError, match="resume=True is not a run folder"):
-        prepared_arguments(["resume=true"], CONF, "train")
+        prepared_arguments(["resume=true"], "train")
