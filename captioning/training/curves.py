@@ -64,7 +64,7 @@ def write_curves(run_dir: Path, to: Path | None = None, *, across: bool = False)
     from matplotlib.figure import Figure  # here, since it takes most of a second; no pyplot, which holds every figure
 
     if across:
-        figure = Figure(figsize=(3 * len(panels), 2.7), dpi=180, layout="constrained")
+        figure = Figure(figsize=(3 * len(panels), 2.3), dpi=180, layout="constrained")
         axes = list(figure.subplots(1, len(panels), squeeze=False)[0])
     else:  # in inches, as the margins: "constrained" finds them by drawing everything twice
         height = 3.1 * len(panels) + 0.4
