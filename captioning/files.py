@@ -34,7 +34,8 @@ def remove_unfinished(paths: Iterable[Path]) -> None:
     known = set(paths)
     for folder in {path.parent for path in known}:
         for aside in folder.glob(".*.*.tmp"):
-            if folder / aside.name[1:].rsplit(".", 2)[0] in known:
+            name, process, _ = aside.name[1:].rsplit(".", 2)
+            if process.isdecimal() and folder / name in known:  # not `.NAME.heat_maps.tmp`
                 aside.unlink(missing_ok=True)
 
 

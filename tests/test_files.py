@@ -142,8 +142,9 @@ def test_a_folder_that_cannot_take_its_name_puts_the_old_one_back(tmp_path, monk
 def test_what_killed_processes_left_unfinished_is_removed_and_nothing_else(path):
     for name in (".results.md.17.tmp", ".results.md.18.tmp", ".curves.png.17.tmp", "results.md.tmp"):
         (path.parent / name).touch()
+    (path.parent / ".results.md.heat_maps.tmp").mkdir()  # of a run that resumes
     remove_unfinished([path])
-    assert listing(path.parent) == [".curves.png.17.tmp", "results.md", "results.md.tmp"]
+    assert listing(path.parent) == [".curves.png.17.tmp", ".results.md.heat_maps.tmp", "results.md", "results.md.tmp"]
 
 
 def test_the_new_name_is_synced_with_its_folder(path, monkeypatch):
