@@ -27,7 +27,9 @@ ANSWERS = {  # a command that is answered at once, and its status
     "predict.py --help": 0,
     "train.py data=cocoo": 1,
     "train.py data.batchsize=4": 1,
+    "train.py data.batch_size=abc": 1,
     "train.py data=coco data.root=/nowhere": 1,
+    "prepare.py data.root=/nowhere": 1,
     "predict.py checkpoint=/nowhere input=/nowhere": 1,
 }
 TRAIN = (

@@ -688,7 +688,9 @@ def _sentence(error: ValidationError, kind: type[Section], values: dict[str, Any
     is_whole = path == [part for part in first["loc"] if not _is_tag(part)]
     name, value = ".".join(map(str, path)), _value_at(values, path)
     if first["type"] == "extra_forbidden":
-        return f"there is no key {'.'.join(map(str, first['loc']))} here; conf/ lists them all"
+        return (
+            f"there is no key {'.'.join(str(part) for part in first['loc'] if not _is_tag(part))}; conf/ lists them all"
+        )
     if field is None or (first["type"] == "missing" and is_whole) or (value is None and _extra(field, "example")):
         return _missing(name, field)
     if words := _words(field.annotation):

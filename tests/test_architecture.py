@@ -33,9 +33,10 @@ MAY_IMPORT = {
 # Where everything is put together, as in a script.
 SEE_ALL = {"captioning.training.run", "captioning.prediction.run", "captioning.data.prepare"}
 WITHOUT_TORCH = (
-    *("captioning.cli", "captioning.runs", "captioning.weights", "captioning.data.readers", "captioning.data.records"),
-    *("captioning.data.datasets", "captioning.data.splits"),
-    *("captioning.prediction.plan", "captioning.prediction.inputs", "captioning.prediction.outputs"),
+    *("captioning.cli", "captioning.config", "captioning.runs", "captioning.weights"),
+    *("captioning.data.readers", "captioning.data.records", "captioning.data.datasets"),
+    *("captioning.data.splits", "captioning.prediction.plan", "captioning.prediction.inputs"),
+    *("captioning.prediction.outputs"),
 )
 NETWORKS = {"torch", "torchvision", "lightning", "transformers", "wandb"}
 MOST_LINES, MOST_PARAMETERS = 60, 8  # of a function; its docstring, `self` and `cls` not counted

@@ -112,7 +112,8 @@ PHASES = "[{from_epoch: 0, train: [cross_attention]}"
         ("logger.wandb.project=my project", "logger.wandb.project=my project must be a name of letters, digits, '-', "
          "'_' and '.'"),
         ("logger.mine=3", "logger.mine=3 must be a section of keys"),
-        ("nothing=3", "there is no key nothing here; conf/ lists them all"),
+        ("nothing=3", "there is no key nothing; conf/ lists them all"),
+        ("data.images=3", "there is no key data.images; conf/ lists them all"),
         ("stage.decay=cosin", "stage.decay=cosin is none of cosine, linear, none; did you mean cosine?"),
         ("stage.warmup_steps=-1", "stage.warmup_steps=-1 must be a whole number of at least 0"),
         ("stage.best_by=val/cidre", "stage.best_by=val/cidre is none of val/perplexity, val/bleu_1, val/bleu_2, "

@@ -99,6 +99,12 @@ def test_a_path_reaches_the_configuration_as_it_was_typed(path):
         assert compose("predict", [quoted(f"input={path}")]).input == path
 
 
+def test_a_value_that_cannot_be_meant_leaves_no_folder_behind(tmp_path):
+    with pytest.raises(UserError, match=r"data\.batch_size=abc must be a whole number of at least 1"):
+        prepared_arguments(["data=shapes", "data.batch_size=abc", f"run_dir={tmp_path / 'run'}"], "train")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_folder_in_use_is_not_written_into(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").touch()
