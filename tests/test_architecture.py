@@ -36,7 +36,7 @@ WITHOUT_TORCH = (
     *("captioning.cli", "captioning.config", "captioning.runs", "captioning.weights"),
     *("captioning.data.readers", "captioning.data.records", "captioning.data.datasets"),
     *("captioning.data.splits", "captioning.prediction.plan", "captioning.prediction.inputs"),
-    *("captioning.prediction.outputs"),
+    "captioning.prediction.outputs",
 )
 NETWORKS = {"torch", "torchvision", "lightning", "transformers", "wandb"}
 MOST_LINES, MOST_PARAMETERS = 60, 8  # of a function; its docstring, `self` and `cls` not counted
