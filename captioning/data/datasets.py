@@ -1,4 +1,8 @@
-"""Which annotation files lie under a data set's root, and which of them are read."""
+"""Which data sets there are, in which layouts each comes, and which of these lies under a root.
+
+A data set of photographs is one entry of `SOURCES`; each of its layouts names its annotation files, and the reader that
+makes photographs of them.
+"""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -122,7 +126,17 @@ def require_data(data: Built) -> None:
 
 def recognise(dataset: str, root: Path, layout: str = "auto") -> Layout:
     """The layout that `find_photographs` reads, or its UserError; no file is opened, so this takes no time."""
-    return _chosen(dataset, _source(dataset), root, layout)
+    if dataset not in SOURCES:
+        raise UserError(f"data.dataset={dataset} is none of {', '.join(SOURCES)}")
+    source = SOURCES[dataset]
+    known = {one.name: one for one in source.layouts}
+    if layout != "auto" and layout not in known:
+        raise UserError(f"data.layout={layout} is none of auto, {', '.join(known)}, the layouts of {source.title}")
+    candidates = source.layouts if layout == "auto" else (known[layout],)
+    fitting = [one for one in candidates if one.fits(root)]
+    if not fitting:
+        raise UserError(_nothing_fits(dataset, source, root, candidates))
+    return min(fitting, key=lambda one: not one.splits(root))
 
 
 def _refuse_caption_folder(root: Path, layout: Layout, photographs: Sequence[Photograph]) -> None:
@@ -139,23 +153,6 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except OSError:  # in a folder that is closed to the user, such as lost+found
         return False
-
-
-def _source(dataset: str) -> Source:
-    if dataset not in SOURCES:
-        raise UserError(f"data.dataset={dataset} is none of {', '.join(SOURCES)}")
-    return SOURCES[dataset]
-
-
-def _chosen(dataset: str, source: Source, root: Path, name: str) -> Layout:
-    known = {layout.name: layout for layout in source.layouts}
-    if name != "auto" and name not in known:
-        raise UserError(f"data.layout={name} is none of auto, {', '.join(known)}, the layouts of {source.title}")
-    candidates = source.layouts if name == "auto" else (known[name],)
-    fitting = [layout for layout in candidates if layout.fits(root)]
-    if not fitting:
-        raise UserError(_nothing_fits(dataset, source, root, candidates))
-    return min(fitting, key=lambda layout: not layout.splits(root))
 
 
 def _nothing_fits(dataset: str, source: Source, root: Path, layouts: Sequence[Layout]) -> str:

@@ -1,4 +1,4 @@
-"""`data=shapes` as a data module: its pictures are drawn once, when the splits are read."""
+"""`data=shapes` as a data module: its pictures are drawn once, when a model has said how large."""
 
 import hashlib
 from collections.abc import Sequence
