@@ -2,27 +2,22 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
-from hydra import compose, initialize_config_dir
-from support import noise_pictures, transformers_captions
+from support import noise_pictures, prediction, transformers_captions
 from transformers import AutoTokenizer, VisionEncoderDecoderModel
 
-from captioning.cli import configured, quoted
+from captioning.cli import configured
 from captioning.config import TrainConfig
 from captioning.errors import UserError
 from captioning.export import export, main
 from captioning.model.build import load_captioner
+from captioning.prediction.run import predict
 from captioning.runs import keep_composition
-from captioning.weights import find_weights
-
-sys.path.insert(0, str(ROOT))
 from captioning.training.run import train
-from predict import predict
+from captioning.weights import find_weights
 
 SMALL = [
     "experiment=demo",
@@ -61,10 +56,7 @@ def pictures(tmp_path_factory) -> list[Path]:
 
 
 def our_captions(checkpoint: Path, pictures: list[Path], output: Path, *overrides: str) -> list[str]:
-    settings = {"checkpoint": checkpoint, "input": pictures[0].parent, "output": output, "num_workers": 0}
-    given = [quoted(f"{key}={value}") for key, value in settings.items()]
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        predict(compose("predict", [*given, "decoding.max_new_tokens=15", *overrides]))
+    predict(prediction(checkpoint, pictures[0].parent, output, "decoding.max_new_tokens=15", *overrides))
     return [json.loads(line)["caption"] for line in output.read_text().splitlines()]
 
 

@@ -142,7 +142,7 @@ class Int8Linear(nn.Module):
         self._scales = _scales(weight, 127 if torch.cpu._is_vnni_supported() else 63)  # (out, 1)
         self._zeros = torch.zeros(len(weight), dtype=torch.int32)
         quantised = (weight / self._scales).round().to(torch.int8)
-        self._weight = torch.ops.onednn.qlinear_prepack(quantised.contiguous(), None)  # it heeds no strides
+        self._weight = torch.ops.onednn.qlinear_prepack(quantised.contiguous(), None)  # strides are ignored
         self._bias = torch.zeros(len(weight)) if bias is None else bias
 
     def forward(self, x: Tensor) -> Tensor:

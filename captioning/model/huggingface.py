@@ -196,20 +196,20 @@ def load_model(source: HuggingFaceModel) -> ImageCaptioner:
 
 def _take_special_tokens(network: VisionEncoderDecoderModel, source: HuggingFaceModel) -> None:
     config: Any = network.config
-    settings: Any = network.generation_config
-    start = settings.decoder_start_token_id
+    generation: Any = network.generation_config
+    start = generation.decoder_start_token_id
     found = {
-        "decoder_start_token_id": settings.bos_token_id if start is None else start,
-        "eos_token_id": settings.eos_token_id,
+        "decoder_start_token_id": generation.bos_token_id if start is None else start,
+        "eos_token_id": generation.eos_token_id,
     }
     bos, eos = (_one_token(token, what, source) for what, token in found.items())
-    pad = settings.pad_token_id
-    for part in (config, config.decoder, settings):
+    pad = generation.pad_token_id
+    for part in (config, config.decoder, generation):
         part.bos_token_id, part.eos_token_id, part.pad_token_id = bos, eos, eos if pad is None else pad
-    config.decoder_start_token_id = settings.decoder_start_token_id = bos
+    config.decoder_start_token_id = generation.decoder_start_token_id = bos
     defaults = GenerationConfig()
     overruled = {
-        k: value for k in OVERRULED if (value := getattr(settings, k, None)) not in (None, getattr(defaults, k, None))
+        k: value for k in OVERRULED if (value := getattr(generation, k, None)) not in (None, getattr(defaults, k, None))
     }
     if overruled:
         own = ", ".join(f"{k}={v}" for k, v in overruled.items())

@@ -137,7 +137,7 @@ class GumbelNoise:
     """
 
     def __init__(self, seed: int, addresses: Sequence[int]):
-        # NumPy's generators hash the whole of both numbers; torch's CPU generator heeds only 32 bits of its seed.
+        # NumPy's generators hash the whole of both numbers; torch's CPU generator uses only 32 bits of its seed.
         self._generators = [np.random.default_rng([seed, address]) for address in addresses]
 
     def of(self, places: Sequence[int], vocab_size: int) -> Tensor:
