@@ -672,10 +672,12 @@ def _resolved(cfg: Any, kind: type[Section]) -> dict[str, Any]:
         values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
         name = str(error.full_key)
-        raise UserError(_missing(name, _field_at(kind, name.split(".")))) from error
+        raise UserError(_missing(name, _met(kind, name.split("."))[0])) from error
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{error.full_key} cannot be read: {reason}; ${{ begins a reference to another key") from error
+        raise UserError(
+            f"{error.full_key or 'a value'} cannot be read: {reason}; ${{ begins a reference to another key"
+        ) from error
     return dict(values)  # type: ignore[arg-type]
 
 
@@ -685,20 +687,19 @@ def _sentence(error: ValidationError, kind: type[Section], values: dict[str, Any
     if isinstance(cause, UserError):  # a rule of several keys, which has its own words
         return str(cause)
     field, path = _met(kind, list(first["loc"]))
-    is_whole = path == [part for part in first["loc"] if not _is_tag(part)]
-    name, value = ".".join(map(str, path)), _value_at(values, path)
+    whole_path = [part for part in first["loc"] if not _is_tag(part)]
     if first["type"] == "extra_forbidden":
-        return (
-            f"there is no key {'.'.join(str(part) for part in first['loc'] if not _is_tag(part))}; conf/ lists them all"
-        )
-    if field is None or (first["type"] == "missing" and is_whole) or (value is None and _extra(field, "example")):
+        return f"there is no key {'.'.join(map(str, whole_path))}; conf/ lists them all"
+    name, value = ".".join(map(str, path)), _value_at(values, path)
+    is_missing = first["type"] == "missing" and path == whole_path
+    if field is None or is_missing or (value is None and _extra(field, "example")):
         return _missing(name, field)
     if words := _words(field.annotation):
         near = difflib.get_close_matches(str(value), words, n=1)
         return f"{name}={shown(value)} is none of {', '.join(words)}" + (f"; did you mean {near[0]}?" if near else "")
     way_out = _extra(field, "way_out")
     must = _extra(field, "must") or _allowed(field.annotation, field.metadata)
-    example = f", for example {name}={given}" if (given := _extra(field, "example")) else ""
+    example = f", for example {name}={_extra(field, 'example')}" if _extra(field, "example") else ""
     return f"{name}={shown(value)} must be {must}{example}" + (f"; {way_out}" if way_out else "")
 
 
@@ -723,10 +724,6 @@ def _met(kind: type[Section], path: list[Any]) -> tuple[FieldInfo | None, list[A
         else:
             break
     return field, met
-
-
-def _field_at(kind: type[Section], path: list[str]) -> FieldInfo | None:
-    return _met(kind, path)[0]
 
 
 def _value_at(values: Any, path: list[Any]) -> Any:
