@@ -37,7 +37,7 @@ def main() -> None:
             for strip, words in zip(strips, captions, strict=True)
         ]
         with_few_colours(sheet(rows)).save(DOCS / "captions.png", optimize=True)
-    write_curves(run, DOCS / "curves.png", across=True)
+        write_curves(run, DOCS / "curves.png", across=True)
 
 
 def python(*command: str) -> None:
