@@ -105,7 +105,7 @@ def caption(work: Work, model: Model, process: int = 0, processes: int = 1) -> I
                 loss = captioner.loss_from(attended, own_captions(work.pictures, places).to(device))
                 nats, tokens = loss.nats.item(), int(loss.tokens)
         made = zip(captions, pixel_values, strict=True)
-        done = [picture if picture.error else _captioned(work, model, picture, *next(made)) for picture in pictures]
+        done = [_captioned(work, model, one, *next(made)) if one.error is None else one for one in pictures]
         yield CaptionedBatch(done, nats, tokens)
 
 

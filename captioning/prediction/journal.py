@@ -209,7 +209,7 @@ class Journal:
             with disk_errors("output", self.given):
                 self._open()
         except BaseException:
-            self._lock.release()
+            _released(self._lock)
             raise
         return self
 
@@ -376,8 +376,6 @@ def disk_errors(key: str, given: str | Path) -> Iterator[None]:
     """What the disk objects to in the file that `key` names, in a sentence."""
     try:
         yield
-    except UserError:
-        raise
-    except (OSError, ValueError) as error:  # a null character is a ValueError
-        reason = f"{key}={given} can't be written: {getattr(error, 'strerror', None) or error}"
+    except OSError as error:
+        reason = f"{key}={given} can't be written: {error.strerror}"
         raise UserError(f"{reason}; make room or choose another place with {key}=...") from error

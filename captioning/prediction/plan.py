@@ -46,7 +46,6 @@ class Plan:
         complete: what there is, where it leaves nothing to do.
     """
 
-    config: PredictConfig
     output: Path
     weights: Path | HuggingFaceModel
     pictures: InputPictures | None
@@ -78,7 +77,7 @@ def planned(config: PredictConfig) -> Plan:
             check_score_files(output, config.overwrite or (config.resume and has_lines(real_file(output))))
         if pictures:
             Sinks.of(config, output, pictures)
-    return Plan(config, output, weights, pictures, complete)
+    return Plan(output, weights, pictures, complete)
 
 
 def _complete(

@@ -7,6 +7,7 @@ from PIL import Image
 
 from captioning.errors import UserError
 from captioning.prediction.journal import CaptionedPicture
+from captioning.prediction.outputs.files import new_file
 from captioning.prediction.outputs.heat_maps import HeatMaps, chosen_pictures
 
 PATHS = [Path("in", name) for name in ("1.jpg", "2.png", "trip/1.jpg", "trip/7")]
@@ -75,6 +76,14 @@ def test_outputs_of_two_suffixes_of_one_name_have_folders_of_their_own(tmp_path)
             folder.add(picture(0))
             folder.finish()
     assert {path.name for path in tmp_path.iterdir()} == {"captions.heat_maps", "captions.csv.heat_maps"}
+
+
+def test_what_a_killed_run_left_of_a_folder_is_in_nobodys_way(tmp_path):
+    (tmp_path / ".c.csv.heat_maps.tmp").mkdir()
+    with new_file("output", tmp_path / "c.csv", resume=True) as file:
+        file.write(b"a")
+    filled(tmp_path / "c.csv", resume=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"c.csv", "c.csv.heat_maps"}
 
 
 def test_an_interrupted_folder_is_not_there(tmp_path):

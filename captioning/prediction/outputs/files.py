@@ -60,7 +60,10 @@ class Format(Sink):
 
 def real_file(given: str | Path) -> Path:
     """The file behind links: a link stays a link, and the temporary file lies on the same disk as the final one."""
-    return Path(os.path.realpath(given))
+    try:
+        return Path(os.path.realpath(given))
+    except ValueError as error:  # a null character
+        raise UserError(f"{given!r} can't be written: {error}; choose another name") from error
 
 
 def check_file(
