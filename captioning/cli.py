@@ -83,8 +83,8 @@ def _of_run(arguments: list[str], multirun: bool) -> list[str]:
         return _of_resumed_run([quoted(f"resume={run_dir}")], run_dir)  # the run has its overrides
     if resume := _value_of("resume", arguments):
         return _of_resumed_run(arguments, resume)
-    if run_dir is None and not multirun and (tasks := int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1)) > 1:
-        raise UserError(f"this SLURM job has {tasks} tasks, which need one run folder: name it with run_dir=PATH")
+    if run_dir is None and not multirun and (tasks := _started_together()) > 1:
+        raise UserError(f"{tasks} processes are started with this command; name their one run folder with run_dir=PATH")
     if run_dir == "":
         raise UserError("run_dir is empty; name a folder, or leave it out")
     if run_dir and multirun:
@@ -92,6 +92,12 @@ def _of_run(arguments: list[str], multirun: bool) -> list[str]:
     if run_dir:
         refuse_existing_run(Path(run_dir))
     return arguments
+
+
+def _started_together() -> int:
+    """How many processes srun or torchrun has started with this command; 1 without them."""
+    by_torchrun = os.environ.get("WORLD_SIZE") if "TORCHELASTIC_RUN_ID" in os.environ else None
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS") or by_torchrun or 1)
 
 
 def _of_resumed_run(arguments: list[str], resume: str) -> list[str]:

@@ -217,9 +217,11 @@ def test_the_other_ranks_of_a_resumed_run_get_the_arguments_of_the_first(tmp_pat
     assert prepared_arguments(prepared, "train") == prepared
 
 
-def test_tasks_of_one_slurm_job_need_one_folder(monkeypatch, tmp_path):
-    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
-    with pytest.raises(UserError, match="this SLURM job has 4 tasks, which need one run folder: name it with run_dir="):
+@pytest.mark.parametrize("started", [{"SLURM_STEP_NUM_TASKS": "4"}, {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "4"}])
+def test_processes_that_are_started_together_need_one_folder(monkeypatch, tmp_path, started):
+    for name, value in started.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="4 processes are started with this command; name their one run folder with"):
         prepared_arguments(["trainer=slurm", "data=shapes"], "train")
     given = [f"run_dir={tmp_path / 'run'}", "trainer=slurm", "data=shapes", "model=tiny"]
     assert prepared_arguments(given, "train") == given

@@ -144,7 +144,7 @@ class CaptioningModule(L.LightningModule):
         algorithm = self.trainer.gradient_clip_algorithm
         if algorithm is not None and algorithm != "norm":
             raise UserError(
-                f"trainer.gradient_clip_algorithm={algorithm.value} is not to be had; gradients are clipped "
+                f"trainer.gradient_clip_algorithm={algorithm.value} is not supported; gradients are clipped "
                 "by their norm, so leave it out"
             )
 

@@ -26,7 +26,7 @@ def check_strategy(trainer: L.Trainer) -> None:
     strategy = trainer.strategy
     if not isinstance(strategy, DDPStrategy | SingleDeviceStrategy):
         raise UserError(
-            f"trainer.strategy={type(strategy).__name__} is not to be had: gradients are scaled and clipped over whole "
+            f"trainer.strategy={type(strategy).__name__} is not supported: gradients are scaled and clipped over whole "
             "parameters, and stages switch them; take trainer=ddp"
         )
 
@@ -37,8 +37,8 @@ def one_fate(trainer: L.Trainer, run_dir: Path) -> Iterator[None]:
 
     They would wait for it in a collective, with NCCL for half an hour. The reason goes through a file in the run's
     folder, which all ranks of several machines share. The rank that Lightning has started the others from sees when
-    one is killed, and they see when it is; on several machines that is the scheduler's part (`srun
-    --kill-on-bad-exit`).
+    one is killed, and they see when it is; on several machines that is torchrun's part, or the scheduler's (`srun
+    --kill-on-bad-exit`). What torchrun does by itself was measured: `docs/reliability.md`, "Many processes".
     """
     if trainer.world_size == 1:
         yield
@@ -65,7 +65,8 @@ class _Fate:
     def __init__(self, trainer: L.Trainer, run_dir: Path):
         self._trainer, self._rank = trainer, trainer.global_rank
         self._run_dir = run_dir
-        self._parent = os.getppid() if "LOCAL_RANK" in os.environ and trainer.local_rank else None
+        started = "LOCAL_RANK" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ  # by rank 0, as Lightning does
+        self._parent = os.getppid() if started and trainer.local_rank else None
         self._over = threading.Event()
         self._file(self._rank).unlink(missing_ok=True)  # of a run before this
 

@@ -185,10 +185,27 @@ def test_tasks_of_a_slurm_job_train_as_one(tmp_path, two):
         assert torch.equal(weights(tmp_path / "run")[name], value), name
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_torchrun_starts_ranks_that_train_as_one_and_stop_as_one(tmp_path, two):
+    def run(*command):
+        torchrun = [Path(sys.executable).with_name("torchrun"), "--standalone", "--nproc-per-node", "2", *command]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+        return subprocess.run(torchrun, env=environment, capture_output=True, text=True, timeout=240)
+
+    tiny = (*TINY, *EACH, "trainer.devices=2", f"run_dir={tmp_path / 'run'}")
+    done = run(ROOT / "train.py", *tiny)
+    assert done.returncode == 0, done.stderr
+    for name, value in weights(two.run_dir).items():
+        assert torch.equal(weights(tmp_path / "run")[name], value), name
+    done = run(ROOT / "tests" / "two_ranks.py", tmp_path / "killed", "rank 1 is killed", *EACH)
+    assert done.returncode == 1 and "exitcode  : -9" in done.stderr, "torchrun says which was the first"
+
+
 def test_a_strategy_that_divides_the_model_is_refused():
     for strategy in (DDPStrategy(), DDPStrategy(find_unused_parameters=True)):
         check_strategy(SimpleNamespace(strategy=strategy))
-    with pytest.raises(UserError, match=r"trainer\.strategy=FSDPStrategy is not to be had: .*; take trainer=ddp"):
+    with pytest.raises(UserError, match=r"trainer\.strategy=FSDPStrategy is not supported: .*; take trainer=ddp"):
         check_strategy(SimpleNamespace(strategy=FSDPStrategy()))
 
 
