@@ -198,7 +198,7 @@ def test_torchrun_starts_ranks_that_train_as_one_and_stop_as_one(tmp_path, two):
     assert done.returncode == 0, done.stderr
     for name, value in weights(two.run_dir).items():
         assert torch.equal(weights(tmp_path / "run")[name], value), name
-    done = run(ROOT / "tests" / "two_ranks.py", tmp_path / "killed", "rank 1 is killed", *EACH)
+    done = run(ROOT / "tests" / "two_ranks.py", tmp_path, "rank 1 is killed", *EACH)
     assert done.returncode == 1 and "exitcode  : -9" in done.stderr, "torchrun says which was the first"
 
 
