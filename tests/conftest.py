@@ -4,11 +4,14 @@ import logging
 import os
 import resource
 import runpy
+import shutil
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hydra.core.global_hydra import GlobalHydra
 from hypothesis import settings
 
@@ -20,6 +23,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A test never talks to a hub or to W&B's servers, whatever the machine's own settings are.
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", WANDB_MODE="offline")
 os.environ.pop("WANDB_API_KEY", None)
+
+# A shell that starts the suite in the background (`nohup make test &`) has Ctrl-C ignored in it and in all it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Drawn examples are the same in every run, and a busy machine may take its time over them.
 settings.register_profile("suite", deadline=None, derandomize=True)
@@ -34,6 +41,33 @@ def shared_data() -> Path:
     if not (SHARED / "data").is_dir():
         pytest.skip(f"no real data at {SHARED / 'data'}; set CAPTIONING_SHARED to the folder that holds data/")
     return SHARED / "data"
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory, worker_id) -> Callable[[str, Callable[[Path], object]], Path]:
+    """`once(name, make)`: a folder to read, which `make(folder)` filled in whichever test process came first."""
+    base = tmp_path_factory.getbasetemp()
+    common = base if worker_id == "master" else base.parent
+
+    def folder(name: str, make: Callable[[Path], object]) -> Path:
+        path, made = common / name, common / f"{name}.made"
+        with FileLock(common / f"{name}.lock"):
+            if not made.exists():
+                shutil.rmtree(path, ignore_errors=True)
+                path.mkdir()
+                make(path)
+                made.touch()
+        return path
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def whole(once) -> Path:
+    """The folder of a run of `interrupted.composed` that nothing interrupted."""
+    from interrupted import composed, train
+
+    return once("whole", lambda run_dir: train(composed(run_dir)))
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The arrows of the design: who may import whom, and what every file owes its reader."""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -42,11 +43,13 @@ NETWORKS = {"torch", "torchvision", "lightning", "transformers", "wandb"}
 MOST_LINES, MOST_PARAMETERS = 60, 8  # of a function; its docstring, `self` and `cls` not counted
 
 
+@functools.cache
 def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def imported(path: Path, *, at_top: bool = False) -> set[str]:
+@functools.cache
+def imported(path: Path, *, at_top: bool = False) -> frozenset[str]:
     """The full names that a file imports: wherever in it, or when it is imported."""
     names = set()
     nodes = tree_of(path).body if at_top else ast.walk(tree_of(path))
@@ -56,14 +59,16 @@ def imported(path: Path, *, at_top: bool = False) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative imports hide where a name comes from"
             names |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+    return frozenset(names)
 
 
-def imported_of_ours(path: Path, *, at_top: bool = False) -> set[str]:
-    return imported(path, at_top=at_top) & MODULES.keys() - {"captioning"}
+@functools.cache
+def imported_of_ours(path: Path, *, at_top: bool = False) -> frozenset[str]:
+    return imported(path, at_top=at_top) & (MODULES.keys() - {"captioning"})
 
 
-def reached_from(name: str, *, at_top: bool = False) -> set[str]:
+@functools.cache
+def reached_from(name: str, *, at_top: bool = False) -> frozenset[str]:
     """This module and all of ours that importing it imports."""
     reached, todo = set(), [name]
     while todo:
@@ -71,7 +76,7 @@ def reached_from(name: str, *, at_top: bool = False) -> set[str]:
         if name not in reached:
             reached.add(name)
             todo += imported_of_ours(MODULES[name], at_top=at_top)
-    return reached
+    return frozenset(reached)
 
 
 def room_of(name: str) -> str:

@@ -16,12 +16,6 @@ from captioning.training.lightning_internals import unfinished_epoch
 from captioning.training.module import CaptioningModule
 from captioning.training.resume import refuse_other_settings
 
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    return train(composed(tmp_path_factory.mktemp("whole"))).run_dir
-
-
 MOMENTS = {
     "in mid-step with workers": ((12, die, CaptioningModule, "training_step"), 2),
     "in a validation": ((10, die, CaptioningModule, "validation_step"), 0),

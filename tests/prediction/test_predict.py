@@ -39,9 +39,8 @@ TRAINING = [
 
 
 @pytest.fixture(scope="module")
-def run_dir(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "a run"
-    return train(configured(TrainConfig, *TRAINING, f"run_dir='{folder}'")).run_dir
+def run_dir(once) -> Path:
+    return once("a run", lambda folder: train(configured(TrainConfig, *TRAINING, f"run_dir='{folder}'")))
 
 
 @pytest.fixture

@@ -1,12 +1,10 @@
 """Rows that continue: none missing and none twice, in metrics.csv and in W&B."""
 
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT
 from interrupted import composed, train
 from lightning.pytorch.loggers import Logger, WandbLogger
 from PIL import Image
@@ -101,28 +99,6 @@ def test_a_users_own_logger_is_one_entry(tmp_path):
     with (tmp_path / "run" / "metrics.csv").open() as file:
         assert lines[0] == "seed 42" and len(lines) == len(file.readlines())
     assert any("val/perplexity" in line and "train/loss_epoch" in line for line in lines)
-
-
-WITHOUT_WANDB = """
-import sys
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "wandb":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Blocked())
-sys.path.insert(0, "tests")
-from interrupted import composed, train
-from captioning.cli import one_sentence_errors
-with one_sentence_errors():
-    train(composed(sys.argv[1], "trainer.max_epochs=1", "sample_pictures=2"))
-"""
-
-
-def test_a_run_with_another_logger_needs_no_wandb(tmp_path):
-    command = [sys.executable, "-c", WITHOUT_WANDB, str(tmp_path / "run")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "run" / "results.md").is_file()
 
 
 def test_wandb_that_is_not_installed_is_named(tmp_path, monkeypatch):

@@ -23,11 +23,6 @@ from captioning.training.module import CaptioningModule
 from captioning.training.wandb import WandbLogger, WandbRows
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    return train(composed(tmp_path_factory.mktemp("whole"))).run_dir
-
-
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="only Linux tells a process's children so")
 def test_a_loader_worker_that_is_killed_ends_the_run_with_the_reason_and_the_run_goes_on_exactly(
     whole, tmp_path, monkeypatch

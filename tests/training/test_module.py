@@ -54,6 +54,7 @@ def fitted(batches, tmp_path, accumulate=1, precision="32-true", max_norm=None, 
     loop = L.Trainer(
         accelerator="cpu",
         max_epochs=1,
+        limit_val_batches=0,
         accumulate_grad_batches=accumulate,
         precision=None if scaled else precision,
         plugins=[MixedPrecision("16-mixed", "cpu")] if scaled else [],
@@ -66,7 +67,8 @@ def fitted(batches, tmp_path, accumulate=1, precision="32-true", max_norm=None, 
         default_root_dir=tmp_path,
         **trainer,
     )
-    loop.fit(module, DataLoader(batches, batch_size=None))
+    batches = DataLoader(batches, batch_size=None)
+    loop.fit(module.train(), batches, batches)
     return module, loop
 
 

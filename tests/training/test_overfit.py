@@ -54,7 +54,11 @@ def assert_learned_by_heart(run) -> None:
 
 def test_eight_drawn_pictures_are_learned_by_heart(tmp_path):
     removed = [f"~{key}" for key in DRAWN]
-    small = ["model.encoder_layers=1", "model.decoder_layers=2"]  # those of conf are tested with photographs
+    small = [
+        "model.image_size=32",
+        "model.encoder_layers=1",
+        "model.decoder_layers=2",
+    ]  # those of conf are tested with photographs
     run = overfitted(tmp_path, "data._target_=test_overfit.BlurredNoise", "data.tokenizer=null", *small, *removed)
     assert_learned_by_heart(run)
     assert all(len(captions) == 1 for captions in run.datamodule.splits["train"].captions)

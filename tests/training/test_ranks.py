@@ -62,16 +62,20 @@ def weights(run_dir):
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    run_dir = tmp_path_factory.mktemp("two")
-    status, said, _ = started(run_dir, "train")
-    assert status == 0, said
-    return SimpleNamespace(run_dir=run_dir, said=said)
+def two(once):
+    def make(folder):
+        (folder / "run").mkdir()
+        status, said, _ = started(folder / "run", "train")
+        assert status == 0, said
+        (folder / "said.txt").write_text(said)
+
+    folder = once("two", make)
+    return SimpleNamespace(run_dir=folder / "run", said=(folder / "said.txt").read_text())
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    return train(composed(tmp_path_factory.mktemp("alone"), *ALONE)).run_dir
+def alone(once):
+    return once("alone", lambda run_dir: train(composed(run_dir, *ALONE)))
 
 
 def require_identical_weights(run_dir):
@@ -103,6 +107,11 @@ def test_only_the_first_rank_talks(two):
     for line in ("run folder", "epoch 0: training", "epoch 2: training", "train 13 pictures", "best val/perplexity"):
         assert two.said.count(line) == (line in two.said), two.said
     assert "GLOBAL_RANK" not in two.said and "Warning" not in two.said
+
+
+def test_a_run_with_another_logger_needs_no_wandb(two):
+    """Neither process could import it, see `two_ranks.py`."""
+    assert (two.run_dir / "results.md").is_file()
 
 
 @pytest.mark.slow

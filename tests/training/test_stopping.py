@@ -24,9 +24,8 @@ def saved(run_dir):
     return torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
 
 
-def test_a_signal_ends_a_run_behind_its_step_and_the_run_goes_on_exactly(tmp_path, monkeypatch, capfd):
-    ended, never = tmp_path / "ended", tmp_path / "never"
-    train(composed(never))
+def test_a_signal_ends_a_run_behind_its_step_and_the_run_goes_on_exactly(whole, tmp_path, monkeypatch, capfd):
+    ended = tmp_path / "ended"
     stops = {"training_step": (3, 4), "validation_step": (2, 6)}  # at which call, and the batches done then
     for name, (call, batches) in stops.items():
         with monkeypatch.context() as patch, pytest.raises(Stopped, match="143") as stopped:
@@ -37,7 +36,7 @@ def test_a_signal_ends_a_run_behind_its_step_and_the_run_goes_on_exactly(tmp_pat
         assert "a second signal ends it at once" in capfd.readouterr().err
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "as it was before"
     train(composed(ended, f"resume={ended}"))
-    assert differences(ended, never) == []
+    assert differences(ended, whole) == []
 
 
 def test_a_stopped_command_says_how_to_go_on_and_has_the_signals_status(capsys):
