@@ -133,7 +133,7 @@ def is_run(folder: Path) -> bool:
 
 
 def seed_of_run(folder: Path) -> int | None:
-    """The seed that a run was started with; None where that is not told."""
+    """The seed that a run was started with; None where it is not known."""
     saved = folder / ".hydra" / "config.yaml"
     return OmegaConf.select(OmegaConf.load(saved), "seed") if saved.is_file() else None
 

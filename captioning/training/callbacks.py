@@ -70,8 +70,7 @@ class EncodeOnce(L.Callback):
 class SkippedSteps(L.Callback):
     """Warns of skipped steps with their count, and ends a run that has more of them than it may have.
 
-    It looks as often as a step is logged, so that a GPU need not be waited for in between. Stands before the
-    checkpoints in the list of callbacks.
+    It looks as often as a step is logged, so that a GPU need not be waited for in between.
 
     Args:
         most: skipped steps of a whole run.
@@ -80,11 +79,11 @@ class SkippedSteps(L.Callback):
 
     def __init__(self, most: int, checkpoint: Path):
         self._most, self._checkpoint = most, checkpoint
-        self._told = 0
+        self._logged = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, CaptioningModule)
-        self._told = int(pl_module.skipped_steps)
+        self._logged = int(pl_module.skipped_steps)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: CaptionBatch, batch_idx: int
@@ -95,7 +94,7 @@ class SkippedSteps(L.Callback):
             self._tell(int(pl_module.skipped_steps), trainer)
 
     def _tell(self, skipped: int, trainer: L.Trainer) -> None:
-        new, self._told = skipped - self._told, skipped
+        new, self._logged = skipped - self._logged, skipped
         if not new:
             return
         found = f"by step {trainer.global_step} the loss or its gradient was not finite in {new} more steps"

@@ -30,7 +30,7 @@ BESIDE_LINE: dict = {"rotation": 90, "fontsize": 8, "va": "top", "ha": "left"}
 
 
 class Curves(L.Callback):
-    """Keeps `curves.png` up to date in the run folder; stands after `MetricRows`, whose rows it draws."""
+    """Keeps `curves.png` up to date in the run folder."""
 
     def __init__(self, run_dir: Path):
         self._run_dir = run_dir

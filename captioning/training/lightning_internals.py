@@ -1,5 +1,7 @@
-"""All that this project does to Lightning behind its public interface; `tests/training/test_lightning_internals.py`
-fails where a version of Lightning changes any of it, and `pyproject.toml` admits the versions that were tested.
+"""All that is used of Lightning behind its public interface.
+
+`tests/training/test_lightning_internals.py` has a test for each, which fails where a version of Lightning changes it;
+`pyproject.toml` admits the minor version that was tested.
 """
 
 from abc import abstractmethod

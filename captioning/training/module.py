@@ -1,10 +1,7 @@
 """The LightningModule: one step of training or validation, its optimizer, and what a checkpoint holds besides weights.
 
-Loss over many batches, exact to the token.
-
-AdamW with one parameter group for each (stage group, decayed or not), all of them there from the first step.
-
-The LightningModule: one step of training or validation, and what a checkpoint holds besides weights.
+Losses are sums of nats and tokens, so that a step, an epoch or a split is exact to the token however it is cut into
+batches and ranks. AdamW has all its parameter groups from the first step: of each stage group, decayed or not.
 """
 
 import math
@@ -137,7 +134,7 @@ class CaptioningModule(L.LightningModule):
         self.evaluation = TokenAverage()
         self.gradient_norm: Tensor | None = None  # () of the last step, before clipping
         self.skipped_steps: Tensor | int = 0  # of the run: their loss or gradient was not finite
-        self.on_train_loss: list[Callable[[Tensor, Tensor], None]] = []  # told each batch's sums, (nats, tokens)
+        self.on_train_loss: list[Callable[[Tensor, Tensor], None]] = []  # called with each batch's sums, (nats, tokens)
 
     def on_fit_start(self) -> None:
         """Refuse what `configure_gradient_clipping` does not do."""
@@ -157,8 +154,8 @@ class CaptioningModule(L.LightningModule):
         """The batch's summed loss, in units of `NOMINAL_TOKENS` tokens."""
         nats, tokens = self.captioner.loss(batch)
         finite = nats.isfinite()  # or the batch is left out of the epoch's loss, as its step is skipped
-        for tell in self.on_train_loss:
-            tell(nats.where(finite, 0.0), tokens.where(finite, 0))
+        for add in self.on_train_loss:
+            add(nats.where(finite, 0.0), tokens.where(finite, 0))
         return self.step_loss(nats, tokens)
 
     def step_loss(self, nats: Tensor, tokens: Tensor) -> Tensor:
@@ -168,7 +165,7 @@ class CaptioningModule(L.LightningModule):
         return nats / NOMINAL_TOKENS
 
     def training_metrics(self, total: float, count: float) -> dict[str, float]:
-        """What loggers get of the sums that `on_train_loss` was told: nats and tokens."""
+        """What loggers get of the sums that `on_train_loss` was called with: nats and tokens."""
         loss = total / count if count else math.nan
         return {"train/loss": loss, "train/perplexity": perplexity(loss)}
 
@@ -194,7 +191,7 @@ class CaptioningModule(L.LightningModule):
     def _skip_unless_finite(self, optimizer: torch.optim.Optimizer, nats: Tensor, norm: Tensor) -> None:
         """Count a step whose loss or gradient is not finite, and let it change nothing.
 
-        The fused kernel is told as torch's own `GradScaler` tells it, on the device, so that no step waits to know.
+        The fused kernel learns it as from torch's own `GradScaler`, on the device, so that no step waits to know.
         An fp16 scaler skips a step by itself where gradients overflow, and halves its scale: that is how it finds one,
         and not counted, unless its scale is below 1, where not the scale is too large but the gradient.
         """

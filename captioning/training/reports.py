@@ -174,11 +174,7 @@ class KnownFloor(L.Callback):
 
 
 class ResultsTable(L.Callback):
-    """Keeps `results.md`, the run's losses and perplexities by epoch, up to date in the run folder.
-
-    Stands after `MetricRows` and before the checkpoints in the list of callbacks: it reads the one's metrics, and
-    its rows go into the other, so that a resumed run has them all.
-    """
+    """Keeps `results.md`, losses, perplexities and scores by epoch, up to date; a checkpoint holds its rows."""
 
     def __init__(self, run_dir: Path):
         self._path = run_dir / "results.md"

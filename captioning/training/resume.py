@@ -19,7 +19,7 @@ from captioning.training.lightning_internals import unfinished_epoch
 SAVED_AS = "settings"  # in a checkpoint
 # These make a run what it is. A seed also divides photographs into splits where no list does.
 OF_A_RUN = ("seed", "data", "stage.best_by", "stage.self_critical")
-# On these depends which pictures the rest of an epoch, told by the number of batches done, would be.
+# On these depends which pictures the rest of an epoch, known by the number of batches done, would be.
 OF_AN_EPOCH = (
     *("data.batch_size", "data.captions_per_image", "data.overfit_images", "data.fraction", "data.use_restval"),
     *("data.train_pictures", "trainer.accumulate_grad_batches", "trainer.limit_train_batches", "training pictures"),

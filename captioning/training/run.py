@@ -179,13 +179,17 @@ def module_of(config: TrainConfig, captioner: ImageCaptioner, datamodule: Captio
 def callbacks_of(
     config: TrainConfig, schedule: StageSchedule, datamodule: CaptionDataModule, decoding: Decoding
 ) -> list[L.Callback]:
-    """In the order in which they want to be called: what is measured comes before what shows or keeps it."""
+    """In the order in which Lightning calls them, checkpoints last: what is measured before what shows or keeps it."""
     tokenizer, run_dir = datamodule.tokenizer, Path(config.run_dir)
     dropout = AddressedDropout(partial(addressed_seed, config.seed, "dropout"))
     skipped = SkippedSteps(config.max_skipped_steps, run_dir / LAST)
     callbacks: list[L.Callback] = [
-        *(ApplyStages(schedule), dropout),
-        *(MetricRows(), skipped, ResultsTable(run_dir), Curves(run_dir)),
+        ApplyStages(schedule),  # a batch is computed with what trains now,
+        dropout,  # and with masks of its own
+        MetricRows(),  # the metrics of a step or an epoch, which all behind it read
+        skipped,  # ends a run before a checkpoint is taken of it
+        ResultsTable(run_dir),  # its rows go into the checkpoint of the same epoch
+        Curves(run_dir),  # draws the rows that MetricRows has logged
     ]
     if config.trainer.enable_progress_bar:
         callbacks.append(progress_reports())

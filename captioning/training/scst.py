@@ -100,8 +100,8 @@ class SelfCriticalModule(CaptioningModule):
         drawn = packed_samples(samples, batch, self._max_new_tokens, self.captioner.end_of_text).to(self.device)
         weights = advantages(rewards).gather(1, (drawn.caption_index - 1).clamp(min=0))  # (B, K * T)
         nats, tokens = self.captioner.loss_from(attended, drawn, weights)
-        for tell in self.on_train_loss:
-            tell(rewards.sum(), torch.tensor(rewards.numel(), device=self.device))
+        for add in self.on_train_loss:
+            add(rewards.sum(), torch.tensor(rewards.numel(), device=self.device))
         return self.step_loss(nats, tokens)
 
     def training_metrics(self, total: float, count: float) -> dict[str, float]:
