@@ -12,7 +12,8 @@ import signal
 import sys
 from pathlib import Path
 
-sys.modules["wandb"] = None  # type: ignore[assignment]  # an import of it fails
+if __name__ == "__main__":  # and not where it is only looked at for doctests
+    sys.modules["wandb"] = None  # type: ignore[assignment]  # an import of it fails
 
 import lightning as L
 import torch
