@@ -26,12 +26,12 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from captioning.data.batch import PictureFormat
 from captioning.data.records import Pictures, Split
 from captioning.data.transforms import EvaluationTransform
 from captioning.errors import UserError
+from captioning.progress import progress
 
 log = logging.getLogger(__name__)
 
@@ -225,7 +225,7 @@ def _fill(
     loader = DataLoader(pixels, batch_size=PICTURES_AT_ONCE, num_workers=num_workers)
     digests = iter(lacking)
     with (
-        tqdm(total=len(lacking), desc="encoding each picture once", unit=" pictures") as bar,
+        progress(len(lacking), "encoding each picture once", "pictures") as bar,
         file.appending() as append,
     ):
         for batch in loader:

@@ -26,11 +26,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from captioning.data.images import UnreadablePicture, read_picture
 from captioning.errors import UserError
 from captioning.files import atomic_file, readable
+from captioning.progress import progress
 
 log = logging.getLogger(__name__)
 
@@ -196,11 +196,11 @@ def prepare_pictures(folder: Path, root: Path, paths: Sequence[Path], size: int,
     outcome = Outcome(len(places))
     packs = Packs(folder, root, missing, size)
     loader = DataLoader(packs, batch_size=None, num_workers=min(num_workers, len(packs)))
-    with tqdm(total=len(paths), initial=len(places), unit=" pictures", desc="preparing") as progress:
+    with progress(len(paths), "preparing", "pictures", initial=len(places)) as bar:
         for made, portion in zip(loader, portions(missing), strict=True):
             outcome.stored += made.stored
             outcome.unreadable |= made.unreadable
-            progress.update(len(portion))
+            bar.update(len(portion))
     _remove_overtaken(folder, root, paths)
     return outcome
 

@@ -13,12 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
 from pathlib import Path
 
-from tqdm import tqdm
-
 from captioning.data.images import UnreadablePicture, read_picture
 from captioning.data.readers.annotations import names_in
 from captioning.data.records import Photograph
 from captioning.errors import UserError
+from captioning.progress import progress
 from captioning.randomness import addressed_seed
 
 log = logging.getLogger(__name__)
@@ -153,11 +152,11 @@ def without_unreadable(divided: Mapping[str, list[Photograph]], on_missing: str)
     unreadable: dict[Path, str] = {}
     with (
         ThreadPoolExecutor(16) as threads,
-        tqdm(desc="checking pictures", total=len(paths), unit="", delay=2, leave=False, disable=None) as progress,
+        progress(len(paths), "checking", "pictures", leave=False, delay=2) as bar,
     ):
         for portion, found in zip(portions, threads.map(_unreadable_among, portions), strict=True):
             unreadable |= found
-            progress.update(len(portion))
+            bar.update(len(portion))
     return _without(divided, unreadable, "unreadable", on_missing)
 
 

@@ -215,8 +215,11 @@ def test_a_changed_picture_is_encoded_again(tmp_path):
     assert again.seen == [9]
 
 
-def test_filling_shows_pictures_per_second(tmp_path, capfd):
+def test_filling_shows_pictures_per_second_and_no_bar_in_a_file(tmp_path, caplog, capfd):
+    caplog.set_level("INFO")
     encode(tmp_path, {"train": 40}, Counting())
-    assert " pictures/s" in capfd.readouterr().err
+    assert "40 of 40 pictures, " in caplog.text and " pictures/s" in caplog.text
+    caplog.clear()
     encode(tmp_path, {"train": 40}, Counting())
-    assert not capfd.readouterr().err, "nothing to do, nothing to show"
+    assert " pictures/s" not in caplog.text, "nothing to do, nothing to show"
+    assert not capfd.readouterr().err

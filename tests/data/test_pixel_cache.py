@@ -278,6 +278,7 @@ def test_pictures_are_prepared_and_training_says_that_it_reads_them(command, roo
     status, output = command("prepare.py", *data, "size=32", "num_workers=0")
     assert status == 0
     assert "2 training pictures are in" in output and "pictures/s" in output
+    assert "\r" not in output, "a bar is for terminals"
     assert len(packs_in(root / "prepared")) == 1
     small = ("model=tiny", "model.image_size=32", "model.patch_size=16", "data.tokenizer=null", "data.num_workers=0")
     status, output = command(
