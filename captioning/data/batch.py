@@ -23,8 +23,8 @@ IGNORE = -100  # the label of a position that is not scored, cross-entropy's own
 class PictureFormat:
     """How the encoder wants its pictures, read from its own checkpoint's processor.
 
-    `size` is (height, width) in pixels. With `crop`, the shorter side is resized to `resize_shortest` and the middle
-    cut out; without, the whole picture is squeezed into `size`. `mean` and `std` are per channel, for values in 0..1.
+    `size` is (height, width) in pixels. With `resize_shortest`, the shorter side is resized to it and the middle cut
+    out; without, the whole picture is squeezed into `size`. `mean` and `std` are per channel, for values in 0..1.
     """
 
     size: tuple[int, int]

@@ -1,19 +1,13 @@
 """A caption -> the words that the official tool scores, without Java.
 
-The characters as Stanford's PTB tokenizer 3.4.1 sees them: letters, digits, what it drops and what it rewrites.
-
-Observed of the Java program, by asking it about each character of the Basic Multilingual Plane.
-
-The rules of Stanford's PTB tokenizer 3.4.1, written anew from how the Java program answers.
-
-As in its lexer, the longest match wins, and of equally long ones the first of `RULES`. Where a pattern has a group,
-the group is what becomes tokens, but the match counts as long as it is whole: the rest is what must follow.
-
-A caption -> the words that the official tool scores, without Java.
-
 The official tool (`pycocoevalcap`, after coco-caption) sends all captions in one file through Stanford CoreNLP 3.4.1's
 `PTBTokenizer -preserveLines -lowerCase`, then drops punctuation. Here each caption is tokenised by itself, as though
 another sentence followed, so no caption can shift or change another, whatever is in it.
+
+Written anew from how the Java program answers: about each character of the Basic Multilingual Plane (`read_as`), and
+about captions (`RULES`). As in its lexer, the longest match wins, and of equally long ones the first rule. Where a
+pattern has a group, the group is what becomes tokens, but the match counts as long as it is whole: the rest is what
+must follow.
 """
 
 import re

@@ -41,11 +41,11 @@ def draw_folder(folder: Path, split: str, count: int, seed: int, image_size: int
         raise UserError(f"{folder} can't be written ({error.strerror}); choose another folder") from error
 
 
-def judge_rows(file: Path) -> Iterator[tuple[str, str, bool]]:
-    """Path, caption and whether it is true, for each prediction row (`{"path": ..., "caption": ...}`) of a JSONL file.
+def judged_lines(file: Path) -> Iterator[tuple[str, str, bool]]:
+    """Path, caption and whether it is true, for each line (`{"path": ..., "caption": ...}`) of a JSONL file.
 
     Raises:
-        UserError: if the file can't be read, or a row is no prediction for a drawn picture; file and line are named.
+        UserError: if the file can't be read, or a line is no prediction for a drawn picture; file and line are named.
     """
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
@@ -63,17 +63,17 @@ def judge_rows(file: Path) -> Iterator[tuple[str, str, bool]]:
 
 def _prediction(line: str, place: str) -> tuple[str, str]:
     try:
-        row = json.loads(line)
+        content = json.loads(line)
     except json.JSONDecodeError as error:
         raise UserError(f"{place}: this is not JSON ({error.msg}); give a file that predict.py wrote") from error
-    if not (isinstance(row, dict) and isinstance(row.get("path"), str) and isinstance(row.get("caption"), str)):
-        raise UserError(f"{place}: the row {line[:80]} has no path and caption; give a file that predict.py wrote")
-    return row["path"], row["caption"]
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), str) for key in ("path", "caption")):
+        raise UserError(f"{place}: {line[:80]} has no path and caption; give a file that predict.py wrote")
+    return content["path"], content["caption"]
 
 
 def print_verdict(file: Path) -> None:
     """Prints how many captions of the file are true, then the false ones."""
-    verdicts = list(judge_rows(file))
+    verdicts = list(judged_lines(file))
     if not verdicts:
         raise UserError(f"{file} holds no predictions; give a file that predict.py wrote")
     true = sum(verdict for _, _, verdict in verdicts)

@@ -110,7 +110,7 @@ class ApplyStages(L.Callback):
 def progress_of(trainer: L.Trainer, batch_idx: int) -> Progress:
     """Where the trainer is, in optimizer steps, before batch `batch_idx` of its epoch.
 
-    Told by the epoch, not by the steps taken: a run may resume with another batch size, and so other epochs' lengths.
+    By the epoch, not by the steps taken: a run may resume with another batch size, and so other epochs' lengths.
     """
     accumulated = trainer.accumulate_grad_batches
     steps_per_epoch = max(1, math.ceil(trainer.num_training_batches / accumulated))

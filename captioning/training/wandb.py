@@ -48,7 +48,7 @@ class WandbRows(WandbLogger):
         """The configuration; and of which metrics W&B's overview shows the best value beside the last."""
         super().log_hyperparams(params)
         for metric in METRICS:
-            if metric.name.startswith("val/") and metric.computed_by:
+            if metric.name.startswith("val/"):
                 best = "max" if metric.larger_is_better else "min"
                 self.experiment.define_metric(metric.name, step_metric="trainer/global_step", summary=f"{best},last")
 

@@ -282,8 +282,8 @@ def test_drawn_files_carry_the_scene_in_their_names_and_can_be_judged(tmp_path: 
     ("text", "sentence"),
     [
         ("{", "captions.jsonl:1: this is not JSON"),
-        ('{"path": "shapes-val-seed1-0000001.png"}', "captions.jsonl:1: the row .* has no path and caption"),
-        ("[1]", "captions.jsonl:1: the row .* has no path and caption"),
+        ('{"path": "shapes-val-seed1-0000001.png"}', "captions.jsonl:1: .* has no path and caption"),
+        ("[1]", "captions.jsonl:1: .* has no path and caption"),
         ('\n{"path": "dog.png", "caption": "a dog"}', "captions.jsonl:2: dog.png is not named like a picture"),
         ("", "captions.jsonl holds no predictions"),
     ],
