@@ -90,10 +90,6 @@ class TokenArrays:
         return int(np.diff(self._caption_starts.numpy()).max(initial=1)) - 1
 
     @property
-    def caption_count(self) -> int:
-        return len(self._caption_starts) - 1
-
-    @property
     def nbytes(self) -> int:
         """Bytes of memory that all workers share."""
         return sum(array.nbytes for array in (self._tokens, self._caption_starts, self._picture_starts))

@@ -76,7 +76,7 @@ def planned(config: PredictConfig) -> Plan:
         if config.data is not None:
             check_score_files(output, config.overwrite or (config.resume and has_lines(real_file(output))))
         if pictures:
-            Sinks.of(config, output, pictures)
+            Sinks.of(config, output, pictures, settings_of(config, weights, pictures.paths))
     return Plan(output, weights, pictures, complete)
 
 
@@ -128,13 +128,17 @@ class Sinks:
     heat_map_places: frozenset[int]
 
     @classmethod
-    def of(cls, config: PredictConfig, output: Path, pictures: InputPictures) -> "Sinks":
+    def of(
+        cls, config: PredictConfig, output: Path, pictures: InputPictures, settings: Mapping[str, object]
+    ) -> "Sinks":
         """Those that are asked for; raises UserError for one that can't be written."""
         resumed = config.resume and has_lines(real_file(output))
         may = {"overwrite": config.overwrite, "resume": resumed}
         places = chosen_pictures(config.heat_maps, pictures.paths)
         page = gallery_path(config.gallery, output)
-        scores = SplitScores(output, len(pictures), config.java, **may) if pictures.references else None
+        scores = None
+        if pictures.references:
+            scores = SplitScores(output, len(pictures), config.java, settings, **may)
         return cls(
             scores,
             HeatMaps(output, pictures.paths, places, **may) if places else None,
@@ -148,10 +152,8 @@ class Sinks:
         """Those that show more than the journal keeps, so that all is captioned again where they are resumed."""
         return [sink for sink in (self.scores, self.heat_maps, self.gallery) if sink is not None]
 
-    def finish(self, journal: Journal, settings: Mapping[str, object]) -> None:
+    def finish(self, journal: Journal) -> None:
         """Put all of it in place."""
-        if self.scores:
-            self.scores.settings = settings
         for sink in self.on_the_way:
             sink.finish()
         if self.text_files:

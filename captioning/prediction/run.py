@@ -49,8 +49,8 @@ def predict(config: PredictConfig, plan: Plan | None = None) -> Prediction:
     require_room(captioner, decoding)
     layers = checked_layers(config.heat_maps_layers, captioner)
     pictures = plan.pictures or _split_of(config, captioner, tokenizer)
-    sinks = Sinks.of(config, output, pictures)
     settings = settings_of(config, plan.weights, pictures.paths)
+    sinks = Sinks.of(config, output, pictures, settings)
     devices = devices[: max(1, math.ceil(len(pictures) / config.batch_size))]  # not more of them than batches
     if len(devices) == 1:
         captioner = placed(captioner, devices[0], config.precision)
@@ -85,7 +85,7 @@ def predict(config: PredictConfig, plan: Plan | None = None) -> Prediction:
                 if sinks.scores:
                     sinks.scores.add_loss(batch.nats, batch.tokens)
                 bar.update(len(batch.pictures))
-        sinks.finish(journal, settings)
+        sinks.finish(journal)
         put_in_place(journal)
     _report(config, journal, sinks)
     return Prediction(journal.captioned, journal.failed, output, sinks.scores.scores.corpus if sinks.scores else {})

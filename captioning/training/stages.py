@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Progress:
+class Position:
     """Where a run is: `step` of `total_steps` optimizer steps, `steps_per_epoch` of them an epoch."""
 
     step: int
@@ -45,14 +45,14 @@ class StageSchedule:
         """The groups that train in `epoch`, in the order of `GROUPS`."""
         return tuple(group for group in GROUPS if group in self.phase(epoch).train)
 
-    def learning_rate(self, group: str, progress: Progress) -> float:
+    def learning_rate(self, group: str, position: Position) -> float:
         """The rate of `group` for the step that comes next; 0 while the group is frozen."""
-        epoch = progress.step // progress.steps_per_epoch
+        epoch = position.step // position.steps_per_epoch
         if group not in self.phase(epoch).train:
             return 0.0
-        steps_trained = progress.step - self._start_epoch(group, epoch) * progress.steps_per_epoch
+        steps_trained = position.step - self._start_epoch(group, epoch) * position.steps_per_epoch
         warmup = min(1.0, (steps_trained + 1) / (self.warmup_steps + 1))
-        return self.learning_rates[group] * warmup * self._decayed(progress.step / max(1, progress.total_steps))
+        return self.learning_rates[group] * warmup * self._decayed(position.step / max(1, position.total_steps))
 
     def _start_epoch(self, group: str, epoch: int) -> int:
         """The epoch in which `group`, training in `epoch`, was last switched on."""
@@ -91,9 +91,9 @@ class ApplyStages(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: CaptionBatch, batch_idx: int
     ) -> None:
-        progress = progress_of(trainer, batch_idx)
+        position = position_of(trainer, batch_idx)
         for group in trainer.optimizers[0].param_groups:
-            group["lr"] = self._schedule.learning_rate(group["name"], progress)
+            group["lr"] = self._schedule.learning_rate(group["name"], position)
 
     def _apply(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, CaptioningModule)
@@ -107,7 +107,7 @@ class ApplyStages(L.Callback):
         self._applied = groups
 
 
-def progress_of(trainer: L.Trainer, batch_idx: int) -> Progress:
+def position_of(trainer: L.Trainer, batch_idx: int) -> Position:
     """Where the trainer is, in optimizer steps, before batch `batch_idx` of its epoch.
 
     By the epoch, not by the steps taken: a run may resume with another batch size, and so other epochs' lengths.
@@ -115,4 +115,4 @@ def progress_of(trainer: L.Trainer, batch_idx: int) -> Progress:
     accumulated = trainer.accumulate_grad_batches
     steps_per_epoch = max(1, math.ceil(trainer.num_training_batches / accumulated))
     step = trainer.current_epoch * steps_per_epoch + batch_idx // accumulated
-    return Progress(step, steps_per_epoch, int(trainer.estimated_stepping_batches))
+    return Position(step, steps_per_epoch, int(trainer.estimated_stepping_batches))

@@ -16,18 +16,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from captioning.errors import UserError
-from captioning.shapes import (
-    Scene,
-    Shape,
-    caption_distribution,
-    captions_of,
-    draw,
-    is_true,
-    perplexity_floor,
-    scene_of,
-    split_indices,
-)
 from captioning.shapes.__main__ import main
+from captioning.shapes.grammar import caption_distribution, captions_of, perplexity_floor
+from captioning.shapes.judge import is_true
+from captioning.shapes.scenes import Scene, Shape, draw, scene_of, split_indices
 
 SCENES = [scene_of(7, index) for index in range(150)]
 

@@ -3,7 +3,7 @@
 import pytest
 
 from captioning.config import StageConfig
-from captioning.training.stages import Progress, StageSchedule
+from captioning.training.stages import Position, StageSchedule
 
 PHASES = [
     {"from_epoch": 0, "train": ["cross_attention"]},
@@ -19,7 +19,7 @@ def schedule(**changes):
 
 
 def at(step, steps_per_epoch=10, total_steps=50):
-    return Progress(step, steps_per_epoch, total_steps)
+    return Position(step, steps_per_epoch, total_steps)
 
 
 def test_each_phase_trains_exactly_its_groups():

@@ -35,24 +35,32 @@ class SplitScores(Sink):
         output: the files lie beside it.
         pictures: how many there are.
         java: whether METEOR and SPICE are computed too.
+        settings: how the captions are made, for `scores.json`.
         overwrite: replace files that exist.
         resume: files that exist may be of the run that is resumed: they stay if they hold the same.
 
     Attributes:
-        settings: how the captions were made, for `scores.json`.
         loss: nats per token, of the split's own captions; known when it is finished, and so is `scores`.
     """
 
     scores: Scores[int]  # by place
     loss: float
 
-    def __init__(self, output: Path, pictures: int, java: bool, *, overwrite: bool = False, resume: bool = False):
+    def __init__(
+        self,
+        output: Path,
+        pictures: int,
+        java: bool,
+        settings: Mapping[str, object],
+        *,
+        overwrite: bool = False,
+        resume: bool = False,
+    ):
         check_score_files(output, overwrite or resume)
-        self._output, self._pictures, self._java = output, pictures, java
+        self._output, self._pictures, self._java, self._settings = output, pictures, java, settings
         self._may = {"overwrite": overwrite, "resume": resume}
         self._nats, self._tokens = 0.0, 0
         self._captioned: dict[int, CaptionedPicture] = {}
-        self.settings: Mapping[str, object] = {}
 
     def add(self, record: CaptionedPicture) -> None:
         """The next picture."""
@@ -115,5 +123,5 @@ class SplitScores(Sink):
             perplexity=self.perplexity,
             loss=self.loss,
             unreadable_pictures=self._pictures - len(self._captioned),
-            settings=dict(self.settings),
+            settings=dict(self._settings),
         )
