@@ -3,7 +3,6 @@
 python tests/two_ranks.py RUN_DIR DO [OVERRIDE ...]; DO is `train`, `base_finetuning` or something that goes wrong. It
 is a script because Lightning starts the other rank by starting it again. W&B is not installed, as it seems to it.
 """
-# behind the lack of wandb
 
 import hashlib
 import json

@@ -154,8 +154,8 @@ class Saving:
 class BestCheckpoint(BestOnly):
     """`best.ckpt`, for a run folder that may have been moved: what it remembers by path, it finds in `dirpath`."""
 
-    def __init__(self, saving: Saving, **settings: Any):
-        super().__init__(filename="best", auto_insert_metric_name=False, enable_version_counter=False, **settings)
+    def __init__(self, saving: Saving, **options: Any):
+        super().__init__(filename="best", auto_insert_metric_name=False, enable_version_counter=False, **options)
         self._saving = saving
 
     @property

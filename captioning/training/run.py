@@ -168,12 +168,12 @@ def module_of(config: TrainConfig, captioner: ImageCaptioner, datamodule: Captio
     """What one step is: cross-entropy, or with `stage=scst` the reward of the model's own captions."""
     tokenizer = datamodule.tokenizer
     extras = {"description": captioner.description(), "tokenizer": tokenizer.to_json()}
-    settings = {**config.optimizer.plain(), "checkpoint_extras": extras}
+    common = {**config.optimizer.plain(), "checkpoint_extras": extras}
     if config.stage.self_critical is None:
-        return CaptioningModule(captioner, **settings)
+        return CaptioningModule(captioner, **common)
     reward = CiderReward(datamodule.references("train"))
-    settings |= config.stage.self_critical.plain()
-    return SelfCriticalModule(captioner, reward=reward, decode=tokenizer.decode, seed=config.seed, **settings)
+    own = config.stage.self_critical.plain()
+    return SelfCriticalModule(captioner, reward=reward, decode=tokenizer.decode, seed=config.seed, **own, **common)
 
 
 def callbacks_of(

@@ -72,7 +72,7 @@ class SelfCriticalModule(CaptioningModule):
         samples: captions drawn of each picture, at least 2.
         max_new_tokens: of a sample, EOS included.
         seed: of the samples, with the step.
-        settings: `CaptioningModule`'s others.
+        common: `CaptioningModule`'s others.
     """
 
     def __init__(
@@ -84,9 +84,9 @@ class SelfCriticalModule(CaptioningModule):
         samples: int,
         max_new_tokens: int,
         seed: int,
-        **settings: Any,
+        **common: Any,
     ):
-        super().__init__(captioner, **settings)
+        super().__init__(captioner, **common)
         self._reward, self._decode = reward, decode
         self._samples, self._max_new_tokens, self._seed = samples, max_new_tokens, seed
 
