@@ -5,13 +5,11 @@ import json
 import os
 import shutil
 import signal
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from PIL import Image
 from support import prediction
 
@@ -19,8 +17,6 @@ from captioning.cli import configured
 from captioning.config import TrainConfig
 from captioning.evaluation.coco_files import read_results
 from captioning.prediction import caption, run
-
-sys.path.insert(0, str(ROOT))
 from captioning.training.run import train
 
 TRAINING = [

@@ -3,17 +3,13 @@
 import csv
 import json
 import math
-import sys
 
 import pytest
 import torch
-from conftest import ROOT
 
 from captioning.cli import configured
 from captioning.config import TrainConfig
 from captioning.model.captioner import ImageCaptioner
-
-sys.path.insert(0, str(ROOT))
 from captioning.training.run import train
 
 SMALL = [

@@ -1,11 +1,8 @@
 """`debug=overfit`: eight pictures are learned by heart, and decoding says what was learned."""
 
-import sys
-
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from PIL import Image
 from support import CAPTIONS
 
@@ -14,8 +11,6 @@ from captioning.config import TrainConfig
 from captioning.data.datamodule import CaptionDataModule
 from captioning.data.records import Split
 from captioning.model.generation import Greedy, generate
-
-sys.path.insert(0, str(ROOT))
 from captioning.training.run import train
 
 DRAWN = [f"data.{key}" for key in ("dataset", "root", "layout", "fraction", "use_restval", "on_missing", "prepared")]

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from PIL import Image
 from support import saved_model
 
@@ -19,8 +18,6 @@ from captioning.cli import configured
 from captioning.config import TrainConfig
 from captioning.model.build import load_captioner
 from captioning.training.reports import ResultsTable
-
-sys.path.insert(0, str(ROOT))
 from captioning.training.run import train
 
 SMALL = [
