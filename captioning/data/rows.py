@@ -12,6 +12,7 @@ pictures.
 
 import logging
 import os
+import re
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
@@ -25,12 +26,16 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from captioning.data.batch import Row, pack
 from captioning.data.records import DamagedPicture, Split
 from captioning.data.tokenizer import CaptionTokenizer
-from captioning.data.transforms import EvaluationTransform, TrainingTransform, captions_mention_sides
+from captioning.data.transforms import EvaluationTransform, TrainingTransform
 from captioning.randomness import addressed_seed
 
 log = logging.getLogger(__name__)
 
 CAPTIONS_AT_ONCE = 50_000  # bounds the Python objects alive while COCO is tokenised
+
+SIDES = re.compile(
+    r"\b(?:top|bottom|upper|lower|far)?(?:left|right)(?:most|wards?|side|y|(?:-?hand(?:ed|er)?))?\b", re.IGNORECASE
+)
 
 Made = TypeVar("Made")
 
@@ -100,6 +105,15 @@ class TokenArrays:
 
 def _shared(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array)).share_memory_()
+
+
+def captions_mention_sides(captions: Sequence[str]) -> bool:
+    """Whether a mirrored picture could make one of the captions false, because it says left or right.
+
+    >>> captions_mention_sides(["A dog", "the Left-hand door"]), captions_mention_sides(["bright copyright"])
+    (True, False)
+    """
+    return any(SIDES.search(caption) for caption in captions)
 
 
 class CaptionRows(Dataset[Row]):

@@ -5,7 +5,6 @@ little brighter or darker, perhaps mirrored: nothing that would make a caption f
 """
 
 import ctypes
-import re
 from collections.abc import Sequence
 from math import exp, log, sqrt
 
@@ -23,19 +22,6 @@ Part = tuple[int, int, int, int]  # of a picture: left, top, right, bottom in pi
 LONGEST_STRIP = 200  # times the shorter side
 ASPECT_JITTER = (3 / 4, 4 / 3)
 LUMA = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601: how bright red, green and blue look
-
-SIDES = re.compile(
-    r"\b(?:top|bottom|upper|lower|far)?(?:left|right)(?:most|wards?|side|y|(?:-?hand(?:ed|er)?))?\b", re.IGNORECASE
-)
-
-
-def captions_mention_sides(captions: Sequence[str]) -> bool:
-    """Whether a mirrored picture could make one of the captions false, because it says left or right.
-
-    >>> captions_mention_sides(["A dog", "the Left-hand door"]), captions_mention_sides(["bright copyright"])
-    (True, False)
-    """
-    return any(SIDES.search(caption) for caption in captions)
 
 
 class EvaluationTransform:

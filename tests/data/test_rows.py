@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from captioning.data import rows
 from captioning.data.batch import PictureFormat
 from captioning.data.records import Split
-from captioning.data.rows import CaptionRows, EpochBatches, InOrder, TokenArrays, spread
+from captioning.data.rows import CaptionRows, EpochBatches, InOrder, TokenArrays, captions_mention_sides, spread
 from captioning.data.tokenizer import CaptionTokenizer
 from captioning.data.transforms import EvaluationTransform, TrainingTransform
 
@@ -388,3 +388,53 @@ def test_what_is_spread_is_evenly_apart_and_never_twice(count, total):
     assert len(chosen) == len(set(chosen)) == min(count, total)
     gaps = np.diff([*chosen, total])
     assert chosen[0] == 0 and gaps.max() - gaps.min() <= 1
+
+
+# Whether a caption says left or right, so that its picture is not mirrored.
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "A man on the left.",
+        "RIGHT of the door",
+        "the leftmost bird",
+        "turning rightwards",
+        "a left-hand glove",
+        "a lefthanded batter",
+        "a left-hander pitching",
+        "sign in the upperleft corner",
+        "the left/right arrows",
+        "a lefty swings",
+        "the right's shadow",
+        'the "left" lane',
+    ],
+)
+def test_words_for_sides_are_found(caption):
+    assert captions_mention_sides(["A dog runs.", caption])
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "a bright copyright sign",
+        "an upright piano",
+        "leftover pizza and leftovers",
+        "a frightened, outright brightly lit wright",
+        "a civil rights march",
+        "a cleft rock",
+        "",
+    ],
+)
+def test_words_that_only_look_like_sides_are_not(caption):
+    assert not captions_mention_sides([caption])
+
+
+def test_a_row_without_captions_mentions_no_side():
+    assert not captions_mention_sides([])
+
+
+def test_real_captions_rarely_mention_sides(shared_data):
+    annotations = json.loads((shared_data / "coco-full-text" / "captions_val2017.json").read_text(encoding="utf-8"))
+    mentions = sum(captions_mention_sides([a["caption"]]) for a in annotations["annotations"])
+    assert mentions == 71  # of 25,014; "bright" alone is in 51 more

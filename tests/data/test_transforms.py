@@ -1,7 +1,6 @@
 """The evaluation transform follows the encoder's processor; the training transform changes little and by address."""
 
 import gc
-import json
 
 import numpy as np
 import pytest
@@ -17,7 +16,6 @@ from captioning.data.transforms import (
     EvaluationTransform,
     QuickTransform,
     TrainingTransform,
-    captions_mention_sides,
     lent_pixels,
 )
 from captioning.errors import UserError
@@ -214,53 +212,6 @@ def test_a_list_of_the_configuration_is_a_crop_scale():
 
     scale = OmegaConf.create({"crop_scale": [0.7, 1]}).crop_scale
     TrainingTransform(SQUEEZE, **OFF | {"crop_scale": scale})(drawn(20, 20), generator(0), may_flip=True)
-
-
-@pytest.mark.parametrize(
-    "caption",
-    [
-        "A man on the left.",
-        "RIGHT of the door",
-        "the leftmost bird",
-        "turning rightwards",
-        "a left-hand glove",
-        "a lefthanded batter",
-        "a left-hander pitching",
-        "sign in the upperleft corner",
-        "the left/right arrows",
-        "a lefty swings",
-        "the right's shadow",
-        'the "left" lane',
-    ],
-)
-def test_words_for_sides_are_found(caption):
-    assert captions_mention_sides(["A dog runs.", caption])
-
-
-@pytest.mark.parametrize(
-    "caption",
-    [
-        "a bright copyright sign",
-        "an upright piano",
-        "leftover pizza and leftovers",
-        "a frightened, outright brightly lit wright",
-        "a civil rights march",
-        "a cleft rock",
-        "",
-    ],
-)
-def test_words_that_only_look_like_sides_are_not(caption):
-    assert not captions_mention_sides([caption])
-
-
-def test_a_row_without_captions_mentions_no_side():
-    assert not captions_mention_sides([])
-
-
-def test_real_captions_rarely_mention_sides(shared_data):
-    annotations = json.loads((shared_data / "coco-full-text" / "captions_val2017.json").read_text(encoding="utf-8"))
-    mentions = sum(captions_mention_sides([a["caption"]]) for a in annotations["annotations"])
-    assert mentions == 71  # of 25,014; "bright" alone is in 51 more
 
 
 # A picture's own memory as a tensor: the right pixels, for as long as they are needed.
