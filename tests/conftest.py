@@ -64,8 +64,10 @@ def once(tmp_path_factory, worker_id) -> Callable[[str, Callable[[Path], object]
 
 @pytest.fixture(scope="session")
 def whole(once) -> Path:
-    """The folder of a run of `interrupted.composed` that nothing interrupted."""
-    from interrupted import composed, train
+    """The folder of a run of `small_runs.composed` that nothing interrupted."""
+    from small_runs import composed
+
+    from captioning.training.run import train
 
     return once("whole", lambda run_dir: train(composed(run_dir)))
 

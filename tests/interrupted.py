@@ -1,4 +1,4 @@
-"""A very small run through all three stages, and ways to interrupt it at an exact moment."""
+"""Ways to interrupt a run at an exact moment."""
 
 import os
 import signal
@@ -10,42 +10,10 @@ from conftest import ROOT
 
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from resume import differences  # noqa: E402
+from resume import differences  # noqa: E402, F401
+from small_runs import composed  # noqa: E402
 
-from captioning.cli import configured  # noqa: E402
-from captioning.config import TrainConfig  # noqa: E402
 from captioning.training.run import train  # noqa: E402
-
-__all__ = [
-    "CHANGES",
-    "RENAMES",
-    "TINY",
-    "at_call",
-    "composed",
-    "die",
-    "die_half_written",
-    "differences",
-    "forked",
-    "kill_a_worker",
-    "killed",
-    "killed_before_change",
-    "train",
-]
-
-TINY = (
-    *("data=shapes", "model=tiny", "stage=full", "trainer=cpu", "logger=csv", "+trainer.deterministic=true"),
-    *("data.train_pictures=28", "data.val_pictures=12", "data.test_pictures=4", "data.batch_size=4"),
-    *("model.image_size=24", "model.encoder_width=32", "model.encoder_layers=1", "model.encoder_heads=2"),
-    *("model.decoder_width=32", "model.decoder_layers=1", "model.decoder_heads=2", "model.dropout=0.2"),
-    *("trainer.max_epochs=3", "trainer.log_every_n_steps=2", "scores.pictures=2", "decoding.max_new_tokens=4"),
-    *("checkpoints.every_n_steps=2", "trainer.accumulate_grad_batches=2", "+trainer.val_check_interval=3"),
-    "stage.warmup_steps=3",
-    "+trainer.enable_progress_bar=false",
-)  # 8 batches and 4 steps an epoch, validated after the 3rd batch, in mid-step, and the 6th
-
-
-def composed(run_dir, *overrides):
-    return configured(TrainConfig, *TINY, f"run_dir={run_dir}", *overrides)
 
 
 def die(*_, **__):

@@ -68,6 +68,14 @@ def model_config(choice: str, **changed: Any) -> Any:
     return PretrainedModelConfig(**keys | {"allow_pickle": False} | changed)
 
 
+def checkpoint_of(captioner: ImageCaptioner, tokenizer: CaptionTokenizer) -> dict[str, Any]:
+    """What a training checkpoint holds of the model."""
+    return {
+        "state_dict": {f"captioner.{name}": value for name, value in captioner.state_dict().items()},
+        "captioner": {"description": captioner.description(), "tokenizer": tokenizer.to_json()},
+    }
+
+
 def randomise(module: torch.nn.Module, spread: float, seed: int = 0) -> None:
     """Draw every weight anew; norms stay near 1."""
     generator = torch.Generator().manual_seed(seed)

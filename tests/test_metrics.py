@@ -9,8 +9,8 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from interrupted import composed, train
 from matplotlib.figure import Figure
+from small_runs import composed
 from worked_examples import EXAMPLES
 
 from captioning import metrics
@@ -25,6 +25,7 @@ from captioning.metrics import (
 )
 from captioning.training.module import TokenAverage
 from captioning.training.reports import shown_numbers
+from captioning.training.run import train
 
 
 @pytest.fixture

@@ -2,11 +2,11 @@
 
 import logging
 import sys
+import time
 
 import pytest
 from tqdm import tqdm
 
-from captioning import progress as module
 from captioning.progress import ProgressLines, progress
 
 
@@ -14,7 +14,7 @@ from captioning.progress import ProgressLines, progress
 def clock(monkeypatch):
     """A time that passes when it is advanced."""
     now = [0.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     return now
 
 

@@ -5,8 +5,10 @@ import shutil
 
 import pytest
 import torch
-from interrupted import TINY, composed, train
+from small_runs import TINY, composed
 from support import Touches
+
+from captioning.training.run import train
 
 SECRETS = {
     "WANDB_API_KEY": "d1b2c3a4e5f60718293a4b5c6d7e8f9001122334",

@@ -16,26 +16,27 @@ if __name__ == "__main__":  # and not where it is only looked at for doctests
 
 import lightning as L
 import torch
-from interrupted import TINY, kill_a_worker
+from interrupted import kill_a_worker
 from lightning.pytorch.callbacks import BaseFinetuning
+from small_runs import TINY
 
 from captioning.cli import configured, one_sentence_errors
 from captioning.config import TrainConfig
 from captioning.data.records import DamagedPicture
 from captioning.data.rows import CaptionRows
-from captioning.training import run as script
+from captioning.training import run
 from captioning.training.stages import ApplyStages
 
 
 def main(run_dir: str, do: str, *overrides: str) -> None:
     """Train, with what is to be done beside it."""
-    original = script.callbacks_of
-    script.callbacks_of = lambda *arguments: with_watchers(original(*arguments), Path(run_dir), do)
+    original = run.callbacks_of
+    run.callbacks_of = lambda *arguments: with_watchers(original(*arguments), Path(run_dir), do)
     if do == "a picture is damaged" and rank() == 1:
         CaptionRows.__getitem__ = damaged
     config = configured(TrainConfig, *TINY, "trainer.devices=2", f"run_dir={run_dir}", *overrides)
     with one_sentence_errors():
-        script.train(config)
+        run.train(config)
 
 
 def rank() -> int:

@@ -6,7 +6,7 @@ import pytest
 from data_sets import flickr8k, flickr30k, write
 
 from captioning.data.datasets import find_photographs
-from captioning.data.readers.flickr import csv_rows_8k as kaggle_8k_rows
+from captioning.data.readers.flickr import csv_rows_8k
 from captioning.errors import UserError
 
 TOKENS = "Flickr8k_text/Flickr8k.token.txt"
@@ -114,7 +114,7 @@ def test_kaggles_captions_may_be_quoted_or_not(tmp_path):
         "a.jpg,",
         end="\r\n",
     )
-    assert [row.text for row in kaggle_8k_rows(path)] == [
+    assert [row.text for row in csv_rows_8k(path)] == [
         "one , two",
         "one , two",
         'a sign " sale " hangs',

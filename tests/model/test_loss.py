@@ -4,7 +4,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from captioning.model import loss as vocabulary_loss
 from captioning.model.loss import summed_cross_entropy, summed_nats
 
 TOKENS, WIDTH, VOCABULARY = 23, 16, 61
@@ -12,7 +11,7 @@ TOKENS, WIDTH, VOCABULARY = 23, 16, 61
 
 @pytest.fixture(params=[1, 8, 23, 512])
 def chunks(request, monkeypatch):
-    monkeypatch.setattr(vocabulary_loss, "CHUNK_TOKENS", request.param)
+    monkeypatch.setattr("captioning.model.loss.CHUNK_TOKENS", request.param)
 
 
 def drawn(weight_trains=True, tokens=TOKENS, dtype=torch.float32):
@@ -94,7 +93,7 @@ def test_no_gradient_is_made_where_none_is_wanted(monkeypatch):
 
 
 def test_the_logits_of_all_tokens_are_never_held_at_once(monkeypatch):
-    monkeypatch.setattr(vocabulary_loss, "CHUNK_TOKENS", 4)
+    monkeypatch.setattr("captioning.model.loss.CHUNK_TOKENS", 4)
     largest = []
     softmax = F.log_softmax
     monkeypatch.setattr(F, "log_softmax", lambda logits, axis: largest.append(len(logits)) or softmax(logits, axis))

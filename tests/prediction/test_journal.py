@@ -20,8 +20,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from captioning.errors import UserError
-from captioning.prediction import journal as module
-from captioning.prediction.journal import CaptionedPicture, Journal, has_lines, lines_of, lock_path
+from captioning.prediction.journal import (
+    CaptionedPicture,
+    Journal,
+    _locked,
+    _released,
+    has_lines,
+    journal_path,
+    lines_of,
+    lock_path,
+    settings_path,
+)
 from captioning.prediction.outputs import check_output, is_complete, put_in_place
 from captioning.prediction.outputs.files import real_file
 
@@ -225,7 +234,7 @@ def test_a_picture_that_is_forgotten_or_added_twice_is_our_bug(tmp_path):
 def test_an_interrupted_run_keeps_what_existed_and_says_where_its_lines_are(tmp_path, caplog, stop, suffix):
     output = tmp_path / f"c{suffix}"
     output.write_text("precious")
-    partial = module.journal_path(output)
+    partial = journal_path(output)
     with (
         caplog.at_level(logging.WARNING),
         pytest.raises(stop),
@@ -269,7 +278,7 @@ def test_a_resumed_run_ends_with_the_same_bytes_and_counts(tmp_path, suffix, tor
     whole, output = tmp_path / f"whole{suffix}", tmp_path / f"c{suffix}"
     expected = complete(whole, *CAPTIONS)
     stopped(output, *CAPTIONS[:5])
-    partial = module.journal_path(output)
+    partial = journal_path(output)
     before = partial.read_bytes()[: -torn or None]
     partial.write_bytes(before)
     with opened(output, resume=True) as journal:
@@ -281,7 +290,7 @@ def test_a_resumed_run_ends_with_the_same_bytes_and_counts(tmp_path, suffix, tor
         put_in_place(journal)
     assert output.read_bytes() == whole.read_bytes()
     assert (journal.captioned, journal.failed) == (expected.captioned, expected.failed)
-    assert module.settings_path(output).read_bytes() == module.settings_path(whole).read_bytes()
+    assert settings_path(output).read_bytes() == settings_path(whole).read_bytes()
     assert len(listing(tmp_path)) == 4
 
 
@@ -337,7 +346,7 @@ def test_with_resume_an_output_that_is_there_stays_if_it_holds_the_same(tmp_path
     if owner == "of the same run":
         check_output(output, overwrite=False, resume=True)
         complete(output, "a dog", resume=True)
-        assert listing(tmp_path) == {output.name, module.settings_path(output).name}
+        assert listing(tmp_path) == {output.name, settings_path(output).name}
         return
     with pytest.raises(UserError, match="exists already"):
         complete(output, "a dog", resume=True)
@@ -391,12 +400,12 @@ def take_turns(output: Path, times: int) -> None:
     inside = output.with_name("inside")
     while times:
         try:
-            lock = module._locked(output, output)
+            lock = _locked(output, output)
         except UserError:
             continue
         os.close(os.open(inside, os.O_CREAT | os.O_EXCL))
         inside.unlink()
-        module._released(lock)
+        _released(lock)
         times -= 1
 
 
@@ -420,7 +429,7 @@ def test_outputs_of_two_suffixes_of_one_name_are_made_and_resumed_at_the_same_ti
             if name != names[0]:
                 stopped(name, "a dog", settings=settings)
             put_in_place(journal)
-        for done in (names[0], module.settings_path(names[0])):
+        for done in (names[0], settings_path(names[0])):
             done.unlink()
     for name, settings in zip(names, others, strict=True):
         if name != names[0]:
@@ -541,7 +550,7 @@ def test_a_disk_that_fills_up_is_one_sentence(tmp_path, full_disk, suffix):
         full_disk(400)
         journal.add(picture(1, "a dog" * 100))
     assert not output.exists()
-    assert len(list(lines_of(module.journal_path(output)))) == 1, "and no half line"
+    assert len(list(lines_of(journal_path(output)))) == 1, "and no half line"
 
 
 def test_a_disk_that_fills_up_at_the_very_end_loses_no_line(tmp_path, full_disk):
@@ -550,4 +559,4 @@ def test_a_disk_that_fills_up_at_the_very_end_loses_no_line(tmp_path, full_disk)
         write(journal, *["a dog"] * 7)
         full_disk(50)
         put_in_place(journal)
-    assert not output.exists() and len(list(lines_of(module.journal_path(output)))) == 7
+    assert not output.exists() and len(list(lines_of(journal_path(output)))) == 7

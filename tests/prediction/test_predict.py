@@ -11,32 +11,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_runs import SMOKE, composed
 from support import prediction
 
-from captioning.cli import configured
-from captioning.config import TrainConfig
 from captioning.evaluation.coco_files import read_results
 from captioning.prediction import caption, run
 from captioning.training.run import train
 
-TRAINING = [
-    "experiment=demo",
-    "debug=smoke",
-    "logger=csv",
-    "sample_pictures=0",
-    "data.train_pictures=24",
-    "data.val_pictures=8",
-    "data.test_pictures=4",
-    "model.encoder_layers=1",
-    "model.decoder_layers=1",
-    "model.encoder_width=32",
-    "model.decoder_width=32",
-]
-
 
 @pytest.fixture(scope="module")
 def run_dir(once) -> Path:
-    return once("a run", lambda folder: train(configured(TrainConfig, *TRAINING, f"run_dir='{folder}'")))
+    return once("a run", lambda folder: train(composed(folder, run=SMOKE)))
 
 
 @pytest.fixture

@@ -8,10 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_predict import TRAINING, error_line, listing, rows
+from small_runs import SMOKE, composed
+from test_predict import error_line, listing, rows
 
-from captioning.cli import configured
-from captioning.config import TrainConfig
 from captioning.evaluation.coco_files import read_results
 from captioning.evaluation.scoring import score
 from captioning.training.run import train
@@ -22,7 +21,7 @@ DATA = ["data=shapes", "data.train_pictures=24", "data.val_pictures=8", "data.te
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    return train(configured(TrainConfig, *TRAINING, f"run_dir='{tmp_path_factory.mktemp('run')}'"))
+    return train(composed(tmp_path_factory.mktemp("run"), run=SMOKE))
 
 
 def test_a_data_set_that_is_not_there_is_told_at_once(command, trained, tmp_path):

@@ -5,8 +5,8 @@ import logging
 from pathlib import Path
 
 import pytest
-from interrupted import TINY
 from PIL import Image
+from small_runs import TINY
 
 from captioning.training import curves
 from captioning.training.curves import Curves, switches, write_curves

@@ -1,17 +1,15 @@
 """Rows that continue: none missing and none twice, in metrics.csv and in W&B."""
 
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from interrupted import composed, train
 from lightning.pytorch.loggers import Logger, WandbLogger
-from PIL import Image
+from small_runs import composed
 
-from captioning.errors import UserError
 from captioning.training.loggers import MetricsCsv, run_loggers
-from captioning.training.wandb import WandbRows, of_one_size, wandb_logger
+from captioning.training.run import train
+from captioning.training.wandb import WandbRows
 
 
 @pytest.fixture
@@ -99,15 +97,3 @@ def test_a_users_own_logger_is_one_entry(tmp_path):
     with (tmp_path / "run" / "metrics.csv").open() as file:
         assert lines[0] == "seed 42" and len(lines) == len(file.readlines())
     assert any("val/perplexity" in line and "train/loss_epoch" in line for line in lines)
-
-
-def test_wandb_that_is_not_installed_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match="pip install wandb, or take logger=csv"):
-        wandb_logger(str(tmp_path), "captions", None, None)
-
-
-def test_pictures_of_one_log_have_one_size_for_wandb():
-    sheets = of_one_size([Image.new("RGB", (30, 10)), Image.new("RGB", (20, 40))])
-    assert [sheet.size for sheet in sheets] == [(30, 40), (30, 40)]
-    assert sheets[1].getpixel((5, 35)) == (0, 0, 0) and sheets[1].getpixel((25, 35)) == (255, 255, 255)

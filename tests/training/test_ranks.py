@@ -13,12 +13,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import ROOT
-from interrupted import TINY, composed, train
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
+from small_runs import TINY, composed
 
 from captioning.errors import Stopped, UserError
 from captioning.training import ranks
 from captioning.training.ranks import check_strategy, one_fate
+from captioning.training.run import train
 
 # 29 rows of at most two captions an epoch, so that batches are of unequal lengths and the last one is uneven.
 BOTH = ("data.train_pictures=13", "data.captions_per_image=2", "model.dropout=0", "trainer.accumulate_grad_batches=1")

@@ -6,7 +6,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from interrupted import TINY
+from small_runs import TINY
 
 from captioning import progress
 from captioning.training.reports import ProgressLog, ResultsTable, TerminalBar, progress_reports

@@ -1,6 +1,5 @@
 """Whole runs through `train(cfg)`, on drawn shapes and a very small model."""
 
-import csv
 import functools
 import json
 import shutil
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_runs import SMALL_DEMO, composed, rows_of
 from support import saved_model
 
 from captioning.cli import configured
@@ -20,32 +20,9 @@ from captioning.model.build import load_captioner
 from captioning.training.reports import ResultsTable
 from captioning.training.run import train
 
-SMALL = [
-    "experiment=demo",
-    "data.train_pictures=48",
-    "data.val_pictures=12",
-    "data.test_pictures=8",
-    "data.batch_size=8",
-    "data.captions_per_image=6",
-    "model.encoder_layers=1",
-    "model.decoder_layers=1",
-    "model.encoder_width=32",
-    "model.decoder_width=32",
-    "trainer.max_epochs=3",
-    "trainer.log_every_n_steps=4",
-    "stage.phases=[{from_epoch:0,train:[cross_attention]},{from_epoch:1,train:[cross_attention,decoder]},"
-    "{from_epoch:2,train:[cross_attention,decoder,encoder]}]",
-    "sample_pictures=3",
-]
 
-
-def composed(run_dir, *overrides):
-    return configured(TrainConfig, *SMALL, f"run_dir={run_dir}", *overrides)
-
-
-def rows_of(run_dir):
-    with (Path(run_dir) / "metrics.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
+def demo(run_dir, *overrides):
+    return composed(run_dir, *overrides, run=SMALL_DEMO)
 
 
 def weights(run):
@@ -54,7 +31,7 @@ def weights(run):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return train(composed(tmp_path_factory.mktemp("run")))
+    return train(demo(tmp_path_factory.mktemp("run")))
 
 
 def test_the_names_of_the_design_are_logged(run):
@@ -184,8 +161,8 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(run, tmp_path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(ResultsTable, "on_train_batch_end", stop, raising=False)
         with pytest.raises(KeyboardInterrupt, match=f"resume=.*{tmp_path.name}"):
-            train(composed(tmp_path))
-    resumed = train(composed(tmp_path, f"resume={tmp_path}"))
+            train(demo(tmp_path))
+    resumed = train(demo(tmp_path, f"resume={tmp_path}"))
     assert (tmp_path / "results.md").read_text() == (run.run_dir / "results.md").read_text()
     for name, value in weights(run).items():
         assert torch.equal(value, weights(resumed)[name]), name
@@ -208,7 +185,7 @@ def test_a_finished_run_is_extended_with_other_rates_and_other_batches(run, tmp_
         *("trainer.max_epochs=4", "logger=csv", "data.batch_size=16", "optimizer.weight_decay=0.5"),
         *("stage.decay=none", "stage.warmup_steps=0", "stage.learning_rates.decoder=0.125"),
     )
-    extended = train(composed(tmp_path / "run", f"resume={tmp_path / 'run'}", *new))
+    extended = train(demo(tmp_path / "run", f"resume={tmp_path / 'run'}", *new))
     rows = rows_of(tmp_path / "run")
     assert [row["epoch"] for row in rows if row["val/loss"]] == ["0", "1", "2", "3"]
     assert sum(bool(row["test/loss"]) for row in rows) == 1, "the test of the shorter run is not one of this"
@@ -220,14 +197,14 @@ def test_a_finished_run_is_extended_with_other_rates_and_other_batches(run, tmp_
 
 
 def test_the_same_seed_gives_the_same_run(run, tmp_path):
-    again = train(composed(tmp_path, "logger=csv", "sample_pictures=0"))
+    again = train(demo(tmp_path, "logger=csv", "sample_pictures=0"))
     assert all(torch.equal(value, weights(again)[name]) for name, value in weights(run).items())
     assert not (tmp_path / "wandb").exists()
 
 
 def test_early_stopping_ends_a_run_that_gets_no_better(tmp_path):
     stopped = train(
-        composed(
+        demo(
             tmp_path,
             "logger=csv",
             "early_stopping_epochs=1",
@@ -240,7 +217,7 @@ def test_early_stopping_ends_a_run_that_gets_no_better(tmp_path):
 
 def test_each_job_of_a_multirun_has_its_own_folder_and_wandb_run(command, tmp_path):
     status, output = command(
-        "train.py", "-m", *SMALL, "trainer.max_epochs=1", "seed=1,2", f"hydra.sweep.dir={tmp_path}"
+        "train.py", "-m", *SMALL_DEMO, "trainer.max_epochs=1", "seed=1,2", f"hydra.sweep.dir={tmp_path}"
     )
     assert status == 0, output
     ids = {(tmp_path / job / "wandb-run-id.txt").read_text() for job in ("0", "1")}
@@ -254,15 +231,15 @@ def commanded(command, once, tmp_path):
     """A copy of the folder that `train.py` leaves after one epoch, where a first try failed before its first step."""
 
     def make(folder):
-        assert command("train.py", *SMALL, "data.val_pictures=0", f"run_dir={folder}")[0] == 1
-        status, output = command("train.py", *SMALL, "trainer.max_epochs=1", "logger=csv", f"run_dir={folder}")
+        assert command("train.py", *SMALL_DEMO, "data.val_pictures=0", f"run_dir={folder}")[0] == 1
+        status, output = command("train.py", *SMALL_DEMO, "trainer.max_epochs=1", "logger=csv", f"run_dir={folder}")
         assert status == 0 and "results.md" in output, output
 
     return shutil.copytree(once("commanded", make), tmp_path / "run")
 
 
 def test_a_run_does_not_begin_in_the_folder_of_another(command, commanded):
-    status, output = command("train.py", *SMALL, f"run_dir={commanded}")
+    status, output = command("train.py", *SMALL_DEMO, f"run_dir={commanded}")
     assert status == 1
     assert "already holds a run" in output and "without a checkpoint" not in output
 
@@ -270,7 +247,7 @@ def test_a_run_does_not_begin_in_the_folder_of_another(command, commanded):
 def test_a_run_that_failed_before_its_first_step_does_not_hold_its_folder(command, commanded):
     """The first of the two runs, see `commanded`; the second one has taken steps."""
     (commanded / "checkpoints" / "last.ckpt").unlink()
-    status, output = command("train.py", *SMALL, f"run_dir={commanded}")
+    status, output = command("train.py", *SMALL_DEMO, f"run_dir={commanded}")
     assert status == 1
     assert "already holds a run without a checkpoint" in output
 
@@ -308,7 +285,7 @@ def test_a_mistake_ends_in_one_sentence_before_any_training(command, tmp_path, a
 def test_a_run_without_validation_ends_well(tmp_path):
     assert (
         "val/perplexity"
-        not in train(composed(tmp_path, "logger=csv", "trainer.max_epochs=1", "+trainer.limit_val_batches=0")).metrics
+        not in train(demo(tmp_path, "logger=csv", "trainer.max_epochs=1", "+trainer.limit_val_batches=0")).metrics
     )
     assert (tmp_path / "checkpoints" / "last.ckpt").is_file()
 
@@ -316,7 +293,7 @@ def test_a_run_without_validation_ends_well(tmp_path):
 def test_a_run_folder_that_was_moved_resumes_with_its_best_checkpoint(run, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(run.run_dir, moved)
-    resumed = train(composed(moved, f"resume={moved}", "trainer.max_epochs=4"))
+    resumed = train(demo(moved, f"resume={moved}", "trainer.max_epochs=4"))
     best = Path(resumed.trainer.checkpoint_callbacks[0].best_model_path)
     assert best == moved / "checkpoints" / "best.ckpt"
 
@@ -352,16 +329,16 @@ def test_the_commands_run_resumes_and_a_refused_resume_leaves_it_as_it_was(comma
 
 
 def test_a_resumed_run_with_other_batches_trains_at_the_rates_of_its_epoch(tmp_path):
-    train(composed(tmp_path, "logger=csv", "trainer.max_epochs=1"))
+    train(demo(tmp_path, "logger=csv", "trainer.max_epochs=1"))
     changes = ("data.batch_size=4", "trainer.log_every_n_steps=1", "stage.warmup_steps=2", "stage.decay=none")
-    train(composed(tmp_path, "logger=csv", f"resume={tmp_path}", *changes))
+    train(demo(tmp_path, "logger=csv", f"resume={tmp_path}", *changes))
     rates = [float(row["lr/encoder"]) for row in rows_of(tmp_path) if row["epoch"] == "2" and row["lr/encoder"]]
     assert len(rates) == 12
     assert rates == pytest.approx([1.5e-3 / 3, 1.5e-3 * 2 / 3] + [1.5e-3] * 10)
 
 
 def test_an_epoch_without_validation_shows_none(tmp_path):
-    train(composed(tmp_path, "logger=csv", "trainer.max_epochs=4", "+trainer.check_val_every_n_epoch=2"))
+    train(demo(tmp_path, "logger=csv", "trainer.max_epochs=4", "+trainer.check_val_every_n_epoch=2"))
     lines = [line.split("|")[1:-1] for line in (tmp_path / "results.md").read_text().splitlines()[2:]]
     assert [cells[0].strip() for cells in lines] == ["0", "1", "2", "3"]
     assert [cells[4].strip() == "-" for cells in lines] == [True, False, True, False]
@@ -377,19 +354,19 @@ def test_rows_of_steps_that_are_taken_again_are_replaced(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(ResultsTable, "on_train_batch_end", stop, raising=False)
         with pytest.raises(KeyboardInterrupt):
-            train(composed(tmp_path, "logger=csv"))
-    train(composed(tmp_path, "logger=csv", f"resume={tmp_path}"))
+            train(demo(tmp_path, "logger=csv"))
+    train(demo(tmp_path, "logger=csv", f"resume={tmp_path}"))
     assert [int(row["step"]) for row in rows_of(tmp_path) if row["train/loss"]] == [4, 6, 8, 12, 16, 18]
 
 
 def test_switches_of_lightnings_trainer_are_heeded(tmp_path):
     off = ("+trainer.enable_progress_bar=false", "+trainer.enable_checkpointing=false")
-    train(composed(tmp_path, "logger=csv", "trainer.max_epochs=1", *off))
+    train(demo(tmp_path, "logger=csv", "trainer.max_epochs=1", *off))
     assert not (tmp_path / "checkpoints").exists()
 
 
 def test_a_profile_lies_in_the_run_folder(command, tmp_path):
-    status, output = command("train.py", *SMALL, "debug=profile", "logger=csv", f"run_dir={tmp_path / 'run'}")
+    status, output = command("train.py", *SMALL_DEMO, "debug=profile", "logger=csv", f"run_dir={tmp_path / 'run'}")
     assert status == 0, output
     assert "profile: " in output
     assert "run_training_batch" in (tmp_path / "run" / "fit-profile.txt").read_text()
@@ -407,7 +384,7 @@ ONE_EPOCH = (
 
 def test_fine_tuning_starts_from_the_weights_architecture_and_tokenizer_of_a_run(run, tmp_path):
     other_sizes = ("model.decoder_width=64", "model.image_size=64", "model.patch_size=8", "data.train_pictures=40")
-    tuned = train(composed(tmp_path, *ONE_EPOCH, BARELY, *other_sizes, f"model.init_from={run.run_dir}"))
+    tuned = train(demo(tmp_path, *ONE_EPOCH, BARELY, *other_sizes, f"model.init_from={run.run_dir}"))
     best = torch.load(run.run_dir / "checkpoints" / "best.ckpt", weights_only=True)
     assert tuned.module.state_dict().keys() == best["state_dict"].keys()
     for name, value in tuned.module.state_dict().items():
@@ -419,12 +396,12 @@ def test_fine_tuning_starts_from_the_weights_architecture_and_tokenizer_of_a_run
 def test_fine_tuning_a_model_of_transformers_keeps_its_own_tokens_and_resumes_without_it(tmp_path):
     model = saved_model(tmp_path / "model", own_tokens=True, encoder_width=48)
     overrides = (*ONE_EPOCH, f"model.init_from={model}", "model.dropout=0.1")
-    tuned = train(composed(tmp_path / "run", *overrides))
+    tuned = train(demo(tmp_path / "run", *overrides))
     tokenizer = tuned.datamodule.tokenizer
     assert tokenizer.bos_token_id != tokenizer.eos_token_id
     assert tuned.module.captioner.vocab_size > tokenizer.vocab_size
     shutil.rmtree(model)
-    resumed = train(composed(tmp_path / "run", *overrides, f"resume={tmp_path / 'run'}", "trainer.max_epochs=2"))
+    resumed = train(demo(tmp_path / "run", *overrides, f"resume={tmp_path / 'run'}", "trainer.max_epochs=2"))
     assert resumed.trainer.current_epoch == 2
     assert resumed.module.captioner.network.decoder.transformer.drop.p == 0.1
     captioner, again = load_captioner(tmp_path / "run" / "checkpoints" / "last.ckpt")

@@ -5,29 +5,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import Touches, small_captioner, trained_tokenizer
+from support import Touches, checkpoint_of, small_captioner, trained_tokenizer
 
 from captioning.errors import UserError
 from captioning.model.build import load_captioner
 from captioning.model.huggingface import save_model
 from captioning.runs import checkpoint_file, read_checkpoint
-from captioning.training.resume import refuse_other_architecture
 from captioning.weights import HuggingFaceModel
 
 TOKENIZER = trained_tokenizer()
 CAPTIONER = small_captioner(TOKENIZER.vocab_size)
 
 
-def contents() -> dict:
-    return {
-        "state_dict": {f"captioner.{name}": value for name, value in CAPTIONER.state_dict().items()},
-        "captioner": {"description": CAPTIONER.description(), "tokenizer": TOKENIZER.to_json()},
-    }
-
-
 @pytest.fixture
 def path(tmp_path) -> Path:
-    torch.save(contents(), tmp_path / "a.ckpt")
+    torch.save(checkpoint_of(CAPTIONER, TOKENIZER), tmp_path / "a.ckpt")
     return tmp_path / "a.ckpt"
 
 
@@ -63,7 +55,7 @@ def test_what_is_no_run_folder_is_refused(tmp_path):
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "plain pickle"])
 def test_a_checkpoint_with_code_in_it_is_refused_and_its_code_not_run(tmp_path, legacy):
     path, proof = tmp_path / "evil.ckpt", tmp_path / "proof"
-    evil = {**contents(), "more": Touches(proof)}
+    evil = {**checkpoint_of(CAPTIONER, TOKENIZER), "more": Touches(proof)}
     if legacy:
         path.write_bytes(pickle.dumps(evil["more"]))
     else:
@@ -106,7 +98,7 @@ def test_another_programs_checkpoint_is_refused(tmp_path, foreign):
 
 
 def test_weights_that_do_not_fit_their_own_description_are_refused(tmp_path):
-    changed = contents()
+    changed = checkpoint_of(CAPTIONER, TOKENIZER)
     changed["state_dict"].popitem()
     torch.save(changed, tmp_path / "odd.ckpt")
     with pytest.raises(UserError, match="weights that do not fit its own description"):
@@ -120,30 +112,3 @@ def test_a_tokenizer_of_more_tokens_than_the_decoder_has_is_refused(tmp_path):
         UserError, match=rf"={tmp_path} has a tokenizer of {TOKENIZER.vocab_size} tokens and a decoder of 50"
     ):
         load_captioner(HuggingFaceModel(str(tmp_path), "checkpoint"))
-
-
-def test_the_same_architecture_passes_whatever_its_dropout(path):
-    other = small_captioner(TOKENIZER.vocab_size, dropout=0.3, attention_dropout=0.1)
-    refuse_other_architecture(path, other.description(), TOKENIZER.to_json())
-
-
-@pytest.mark.parametrize(
-    ("changed", "named"),
-    [
-        ({"decoder_layers": 3}, r"network\.decoder\.n_layer was 2 and is 3"),
-        ({"encoder_width": 64}, r"network\.encoder\.hidden_size was 32 and is 64"),
-        ({"image_size": 24}, r"network\.encoder\.image_size was 16 and is 24"),
-        ({"patch_size": 4}, r"network\.encoder\.patch_size was 8 and is 4"),
-        ({"max_positions": 64}, r"network\.decoder\.n_positions was 48 and is 64"),
-    ],
-)
-def test_another_architecture_is_refused_by_what_differs(path, changed, named):
-    other = small_captioner(TOKENIZER.vocab_size, **changed)
-    with pytest.raises(UserError, match=rf"another architecture \(.*{named}.*\); leave the model as it was"):
-        refuse_other_architecture(path, other.description(), TOKENIZER.to_json())
-
-
-def test_another_tokenizer_of_the_same_size_is_refused(path):
-    other = TOKENIZER.to_json().replace('"man"', '"men"')
-    with pytest.raises(UserError, match=r"trained with another tokenizer; leave data\.tokenizer as it was"):
-        refuse_other_architecture(path, CAPTIONER.description(), other + " ")

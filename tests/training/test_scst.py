@@ -11,7 +11,6 @@ from captioning.errors import UserError
 from captioning.evaluation.cider import CiderD
 from captioning.evaluation.tokenizer import tokenize
 from captioning.model.generation import Caption
-from captioning.training.module import in_eval_mode
 from captioning.training.scst import (
     EOS,
     CiderReward,
@@ -128,13 +127,3 @@ def test_samples_are_those_of_the_step():
         drawn.append([])
         module.training_step(batch, step)
     assert drawn[0] == drawn[1] != drawn[2]
-
-
-def test_the_mode_of_every_part_is_as_it_was():
-    captioner = small_captioner(60)
-    captioner.set_trainable(["decoder"])
-    modes = [part.training for part in captioner.modules()]
-    assert len(set(modes)) == 2
-    with in_eval_mode(captioner):
-        assert not any(part.training for part in captioner.modules())
-    assert [part.training for part in captioner.modules()] == modes

@@ -7,19 +7,21 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
-from interrupted import composed, die, die_half_written, differences, killed, killed_before_change, train
+from interrupted import die, die_half_written, differences, killed, killed_before_change
+from small_runs import composed
+from support import checkpoint_of, small_captioner, trained_tokenizer
 
 from captioning.errors import UserError
-from captioning.training import checkpoints as checkpointing
 from captioning.training.checkpoints import LastCheckpoint
 from captioning.training.lightning_internals import unfinished_epoch
 from captioning.training.module import CaptioningModule
-from captioning.training.resume import refuse_other_settings
+from captioning.training.resume import refuse_other_architecture, refuse_other_settings
+from captioning.training.run import train
 
 MOMENTS = {
     "in mid-step with workers": ((12, die, CaptioningModule, "training_step"), 2),
     "in a validation": ((10, die, CaptioningModule, "validation_step"), 0),
-    "in the middle of a write": ((9, die_half_written, checkpointing.torch, "save"), 0),
+    "in the middle of a write": ((9, die_half_written, torch, "save"), 0),
 }
 
 
@@ -33,7 +35,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(whole, tmp_path, moment, worker
 
 EVERY_MOMENT = [((number, die, CaptioningModule, "training_step"), 0) for number in range(1, 25)] + [
     *(((number, die, CaptioningModule, "validation_step"), 2) for number in range(2, 20, 2)),
-    *(((number, die_half_written, checkpointing.torch, "save"), 0) for number in range(1, 13)),
+    *(((number, die_half_written, torch, "save"), 0) for number in range(1, 13)),
     *(((number, die, LastCheckpoint, "on_train_epoch_end"), 0) for number in (1, 2, 3)),
     ((1, die, CaptioningModule, "on_test_epoch_end"), 0),
 ]
@@ -122,3 +124,40 @@ def test_a_checkpoint_of_before_there_were_settings_is_refused(whole, tmp_path):
     torch.save({**checkpoint, "settings": None}, tmp_path / "checkpoints" / "last.ckpt")
     with pytest.raises(UserError, match=rf"an older version, .* with model\.init_from=.*{tmp_path.name}$"):
         refuse_other_settings(tmp_path / "checkpoints" / "last.ckpt", checkpoint["settings"])
+
+
+TOKENIZER = trained_tokenizer()
+CAPTIONER = small_captioner(TOKENIZER.vocab_size)
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    torch.save(checkpoint_of(CAPTIONER, TOKENIZER), tmp_path / "a.ckpt")
+    return tmp_path / "a.ckpt"
+
+
+def test_the_same_architecture_passes_whatever_its_dropout(path):
+    other = small_captioner(TOKENIZER.vocab_size, dropout=0.3, attention_dropout=0.1)
+    refuse_other_architecture(path, other.description(), TOKENIZER.to_json())
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"decoder_layers": 3}, r"network\.decoder\.n_layer was 2 and is 3"),
+        ({"encoder_width": 64}, r"network\.encoder\.hidden_size was 32 and is 64"),
+        ({"image_size": 24}, r"network\.encoder\.image_size was 16 and is 24"),
+        ({"patch_size": 4}, r"network\.encoder\.patch_size was 8 and is 4"),
+        ({"max_positions": 64}, r"network\.decoder\.n_positions was 48 and is 64"),
+    ],
+)
+def test_another_architecture_is_refused_by_what_differs(path, changed, named):
+    other = small_captioner(TOKENIZER.vocab_size, **changed)
+    with pytest.raises(UserError, match=rf"another architecture \(.*{named}.*\); leave the model as it was"):
+        refuse_other_architecture(path, other.description(), TOKENIZER.to_json())
+
+
+def test_another_tokenizer_of_the_same_size_is_refused(path):
+    other = TOKENIZER.to_json().replace('"man"', '"men"')
+    with pytest.raises(UserError, match=r"trained with another tokenizer; leave data\.tokenizer as it was"):
+        refuse_other_architecture(path, CAPTIONER.description(), other + " ")

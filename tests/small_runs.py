@@ -1,0 +1,63 @@
+"""The small runs that tests train, and what they logged."""
+
+import csv
+from pathlib import Path
+
+from captioning.cli import configured
+from captioning.config import TrainConfig
+
+# Through all three stages, in seconds.
+TINY = (
+    *("data=shapes", "model=tiny", "stage=full", "trainer=cpu", "logger=csv", "+trainer.deterministic=true"),
+    *("data.train_pictures=28", "data.val_pictures=12", "data.test_pictures=4", "data.batch_size=4"),
+    *("model.image_size=24", "model.encoder_width=32", "model.encoder_layers=1", "model.encoder_heads=2"),
+    *("model.decoder_width=32", "model.decoder_layers=1", "model.decoder_heads=2", "model.dropout=0.2"),
+    *("trainer.max_epochs=3", "trainer.log_every_n_steps=2", "scores.pictures=2", "decoding.max_new_tokens=4"),
+    *("checkpoints.every_n_steps=2", "trainer.accumulate_grad_batches=2", "+trainer.val_check_interval=3"),
+    "stage.warmup_steps=3",
+    "+trainer.enable_progress_bar=false",
+)  # 8 batches and 4 steps an epoch, validated after the 3rd batch, in mid-step, and the 6th
+
+# The demo with every report, W&B's among them; one stage an epoch.
+SMALL_DEMO = (
+    "experiment=demo",
+    "data.train_pictures=48",
+    "data.val_pictures=12",
+    "data.test_pictures=8",
+    "data.batch_size=8",
+    "data.captions_per_image=6",
+    "model.encoder_layers=1",
+    "model.decoder_layers=1",
+    "model.encoder_width=32",
+    "model.decoder_width=32",
+    "trainer.max_epochs=3",
+    "trainer.log_every_n_steps=4",
+    "stage.phases=[{from_epoch:0,train:[cross_attention]},{from_epoch:1,train:[cross_attention,decoder]},"
+    "{from_epoch:2,train:[cross_attention,decoder,encoder]}]",
+    "sample_pictures=3",
+)
+
+# A model to predict with.
+SMOKE = (
+    "experiment=demo",
+    "debug=smoke",
+    "logger=csv",
+    "sample_pictures=0",
+    "data.train_pictures=24",
+    "data.val_pictures=8",
+    "data.test_pictures=4",
+    "model.encoder_layers=1",
+    "model.decoder_layers=1",
+    "model.encoder_width=32",
+    "model.decoder_width=32",
+)
+
+
+def composed(run_dir: Path, *overrides: str, run: tuple[str, ...] = TINY) -> TrainConfig:
+    return configured(TrainConfig, *run, f"run_dir='{run_dir}'", *overrides)
+
+
+def rows_of(run_dir: Path) -> list[dict[str, str]]:
+    """The rows of a run's metrics.csv."""
+    with (run_dir / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
