@@ -28,7 +28,7 @@ from captioning.data.datasets import find_photographs
 from captioning.data.encoder_cache import EncodedPictures, FrozenEncoder, encode_once
 from captioning.data.images import UnreadablePicture, read_picture
 from captioning.data.pixel_cache import Outcome, Places, find_prepared, packs_in, prepare_pictures
-from captioning.data.records import DamagedPicture, Photograph, Split
+from captioning.data.records import DamagedPicture, Photograph, Pictures, Split
 from captioning.data.rows import CaptionRows, EpochBatches, InOrder, TokenArrays, row_loader, spread
 from captioning.data.splits import refuse_empty, split_photographs, without_unreadable
 from captioning.data.tokenizer import CaptionTokenizer
@@ -54,6 +54,8 @@ class CaptionDataModule(L.LightningDataModule):
     """
 
     TRAINED_VOCAB_SIZE = 512
+
+    training_pictures: Pictures | None = None  # those of `train`, perhaps smaller, to be cropped and jittered
 
     def __init__(
         self,
@@ -175,8 +177,11 @@ class CaptionDataModule(L.LightningDataModule):
         evaluation = EvaluationTransform(self.picture_format)
         augmented = training and self._overfit_images is None
         augmentation = TrainingTransform(self.picture_format, **self._augmentation) if augmented else None
+        pictures = self.splits[split]
+        if augmented and self.training_pictures is not None:
+            pictures = replace(pictures, load=self.training_pictures)
         return CaptionRows(
-            self.splits[split],
+            pictures,
             self.tokens[split],
             captions_per_image or self._captions_per_image,
             self.seed,
@@ -266,6 +271,10 @@ class PreparedFiles:
     def __call__(self, i: int) -> Image.Image:
         return self._places.load(i) if self._places.pack_of[i] >= 0 else self._files(i)
 
+    def identity(self, i: int) -> str:
+        """The photograph's own."""
+        return self._files.identity(i)
+
 
 class PhotographDataModule(CaptionDataModule):
     """Photographs under `root` with the captions of the annotation files there; see `datasets.py` and `splits.py`.
@@ -318,7 +327,7 @@ class PhotographDataModule(CaptionDataModule):
         super().connect(tokenizer, picture_format, max_positions, only)
         if only is None:
             pixels = picture_format.resize_shortest or max(picture_format.size)
-            self.splits["train"] = replace(self.splits["train"], load_augmented=self._prepared_files(pixels))
+            self.training_pictures = self._prepared_files(pixels)
 
     def _prepared_files(self, pixels: int) -> PreparedFiles | None:
         """The training photographs as prepared, if they are wanted, and of so many pixels on the shorter side."""

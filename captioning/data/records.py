@@ -5,7 +5,7 @@ Needs neither torch nor a picture library, so that annotation files are read, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -53,7 +53,6 @@ class Split:
     image_ids: Sequence[ImageId]
     captions: Sequence[Sequence[str]]
     load: Pictures
-    load_augmented: Callable[[int], Image.Image] | None = None  # the same, perhaps smaller, to be cropped and jittered
     skips_damaged: bool = False  # whether rows go on without a picture that raises DamagedPicture
 
     def __len__(self) -> int:
@@ -62,4 +61,4 @@ class Split:
     def first(self, pictures: int, captions: int) -> Split:
         """The same data set cut to its first pictures and the first captions of each."""
         fewer = [of_picture[:captions] for of_picture in self.captions[:pictures]]
-        return replace(self, image_ids=self.image_ids[:pictures], captions=fewer, load_augmented=None)
+        return replace(self, image_ids=self.image_ids[:pictures], captions=fewer)

@@ -134,7 +134,7 @@ class CaptionRows(Dataset[Row]):
         augmentation: TrainingTransform | None = None,
         encoded: Callable[[int], Tensor] | None = None,  # picture i as (P, D); then no pixels are read
     ):
-        self._load, self._load_augmented = split.load, split.load_augmented or split.load
+        self._load = split.load
         self._image_ids = np.asarray(split.image_ids)  # an array, as captions are
         self._mentions_sides = np.array([captions_mention_sides(captions) for captions in split.captions])
         self._tokens = tokens
@@ -194,7 +194,7 @@ class CaptionRows(Dataset[Row]):
     def _augmented(self, picture: int, seed: int, part: int) -> Tensor:
         assert self._augmentation is not None
         generator = torch.Generator().manual_seed(addressed_seed(seed, part))
-        return self._augmentation(self._load_augmented(picture), generator, may_flip=not self._mentions_sides[picture])
+        return self._augmentation(self._load(picture), generator, may_flip=not self._mentions_sides[picture])
 
 
 def spread(count: int, total: int) -> list[int]:

@@ -341,11 +341,11 @@ def fitted(root, pixels=16, **changed):
 def test_augmentation_reads_prepared_pictures_and_nothing_else_does(tmp_path, caplog):
     prepared_set(tmp_path)
     with caplog.at_level("INFO"):
-        splits = fitted(tmp_path).splits
+        data = fitted(tmp_path)
     assert "training pictures: 2 prepared ones of 16 pixels in" in caplog.text
-    assert splits["train"].load_augmented(0).size == (21, 16)
-    assert splits["train"].load(0).size == splits["val"].load(0).size == (120, 90)
-    assert splits["val"].load_augmented is None and splits["test"].load_augmented is None
+    assert data.training_pictures(0).size == (21, 16)
+    assert data.splits["train"].load(0).size == data.splits["val"].load(0).size == (120, 90)
+    assert data.rows("train")._load is data.splits["train"].load, "without augmentation"
 
 
 def test_training_rows_are_those_of_the_files_but_for_the_detail(tmp_path):
@@ -363,17 +363,17 @@ def test_training_rows_are_those_of_the_files_but_for_the_detail(tmp_path):
 def test_a_photograph_that_changed_is_read_from_its_file(tmp_path, caplog):
     prepared_set(tmp_path)
     draw(tmp_path / "Images/b.jpg", "blue")
-    splits = fitted(tmp_path).splits
-    assert [splits["train"].load_augmented(i).size for i in (0, 1)] == [(21, 16), (12, 8)]
+    data = fitted(tmp_path)
+    assert [data.training_pictures(i).size for i in (0, 1)] == [(21, 16), (12, 8)]
     assert "1 others are new or have changed since" in caplog.text
     draw(tmp_path / "Images/a.jpg", "blue")
-    assert fitted(tmp_path).splits["train"].load_augmented is None
+    assert fitted(tmp_path).training_pictures is None
     assert "none is current" in caplog.text
 
 
 def test_pictures_too_small_for_the_model_are_not_read(tmp_path, caplog):
     prepared_set(tmp_path)
-    assert fitted(tmp_path, pixels=24).splits["train"].load_augmented is None
+    assert fitted(tmp_path, pixels=24).training_pictures is None
     assert "have 16 pixels on the shorter side, and the model wants 24; python prepare.py ... size=32" in caplog.text
     with pytest.raises(UserError, match="the model wants 24"):
         fitted(tmp_path, pixels=24, prepared=str(tmp_path / "prepared"))
@@ -382,15 +382,15 @@ def test_pictures_too_small_for_the_model_are_not_read(tmp_path, caplog):
 def test_a_named_folder_must_hold_prepared_pictures(tmp_path):
     prepared_set(tmp_path)
     (tmp_path / "prepared").rename(tmp_path / "small")
-    assert fitted(tmp_path).splits["train"].load_augmented is None
-    assert fitted(tmp_path, prepared=str(tmp_path / "small")).splits["train"].load_augmented is not None
+    assert fitted(tmp_path).training_pictures is None
+    assert fitted(tmp_path, prepared=str(tmp_path / "small")).training_pictures is not None
     with pytest.raises(UserError, match=r"data\.prepared=nowhere holds no prepared pictures; make them with"):
         fitted(tmp_path, prepared="nowhere")
 
 
 def test_overfitting_reads_the_files_themselves(tmp_path):
     prepared_set(tmp_path)
-    assert fitted(tmp_path, overfit_images=1).splits["train"].load_augmented is None
+    assert fitted(tmp_path, overfit_images=1).training_pictures is None
 
 
 def test_preparing_needs_a_folder(tmp_path):
