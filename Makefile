@@ -54,7 +54,7 @@ lint: setup  ## style, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: setup  ## every benchmark small, and one table of their ratios (about eight minutes)
+bench: setup  ## every benchmark small, and one table of their ratios (about nine minutes)
 	$(BIN)/python benchmarks/all.py
 
 pictures: setup  ## docs/*.png again, of RUN=a run of the demo; without RUN it is trained first (minutes)

@@ -6,10 +6,10 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-import lightning
 import torch
 import transformers
 
@@ -66,7 +66,7 @@ def setting() -> str:
         processor = names[0].split(":")[1].strip() if names else processor
     return (
         f"{processor}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; Python {platform.python_version()}, "
-        f"torch {torch.__version__}, lightning {lightning.__version__}, transformers {transformers.__version__}"
+        f"torch {torch.__version__}, lightning {version('lightning')}, transformers {transformers.__version__}"
     )
 
 
