@@ -19,7 +19,15 @@ import torch
 from PIL import Image
 from training_step import network_of
 
-from on_gpu.package import END_OF_TEXT, ROOT, CaptionTokenizer, ImageCaptioner, PictureFormat, parts_of_a_run
+from on_gpu.package import (
+    END_OF_TEXT,
+    ROOT,
+    CaptionTokenizer,
+    ImageCaptioner,
+    PictureFormat,
+    batches_of_epoch,
+    commands,
+)
 from on_gpu.profiling import Waits
 from on_gpu.work import EVERYTHING, STAGES, TOKENS, Figures, Setting, figure, forget, peak_gib
 
@@ -84,14 +92,8 @@ def composed(name: str, overrides: Sequence[str]) -> Any:
 
 def loader_alone(what: str, overrides: Sequence[str], setting: Setting) -> Figures:
     """An epoch of training batches, of which nothing is made."""
-    import hydra
-
     cfg = composed("train", overrides)
-    datamodule = hydra.utils.instantiate(cfg.data)
-    datamodule.setup()
-    side = setting.size["image_size"]
-    datamodule.fit_to(PictureFormat((side, side)), 1024)
-    batches = datamodule.train_dataloader()
+    batches = batches_of_epoch(cfg, setting.size["image_size"])
     for _ in batches:  # the workers start
         pass
     pictures, start = 0, time.perf_counter()
@@ -108,7 +110,8 @@ class Watch:
     AUDITED = 20  # steps, after which the audit ends
 
     def __init__(self) -> None:
-        self.train, _, module, writer = parts_of_a_run()
+        self.commands = commands()
+        module, writer = self.commands.module, self.commands.checkpoint_writer
         self.starts: list[float] = []
         self.saved: list[tuple[str, float, int]] = []
         self.waits: Waits | None = None
@@ -144,7 +147,7 @@ class Watch:
         self.waits = None
         self.audit_from = audit_from if cuda else None
         start = time.perf_counter()
-        self.train.train(cfg)
+        self.commands.train(cfg)
         whole = time.perf_counter() - start
         before = self.starts[0] - start
         rows = [line.split(",") for line in (run_dir / "metrics.csv").read_text().splitlines()]
@@ -174,7 +177,7 @@ class Watch:
 def predicting(setting: Setting) -> Figures:
     """predict.py on JPEGs, from the first picture to the last row."""
     folder = ready(setting)
-    _, predict, *_ = parts_of_a_run()
+    _, predict, *_, caption_writer = commands()
     pictures = folder / "photographs" / "Images"
     count = len(list(pictures.glob("*.jpg")))
     cuda, largest = setting.device.type == "cuda", setting.batches[-1]
@@ -188,18 +191,18 @@ def predicting(setting: Setting) -> Figures:
         ],
     }  # fmt: skip
     opened = {"at": 0.0}
-    enter = predict.CaptionWriter.__enter__
+    enter = caption_writer.__enter__
 
     def entered(writer: Any) -> Any:
         opened["at"] = time.perf_counter()
         return enter(writer)
 
-    predict.CaptionWriter.__enter__ = entered
+    caption_writer.__enter__ = entered
     usual = [f"checkpoint={folder / 'random.ckpt'}", f"input={pictures}", "overwrite=true", "logger=csv"]
     for name, given in cases.items():
         output = f"output={folder / 'captions.jsonl'}"
         start = time.perf_counter()
-        made = predict.predict(composed("predict", [*usual, *given, f"decoding.max_new_tokens={TOKENS}", output]))
+        made = predict(composed("predict", [*usual, *given, f"decoding.max_new_tokens={TOKENS}", output]))
         end = time.perf_counter()
         if made.captioned != count:
             raise AssertionError(f"{made.captioned} of {count} pictures have a caption")

@@ -1,18 +1,18 @@
 """Everything of the package that benchmarks/gpu.py uses, so that what moves there is changed here alone."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import captioning.model.captioner as captioner_module  # in which the mask is made
-from captioning.batch import IGNORE, CaptionBatch, PictureFormat
-from captioning.data.packing import Row, pack
+from captioning.data.batch import IGNORE, CaptionBatch, PictureFormat, Row, pack
 from captioning.data.tokenizer import END_OF_TEXT, CaptionTokenizer
+from captioning.model.build import switched
 from captioning.model.captioner import GROUPS, ImageCaptioner, group_of
 from captioning.model.generation import Beam, Greedy, generate
-from captioning.model.switches import switched
-from captioning.training.optimizer import build_optimizer, scale_and_clip
+from captioning.training.module import build_optimizer, scale_and_clip
 
 ROOT = Path(__file__).resolve().parents[2]
 MASK = "same_caption_causal_mask"  # of captioner_module
@@ -34,22 +34,44 @@ __all__ = [
     "ImageCaptioner",
     "PictureFormat",
     "Row",
+    "batches_of_epoch",
     "build_optimizer",
     "captioner_module",
+    "commands",
     "generate",
     "group_of",
     "pack",
-    "parts_of_a_run",
     "scale_and_clip",
     "switched",
 ]
 
 
-def parts_of_a_run() -> tuple[Any, Any, Any, Any]:
-    """train.py and predict.py, and the classes of theirs that are timed: a step, and what writes checkpoints."""
-    import predict
-    import train
-    from captioning.training.checkpointing import AtomicCheckpointIO
-    from captioning.training.module import CaptioningModule
+class Commands(NamedTuple):
+    """What train.py and predict.py run, and the classes whose work is timed there."""
 
-    return train, predict, CaptioningModule, AtomicCheckpointIO
+    train: Callable[[Any], Any]  # of a configuration
+    predict: Callable[[Any], Any]
+    module: Any  # its training_step is a step
+    checkpoint_writer: Any
+    caption_writer: Any  # entered when the model is ready
+
+
+def commands() -> Commands:
+    """Imported late: they need more than the other phases."""
+    from captioning.prediction.results import CaptionWriter
+    from captioning.training.checkpoints import AtomicCheckpointIO
+    from captioning.training.module import CaptioningModule
+    from captioning.training.run import train
+    from predict import predict
+
+    return Commands(train, predict, CaptioningModule, AtomicCheckpointIO, CaptionWriter)
+
+
+def batches_of_epoch(cfg: Any, side: int) -> Any:
+    """The training loader of a configuration, for a model of pictures of so many pixels."""
+    import hydra
+
+    datamodule = hydra.utils.instantiate(cfg.data)
+    tokenizer = CaptionTokenizer.from_pretrained(cfg.data.tokenizer)
+    datamodule.connect(tokenizer, PictureFormat((side, side)), max_positions=1024)
+    return datamodule.train_dataloader()
