@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from on_gpu.package import GRAPHS, Beam, Greedy, generate
+from captioning.model.generation import Beam, Greedy, generate
 from on_gpu.work import NEVER, TOKENS, Figures, Setting, Work, figure, forget, number_format, peak_gib, timed
 
+GRAPHS = "captioning.model.generation.graphs"  # its `generate` replays CUDA graphs, where there is one
 MEAN_LENGTH = 13  # tokens, of captions with real ends
 
 
@@ -25,12 +26,11 @@ def noise(setting: Setting, pictures: int) -> Tensor:
 
 @contextlib.contextmanager
 def ends(work: Work, eos_token_id: int) -> Iterator[None]:
-    """Captions end with this token, or never; the peer's too, where it was made."""
+    """Captions end with this token, or never; the peer's too."""
     ours, before = work.captioner.network.decoder.config, work.captioner.end_of_text[1]
     ours.eos_token_id = eos_token_id
-    if "peer" in vars(work):
-        theirs = work.peer.generation_config
-        theirs.pad_token_id, theirs.eos_token_id = 0, None if eos_token_id == NEVER else eos_token_id
+    theirs = work.peer.generation_config
+    theirs.pad_token_id, theirs.eos_token_id = 0, None if eos_token_id == NEVER else eos_token_id
     try:
         yield
     finally:
@@ -96,8 +96,9 @@ def generated(setting: Setting, way: str, make: Callable, peers: bool) -> Figure
         lengths = let_captions_end(work, pictures[:many])
     with ends(work, work.size["vocab_size"] - 1):
         suffix = ", real ends"
-        told = {"tokens": statistics.fmean(lengths), "shortest": min(lengths), "longest": max(lengths)}
-        yield {**row("greedy", many, way, suffix), "note": told}
+        ended = row("greedy", many, way, suffix)
+        ended["more"] |= {"tokens": statistics.fmean(lengths), "shortest": min(lengths), "longest": max(lengths)}
+        yield ended
         yield row("beam 5", few, way, suffix)
         if peers:
             yield row("greedy", many, "transformers", suffix)
@@ -121,6 +122,5 @@ def let_captions_end(work: Work, pictures: Tensor) -> list[int]:
                 for caption in generate(work.captioner, pictures, Greedy(TOKENS))
             ]
             low, high = (strength, high) if statistics.fmean(lengths) > MEAN_LENGTH else (low, strength)
-    if "peer" in vars(work):
-        work.peer.load_state_dict(work.captioner.network.state_dict())
+    work.peer.load_state_dict(work.captioner.network.state_dict())
     return lengths

@@ -1,6 +1,5 @@
-"""Phases of the model alone: the card's ceilings, correctness, training steps, new lengths, torch.compile."""
+"""Phases of the model alone: the card's ceilings, correctness, training steps, new lengths."""
 
-import contextlib
 import statistics
 from dataclasses import replace
 from typing import Any
@@ -11,19 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from training_step import one_caption_a_row
 
+from captioning.config import GROUPS
+from captioning.data.batch import IGNORE, CaptionBatch, Row
+from captioning.model import captioner as captioner_module
+from captioning.model.captioner import group_of
+from captioning.model.generation import Greedy, generate
 from on_gpu.captions import ends, peer_generate
-from on_gpu.package import (
-    GROUPS,
-    IGNORE,
-    MASK,
-    CaptionBatch,
-    Greedy,
-    Row,
-    captioner_module,
-    generate,
-    group_of,
-    switched,
-)
 from on_gpu.work import (
     EVERYTHING,
     LOSS_UNIT,
@@ -104,8 +96,7 @@ def correctness(setting: Setting) -> Figures:
     for name in BOUNDS:
         if name != "fp16" or setting.device.type != "cpu":
             yield compared(name, ours_quantities(work, batch, name), name)
-    everywhere = lambda index: torch.ones(len(index), 1, *index.shape[1:] * 2, dtype=torch.bool, device=index.device)  # noqa: E731
-    with mock.patch.object(captioner_module, MASK, everywhere):
+    with mock.patch.object(captioner_module, "same_caption_causal_mask", all_true):
         found = ours_quantities(work, batch, "bf16")
     yield compared("bf16, fault: an all-true mask", found, "bf16", close=False)
     labelled = batch.labels != IGNORE
@@ -124,6 +115,11 @@ def correctness(setting: Setting) -> Figures:
 
 
 Quantities = dict[str, Tensor]
+
+
+def all_true(caption_index: Tensor) -> Tensor:
+    """(B, 1, S, S), a mask that hides nothing."""
+    return torch.ones_like(caption_index[:, None, :, None] == caption_index[:, None, None, :])
 
 
 def ours_quantities(work: Work, batch: CaptionBatch, format_name: str) -> Quantities:
@@ -167,8 +163,8 @@ def gradients(network: nn.Module, scale: float = 1.0) -> Quantities:
 def distances(found: Quantities, reference: Quantities) -> dict[str, float]:
     """||difference|| / ||reference||."""
     return {
-        name: float((found[name].double() - told.double()).norm() / told.double().norm())
-        for name, told in reference.items()
+        name: float((found[name].double() - right.double()).norm() / right.double().norm())
+        for name, right in reference.items()
     }
 
 
@@ -235,19 +231,3 @@ def lengths(setting: Setting) -> Figures:
         more = {"worst_ms": 1e3 * max(first), "warm_ms": 1e3 * statistics.median(warm), "lengths": len(batches)}
         yield figure(f"first seen, median{choice}", 1e3 * statistics.median(first), "ms a step", **more)
         yield figure(f"first seen, all lengths together{choice}", extra, "s more than later")
-
-
-def compiled(setting: Setting) -> Figures:
-    """model.compile=true: seconds until the first step is done, and steps from then on, over three lengths."""
-    work, device, pictures = Work(setting), setting.device, setting.batches[0]
-    compile_one = nn.Module.compile
-    quick = mock.patch.object(nn.Module, "compile", lambda half, **how: compile_one(half, **how, backend="aot_eager"))
-    with quick if setting.small else contextlib.nullcontext():  # which writes and compiles no C++
-        switched(work.captioner, gradient_checkpointing=False, compile=True)
-    step = work.step(STAGES[EVERYTHING], "bf16")
-    for length in (73, 64, 80):
-        batch = work.of_length(pictures, length)
-        yield figure(f"first step at length {length}", lot(lambda batch=batch: step(batch), device, 1), "s")
-    _, batch = work.batch(pictures)
-    seconds = timed(lambda: step(batch), device, setting.seconds)
-    yield figure(f"everything, batch {pictures}, bf16, compiled", pictures / seconds, "pictures/s", ms=1e3 * seconds)

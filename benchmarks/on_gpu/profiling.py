@@ -1,15 +1,14 @@
-"""Where the time of a step goes: kernels by kind, and the places at which the host waits for the GPU."""
+"""Where the time of a step goes: its kernels, and the places at which the host waits for the GPU."""
 
 import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from captioning.model.generation import Greedy, generate
 from on_gpu.captions import ends, noise
-from on_gpu.package import Greedy, generate
 from on_gpu.work import EVERYTHING, NEVER, STAGES, TOKENS, Figures, Setting, Work, figure, number_format, timed, wait
 
 WAITS = (
@@ -17,17 +16,6 @@ WAITS = (
     *("Memcpy DtoH (Device -> Pageable)", "Memcpy DtoH (Device -> Pinned)", "Memcpy HtoD (Pageable -> Device)"),
     *("aten::item", "aten::_local_scalar_dense", "aten::nonzero"),
 )
-KINDS = {  # parts of kernels' names, in the order in which they are looked for
-    "attention": ("fmha", "flash", "sdpa", "cudnn_generated", "attention"),
-    "matrix products": ("gemm", "nvjet", "cutlass", "xmma", "splitk", "addmm", "aten::mm", "aten::bmm", "cublas"),
-    "optimizer and gradient norm": ("multi_tensor", "FusedAdam", "lpnorm", "foreach"),
-    "layer norm": ("layer_norm", "LayerNorm", "GammaBeta"),
-    "softmax and loss": ("oftmax", "softmax"),
-    "sums": ("reduce_kernel", "Reduce"),
-    "dropout": ("dropout",),
-    "casts and copies": ("copy_kernel", "Memcpy", "Memset", "CatArray", "aten::copy_", "direct_copy"),
-    "indexing": ("index", "gather", "scatter", "nonzero", "embedding", "DeviceSelect", "DeviceReduce"),
-}
 
 
 def profile(setting: Setting) -> Figures:
@@ -71,26 +59,17 @@ def profiled(setting: Setting, what: str, run: Callable[[], None], runs: int, pa
     busy = sum(taken for *_, taken in kernels) / 1e3 / divisor
     share = busy * parts / 1e3 / seconds
     yield figure(f"{what}: kernels", busy, "ms", wall_ms=1e3 * seconds / parts, busy=share)
-    kinds: Counter[str] = Counter()
-    for name, _, taken in kernels:
-        kinds[kind_of(name)] += taken / 1e3 / divisor
-    for kind, taken in kinds.most_common():
-        yield figure(f"{what}: {kind}", taken, "ms", share=taken / busy)
     for name, count, taken in sorted(kernels, key=lambda kernel: -kernel[2])[: 4 if setting.small else 16]:
         more = {"share": taken / 1e3 / divisor / busy, "calls": count / divisor}
         yield figure(f"{what}: kernel {name[:110]}", taken / 1e3 / divisor, "ms", **more)
     waits = {event.key: event.count for event in events if event.key in WAITS}
     yield figure(f"{what}: calls that can wait", sum(waits.values()) / divisor, "", **waits, divided_by=divisor)
     if device.type == "cuda":
-        with Waits() as found:
-            run()
+        found = Waits()
+        found.switch(True)
+        run()
+        found.switch(False)
         yield figure(f"{what}: host waits", sum(found.places.values()) / parts, "", **found.places)
-
-
-def kind_of(kernel: str) -> str:
-    """What a kernel is for, by its name."""
-    found = (kind for kind, parts in KINDS.items() if any(part in kernel for part in parts))
-    return next(found, "other elementwise")
 
 
 class Waits:
@@ -98,17 +77,16 @@ class Waits:
 
     def __init__(self) -> None:
         self.places: Counter[str] = Counter()
-
-    def __enter__(self) -> "Waits":
         self._catching = warnings.catch_warnings(record=True)
-        self._caught = self._catching.__enter__()
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
-        return self
 
-    def __exit__(self, *error: Any) -> None:
-        torch.cuda.set_sync_debug_mode("default")
-        self._catching.__exit__(*error)
-        for caught in self._caught or []:
-            if "synchronizing" in str(caught.message):
-                self.places["/".join(Path(caught.filename).parts[-3:]) + f":{caught.lineno}"] += 1
+    def switch(self, on: bool) -> None:
+        """Count from now on, or no longer."""
+        if on:
+            self._caught = self._catching.__enter__()
+            warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn" if on else "default")
+        if not on:
+            self._catching.__exit__(None, None, None)
+            for caught in self._caught or []:
+                if "synchronizing" in str(caught.message):
+                    self.places["/".join(Path(caught.filename).parts[-3:]) + f":{caught.lineno}"] += 1

@@ -21,16 +21,10 @@ from torch import nn
 from training_step import STAGES as CACHED_TOO
 from training_step import network_of, one_caption_a_row, random_rows
 
-from on_gpu.package import (
-    CaptionBatch,
-    ImageCaptioner,
-    PictureFormat,
-    Row,
-    build_optimizer,
-    group_of,
-    pack,
-    scale_and_clip,
-)
+from captioning.data.batch import CaptionBatch, PictureFormat, Row, pack
+from captioning.model.captioner import group_of
+from captioning.model.huggingface import captioner_of
+from captioning.training.module import build_optimizer, scale_and_clip
 
 FULL = {"width": 768, "layers": 12, "heads": 12, "image_size": 224, "vocab_size": 50257}
 TINY = {"width": 64, "layers": 2, "heads": 2, "image_size": 32, "vocab_size": 700}
@@ -96,7 +90,7 @@ def figure(what: str, value: float | str, unit: str = "", **more: object) -> dic
 
 
 def wait(device: torch.device) -> None:
-    """For all that the device was told to do."""
+    """For all that the device has to do."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -142,13 +136,15 @@ def number_format(name: str, device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def products(name: str) -> Iterator[None]:
-    """Those of fp32 matrices in fp32, or for tf32 in that; around the backward pass too, unlike autocast."""
-    before = torch.get_float32_matmul_precision()
+    """Those of fp32, convolutions too, in fp32, or for tf32 in that; around the backward pass too, unlike autocast."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = name == "tf32"
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 class Work:
@@ -160,7 +156,8 @@ class Work:
         torch.manual_seed(0)
         network = network_of(self.size, "gelu_pytorch_tanh")
         side = self.size["image_size"]
-        self.captioner = ImageCaptioner(network, PictureFormat((side, side), (0.5,) * 3, (0.5,) * 3)).to(self.device)
+        picture_format = PictureFormat((side, side), (0.5,) * 3, (0.5,) * 3)
+        self.captioner = captioner_of(network, picture_format).to(self.device)
         for block in network.decoder.transformer.h:  # as model=vit_gpt2 sets it
             block.attn.attn_dropout.p = block.crossattention.attn_dropout.p = 0.0
 
