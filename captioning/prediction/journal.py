@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 # stand for the bytes of file names that are not (PEP 383).
 TO_ESCAPE = re.compile("[\x7f\x85\u2028\u2029\ud800-\udfff]")
 
+COUNTS = ("captioned", "failed")  # in the settings file of a complete output, beside the settings
 SHOWN = 3  # failures that are named in a sentence
 
 
@@ -198,7 +199,7 @@ class Journal:
         self.given, self.output = given, output
         self.overwrite, self.resume = overwrite, resume
         self.path = journal_path(output)
-        self._settings = to_json(settings, indent=2) + "\n"
+        self._settings = json.loads(to_json(settings))
         self.done = self.captioned = self.failed = 0
         self.has_alternatives = False
         self._reasons: list[str] = []
@@ -226,8 +227,11 @@ class Journal:
         else:
             check_journal(self.given, self.output, resume=self.resume, overwrite=self.overwrite)
             self.path.write_bytes(b"")
-            write_atomically(settings_path, self._settings)
+            self._write_settings({})
         self._file = self.path.open("ab", buffering=0)
+
+    def _write_settings(self, counts: Mapping[str, int]) -> None:
+        write_atomically(journal_settings_path(self.output), to_json(self._settings | counts, indent=2) + "\n")
 
     def _refuse_other_settings(self, settings: Path) -> None:
         anew = "overwrite=true without resume begins anew"
@@ -269,10 +273,12 @@ class Journal:
     def complete(self, becomes_output: bool) -> None:
         """End what is complete: the journal becomes the output, or goes since the output was made of it.
 
-        The settings get their name last; `finish_completing` does it for a process that died in between.
+        The settings get the counts first and their name last; `finish_completing` does that for a process that died
+        in between.
         """
         with disk_errors("output", self.given):
             os.fsync(self._file.fileno())
+            self._write_settings({key: getattr(self, key) for key in COUNTS})
             if becomes_output:
                 self.path.replace(self.output)
             else:
@@ -322,16 +328,22 @@ def finish_completing(given: str | Path, output: Path) -> None:
         _released(lock)
 
 
-def other_settings(saved: Path, now: str) -> str:
+def counts_of(output: Path) -> tuple[int, int] | None:
+    """Pictures with and without a caption in a complete output; None where its settings file is too old to say."""
+    saved = json.loads(settings_path(output).read_text(encoding="utf-8"))
+    return (saved[COUNTS[0]], saved[COUNTS[1]]) if COUNTS[0] in saved else None
+
+
+def other_settings(saved: Path, now: Mapping[str, object]) -> str:
     """The settings in which the file differs from `now`, in words; empty if in none."""
     try:
         before = json.loads(saved.read_text(encoding="utf-8"))
     except ValueError:
         return f"{saved} is damaged"
-    after = json.loads(now)
     if not isinstance(before, dict):
         return f"{saved} is damaged"
-    return "; ".join(islice(_differing(before, after), 2))
+    before = {key: value for key, value in before.items() if key not in COUNTS}
+    return "; ".join(islice(_differing(before, json.loads(to_json(now))), 2))
 
 
 def _differing(before: dict[str, Any], after: dict[str, Any], within: str = "") -> Iterator[str]:

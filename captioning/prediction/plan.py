@@ -13,12 +13,11 @@ from captioning.config import PredictConfig, checked
 from captioning.data.datasets import require_data
 from captioning.errors import UserError
 from captioning.prediction.inputs import InputPictures, files_of
-from captioning.prediction.journal import Journal, has_lines, lines_of
+from captioning.prediction.journal import Journal, counts_of, has_lines, lines_of
 from captioning.prediction.outputs import check_output, format_of, is_complete
 from captioning.prediction.outputs.files import Sink, real_file
 from captioning.prediction.outputs.gallery import Gallery, gallery_path
 from captioning.prediction.outputs.heat_maps import HeatMaps, chosen_pictures
-from captioning.prediction.outputs.jsonl import JsonLines
 from captioning.prediction.outputs.scores import SplitScores, check_score_files
 from captioning.prediction.outputs.text_files import TextFiles, text_path
 from captioning.runs import is_run
@@ -86,9 +85,8 @@ def _complete(
     """Where there is nothing to resume since a run came to its end: what it made; only text files may be lacking."""
     if not config.resume or not is_complete(output, settings_of(config, weights, pictures.paths)):
         return None
-    made_in = format_of(output)
-    captioned = made_in.captions_in(real_file(output))
-    if config.text_files and made_in is JsonLines:
+    captioned, failed = _counts(output)
+    if config.text_files and format_of(output).is_journal:
         text_files = TextFiles(pictures.paths, config.input, overwrite=config.overwrite, resume=True)
         for record, _ in lines_of(real_file(output)):
             text_files.add(record)
@@ -99,7 +97,20 @@ def _complete(
             "begin anew with overwrite=true and without resume"
         )
     log.info("%s is complete: %d captions; overwrite=true without resume makes it anew", output, captioned)
-    return Prediction(captioned, len(pictures) - captioned, output, {})
+    return Prediction(captioned, failed, output, {})
+
+
+def _counts(output: Path) -> tuple[int, int]:
+    """Pictures with and without a caption in a complete output."""
+    if counts := counts_of(real_file(output)):
+        return counts
+    if not format_of(output).is_journal:
+        raise UserError(
+            f"output={output} is complete, made before settings files had counts of captions; keep it, or make it anew "
+            "with overwrite=true and without resume"
+        )
+    captioned = [record.caption is not None for record, _ in lines_of(real_file(output))]
+    return sum(captioned), len(captioned) - sum(captioned)
 
 
 def settings_of(config: PredictConfig, weights: Path | HuggingFaceModel, paths: Sequence[Path]) -> dict[str, object]:

@@ -156,7 +156,11 @@ def test_lines_are_in_order_and_settings_are_written_once(tmp_path):
         {"path": "b.jpg", "error": "empty file"},
         {"path": "c.jpg", "caption": "a cat", "log_probability": -0.5},
     ]
-    assert json.loads((tmp_path / "captions.settings.json").read_text(encoding="utf-8")) == SETTINGS
+    assert json.loads((tmp_path / "captions.settings.json").read_text(encoding="utf-8")) == {
+        **SETTINGS,
+        "captioned": 2,
+        "failed": 1,
+    }
     assert listing(tmp_path) == {"captions.jsonl", "captions.settings.json"}
 
 
@@ -183,7 +187,7 @@ def test_other_formats_are_whole_and_last_too(tmp_path, suffix):
         put_in_place(journal)
     read = {".csv": read_table, ".json": lambda path: json.loads(path.read_text())}[suffix]
     assert [(str(row["image_id"]), row["caption"]) for row in read(output)] == [("7", "a dog"), ("8", "a cat")]
-    assert json.loads((tmp_path / f"c{suffix}.settings.json").read_text(encoding="utf-8")) == SETTINGS
+    assert module.counts_of(output) == (2, 0)
     assert listing(tmp_path) == {output.name, f"{output.name}.settings.json"}
     with pytest.raises(UserError, match="exists already; replace it with overwrite=true"):
         check_output(output, overwrite=False)
@@ -324,6 +328,7 @@ def test_a_complete_output_has_nothing_to_resume(tmp_path, suffix):
     assert not is_complete(output, SETTINGS)
     complete(output, "a dog", None, resume=True)
     assert is_complete(output, SETTINGS)
+    assert module.counts_of(output) == (1, 1)
     with pytest.raises(
         UserError, match=r"complete and was made otherwise: checkpoint was läufe/best\.ckpt and is None"
     ):

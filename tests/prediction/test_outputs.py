@@ -220,13 +220,6 @@ def test_two_pictures_with_one_id_are_refused_before_any_work():
     check("c.json", "139.jpg", "000000000139.jpg")
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".json"])
-def test_the_captions_of_a_complete_file_can_be_counted(tmp_path, suffix):
-    records = [record("1.jpg", "a dog\n,", -1.0), record("2.jpg", error="empty file"), record("3.jpg", "", -1.0)]
-    (tmp_path / f"c{suffix}").write_bytes(text_of(f"c{suffix}", *records).encode())
-    assert format_of(f"c{suffix}").captions_in(tmp_path / f"c{suffix}") == 2
-
-
 class Markdown(Format):
     """A table as Markdown has it."""
 
@@ -238,8 +231,10 @@ def test_a_new_format_is_one_entry(tmp_path, monkeypatch):
     monkeypatch.setitem(FORMATS, ".md", Markdown)
     model, pictures = saved_model(tmp_path / "model"), noise_pictures(tmp_path / "pictures", 3)
     pictures[1].write_bytes(b"")
-    done = run.predict(prediction(model, pictures[0].parent, tmp_path / "captions.md", "batch_size=2"))
+    given = (model, pictures[0].parent, tmp_path / "captions.md", "batch_size=2")
+    done = run.predict(prediction(*given))
     assert (done.captioned, done.failed) == (2, 1)
+    assert run.predict(prediction(*given, "resume=true")) == done, "nothing is left to do"
     first, second, third = (tmp_path / "captions.md").read_text(encoding="utf-8").splitlines()
     assert second == f"| {pictures[1]} | empty file |"
     assert first.startswith(f"| {pictures[0]} | ") and third.startswith(f"| {pictures[2]} | ")

@@ -22,7 +22,7 @@ from test_predict import error_line, listing, predicted, rows, run_dir  # noqa: 
 
 from captioning.cli import quoted
 from captioning.prediction import caption
-from captioning.prediction.journal import Journal, journal_path, lock_path, settings_path
+from captioning.prediction.journal import COUNTS, Journal, journal_path, lock_path, settings_path
 from captioning.prediction.run import predict
 
 COUNT, BATCH = 11, 2
@@ -242,6 +242,20 @@ def test_text_files_of_a_complete_output_are_made_of_its_lines_if_it_has_them(ru
         assert (pictures / "1.txt").is_file()
     else:
         with pytest.raises(ValueError, match=r"is complete, and text files are made of a \.jsonl file or together"):
+            predict(again)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_complete_output_whose_settings_lack_counts_is_counted_or_refused(run_dir, photos, tmp_path, suffix):
+    output = tmp_path / f"c{suffix}"
+    made = predict(composed(run_dir, photos, output))
+    settings = json.loads(settings_path(output).read_text())
+    settings_path(output).write_text(json.dumps({key: settings[key] for key in settings if key not in COUNTS}))
+    again = composed(run_dir, photos, output, "resume=true")
+    if suffix == ".jsonl":
+        assert predict(again) == made
+    else:
+        with pytest.raises(ValueError, match="is complete, made before settings files had counts of captions"):
             predict(again)
 
 

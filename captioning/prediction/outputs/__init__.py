@@ -19,7 +19,6 @@ from captioning.prediction.journal import (
     other_settings,
     refuse_while_written,
     settings_path,
-    to_json,
 )
 from captioning.prediction.outputs.coco import CocoResults
 from captioning.prediction.outputs.csv import Csv
@@ -53,7 +52,7 @@ def check_output(output: str | Path, overwrite: bool, resume: bool = False) -> N
             finish_completing(output, path)
         refuse_while_written(output, path)
     # A run killed in its last steps may have put a table in place: `finish` looks whether it is the same.
-    may_exist = resume and made_in is not JsonLines and has_lines(path)
+    may_exist = resume and not made_in.is_journal and has_lines(path)
     check_file("output", output, overwrite, settings_path(path), may_exist=may_exist)
     with disk_errors("output", output), suppress(FileNotFoundError):
         check_journal(output, path, resume=resume, overwrite=overwrite)
@@ -71,7 +70,7 @@ def is_complete(output: str | Path, settings: Mapping[str, object]) -> bool:
     beside = settings_path(path)
     if has_lines(path) or not (path.is_file() and beside.is_file()):
         return False
-    if differing := other_settings(beside, to_json(settings)):
+    if differing := other_settings(beside, settings):
         raise UserError(
             f"output={output} is complete and was made otherwise: {differing}; replace it with overwrite=true alone, "
             "or name another"
@@ -86,16 +85,15 @@ def put_in_place(journal: Journal) -> None:
         UserError: if something else has got its name meanwhile, unless that may be overwritten.
     """
     given, made_in = journal.given, format_of(journal.given)
-    is_journal = made_in is JsonLines
-    may_exist = journal.resume and not is_journal
+    may_exist = journal.resume and not made_in.is_journal
     check_file("output", given, journal.overwrite, settings_path(journal.output), may_exist=may_exist)
-    if not is_journal:
+    if not made_in.is_journal:
         with new_file("output", given, overwrite=journal.overwrite, resume=journal.resume) as file:
             sink = made_in(file)
             for record in journal:
                 sink.add(record)
             sink.finish()
-    journal.complete(becomes_output=is_journal)
+    journal.complete(becomes_output=made_in.is_journal)
     if journal.failed:
         why, total = made_in.about_failures.format(reasons=journal.reasons), journal.captioned + journal.failed
         logger.warning("%d of %d pictures could not be read; %s", journal.failed, total, why)

@@ -1,6 +1,5 @@
 """COCO results: what COCO's evaluation server takes."""
 
-import json
 import re
 from pathlib import Path
 from typing import IO
@@ -38,11 +37,6 @@ class CocoResults(Format):
                     f"output={output}: {known[image_id]} and {path} would both be image_id {image_id} of COCO "
                     "results, which know no folders; caption them apart, or name a .jsonl or a .csv file"
                 )
-
-    @classmethod
-    def captions_in(cls, path: Path) -> int:
-        """How many captions a complete file has."""
-        return len(json.loads(path.read_text(encoding="utf-8")))
 
     def add(self, record: CaptionedPicture) -> None:
         """The object, with what separates it from the one before."""

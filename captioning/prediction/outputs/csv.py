@@ -1,8 +1,6 @@
 """CSV: a table for spreadsheets, none of whose cells they take for a formula."""
 
-import csv
 import re
-from pathlib import Path
 
 from captioning.prediction.journal import CaptionedPicture, rounded
 from captioning.prediction.outputs.files import Format
@@ -42,12 +40,6 @@ class Csv(Format):
     """
 
     has_ids: bool | None = None  # not known before the first picture
-
-    @classmethod
-    def captions_in(cls, path: Path) -> int:
-        """How many captions a complete file has."""
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return sum(not row["error"] for row in csv.DictReader(file))
 
     def add(self, record: CaptionedPicture) -> None:
         """The line, and before the first one the header."""

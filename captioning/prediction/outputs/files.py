@@ -42,6 +42,7 @@ class Format(Sink):
         file: opened for writing, in binary.
     """
 
+    is_journal = False  # are its lines the journal's, which then becomes the file?
     holds_alternatives = False  # has an n-best list a place in it, beside the best?
     about_failures = "their lines say why"  # of pictures without a caption; or `{reasons}`
 
@@ -51,11 +52,6 @@ class Format(Sink):
     @classmethod
     def check(cls, output: str | Path, pictures: InputPictures) -> None:
         """Raise UserError if these pictures can't stand together in such a file."""
-
-    @classmethod
-    def captions_in(cls, path: Path) -> int:
-        """How many captions a complete file has."""
-        raise NotImplementedError
 
 
 def real_file(given: str | Path) -> Path:
