@@ -31,7 +31,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from captioning.config import KINDS, Kind, Section, checked
+from captioning.config import KINDS, Kind, Section, checked, path_keys
 from captioning.errors import Stopped, UserError
 from captioning.files import readable
 from captioning.runs import is_requeued, is_run, make_folder, overrides_of_run, refuse_existing_run
@@ -42,10 +42,7 @@ CONF = Path(__file__).parents[1] / "conf"
 
 # What a script does with its arguments.
 
-PATH_KEYS = (
-    *("checkpoint", "input", "output", "resume", "run_dir", "encoder_cache", "gallery", "heat_maps"),
-    *("data.root", "data.prepared", "data.tokenizer", "model.encoder", "model.decoder", "model.init_from"),
-)
+PATH_KEYS = path_keys()
 NOT_ALWAYS_PATHS = ("gallery", "heat_maps", "resume")  # also true, false or a number
 
 

@@ -19,7 +19,12 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import (
+    GrammarParseError,
+    InterpolationResolutionError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -51,7 +56,9 @@ Word = Annotated[str, MinLen(1)]
 Text = Annotated[Word, BeforeValidator(lambda v: str(v) if type(v) in (int, float) else v)]  # a folder named 2024
 
 
-def key(says: str, *, must: str = "", way_out: str = "", example: str = "", default: Any = ...) -> Any:
+def key(
+    says: str, *, must: str = "", way_out: str = "", example: str = "", path: bool = False, default: Any = ...
+) -> Any:
     """A key: what it is, and what a sentence about a wrong value adds.
 
     Args:
@@ -59,9 +66,11 @@ def key(says: str, *, must: str = "", way_out: str = "", example: str = "", defa
         must: what a value must be, where its type and range don't say it well enough.
         way_out: what to do instead, after a semicolon.
         example: a value, where there is no default.
+        path: whether it may be a path, which the command line quotes for Hydra.
         default: for arguments of other libraries alone, whose defaults are not repeated in `conf/`.
     """
-    return Field(default, description=says, json_schema_extra={"must": must, "way_out": way_out, "example": example})
+    extra: dict[str, Any] = {"must": must, "way_out": way_out, "example": example, "path": path}
+    return Field(default, description=says, json_schema_extra=extra)
 
 
 class Section(BaseModel):
@@ -136,7 +145,9 @@ class AugmentationConfig(Section):
 class DataConfig(Built):
     """What every data set of ours has."""
 
-    tokenizer: Text | None = key("GPT-2 tokenizer: hub name or folder; null trains a small one on the captions.")
+    tokenizer: Text | None = key(
+        "GPT-2 tokenizer: hub name or folder; null trains a small one on the captions.", path=True
+    )
     batch_size: Count = key("Rows of a step and process: pictures, each with its captions.")
     captions_per_image: Count = key("Captions that share one encoded picture.")
     max_tokens: Annotated[int, Ge(2)] = key("Tokens of a caption, EOS included; longer ones are cut.")
@@ -150,13 +161,14 @@ class PhotographsConfig(DataConfig):
     """Photographs in files, with captions in annotation files: COCO, Flickr30k, Flickr8k."""
 
     dataset: Text = key("Which data set it is.")
-    root: Text = key("The folder with pictures and captions.", must="a folder", way_out="set data.root=PATH")
+    root: Text = key("The folder with pictures and captions.", must="a folder", way_out="set data.root=PATH", path=True)
     layout: Text = key("Which annotation files to read, where several lie under root.")
     fraction: Part = key("Part of the training photographs.")
     use_restval: bool = key("Whether Karpathy's restval photographs join train.")
     on_missing: Literal["error", "skip"] = key("What to do where a picture is missing or cannot be read.")
     prepared: Text | None = key(
-        "Folder of pictures that prepare.py stored small; auto is ROOT/prepared, null reads none."
+        "Folder of pictures that prepare.py stored small; auto is ROOT/prepared, null reads none.",
+        path=True,
     )
 
 
@@ -206,6 +218,7 @@ class ModelConfig(Built):
     init_from: Text | None = key(
         "Fine-tune these weights: a run, .ckpt file, VisionEncoderDecoderModel's folder or hub name.",
         example="runs/MY_RUN",
+        path=True,
     )
     dropout: Share = key(
         "Of the decoder's embeddings and residual branches.",
@@ -251,8 +264,8 @@ class TinyModelConfig(ModelConfig):
 class PretrainedModelConfig(ModelConfig):
     """A pretrained encoder and GPT-2: what `captioning.model.build.from_pretrained` makes."""
 
-    encoder: Text = key("A vision encoder.", must="a hub name or a local folder")
-    decoder: Text = key("A GPT-2.", must="a hub name or a local folder")
+    encoder: Text = key("A vision encoder.", must="a hub name or a local folder", path=True)
+    decoder: Text = key("A GPT-2.", must="a hub name or a local folder", path=True)
     image_size: Count | None = key("Pixels of a side; other than the encoder's, its positions are interpolated.")
     allow_pickle: bool = key("May weights of transformers come in a pickle? It is read as data.")
 
@@ -260,7 +273,7 @@ class PretrainedModelConfig(ModelConfig):
 class OwnModelConfig(Own):
     """A user's own model."""
 
-    init_from: Text | None = key("Fine-tune these weights.", default=None)
+    init_from: Text | None = key("Fine-tune these weights.", default=None, path=True)
 
 
 Model = Annotated[
@@ -486,8 +499,8 @@ class TrainConfig(Section):
     """`conf/train.yaml`."""
 
     seed: Seed = key("Of weights, order, augmentation and choice of captions.")
-    run_dir: Text = key("The folder of everything that a run writes.")
-    resume: Text | None = key("A run folder: continue there.")
+    run_dir: Text = key("The folder of everything that a run writes.", path=True)
+    resume: Text | None = key("A run folder: continue there.", path=True)
     allow_pickle: bool = key("May weights of transformers come in a pickle? It is read as data.")
     data: SerializeAsAny[Data] = key("The data set.")
     model: SerializeAsAny[Model] = key("The captioner.")
@@ -496,7 +509,9 @@ class TrainConfig(Section):
     trainer: TrainerConfig = key("Arguments of lightning.Trainer.")
     logger: dict[str, SerializeAsAny[Logger]] = key("Loggers beside metrics.csv.", default={})
     optimizer: OptimizerConfig = key("AdamW's options.")
-    encoder_cache: Text | None = key("Folder where each picture's encoding is kept; auto is data/encoder_cache.")
+    encoder_cache: Text | None = key(
+        "Folder where each picture's encoding is kept; auto is data/encoder_cache.", path=True
+    )
     encoder_cache_dtype: Literal["bfloat16", "float32"] = key("Numbers of an encoding on disk.")
     checkpoints: CheckpointsConfig = key("When last.ckpt is written.")
     max_skipped_steps: Whole = key("Steps that may be skipped since their loss or gradient is not finite.")
@@ -558,19 +573,27 @@ class PredictConfig(Section):
         "A run folder, a .ckpt file, or a VisionEncoderDecoderModel's folder or hub name.",
         must="one path",
         example="runs/MY_RUN",
+        path=True,
     )
     allow_pickle: bool = key("May a model of transformers have its weights in a pickle? It is read as data.")
-    input: Text | list[Text] | None = key("A folder, a pattern, a picture, a .txt list of paths, or a list of them.")
+    input: Text | list[Text] | None = key(
+        "A folder, a pattern, a picture, a .txt list of paths, or a list of them.", path=True
+    )
     split: Text = key("Which split of data is captioned and scored.")
     java: bool = key("A split's METEOR and SPICE too, where their Java parts are.")
-    output: Text = key("The file of captions: .jsonl, .csv or .json.", must="one path", example="captions.jsonl")
+    output: Text = key(
+        "The file of captions: .jsonl, .csv or .json.", must="one path", example="captions.jsonl", path=True
+    )
     text_files: bool = key("Also write each caption beside its picture.", way_out="true writes a.txt beside a.jpg")
     gallery: bool | Word | None = key(
-        "A page of pictures and captions.", must="true, false or a path such as captions.html"
+        "A page of pictures and captions.",
+        must="true, false or a path such as captions.html",
+        path=True,
     )
     heat_maps: Whole | Word | list[Whole | Word] = key(
         "Where the model looked: of so many pictures, or of those named.",
         must="a number of pictures, or names of some such as [a.jpg,b.jpg]",
+        path=True,
     )
     heat_maps_layers: Whole | list[Whole] | None = key(
         "Layers of the decoder, counted from 0; null averages all.", must="a layer such as 2, a list of some, or null"
@@ -587,7 +610,7 @@ class PredictConfig(Section):
     trainer: ProcessesConfig = key("How many processes caption.")
     precision: Literal[32, "32", "bf16", 16, "16", "int8"] = key("Of the model's numbers.")
     seed: Seed = key("Of sampling, and of splits where no list divides the photographs.")
-    run_dir: Text | None = key("Where W&B's files of a split lie.")
+    run_dir: Text | None = key("Where W&B's files of a split lie.", path=True)
     data: SerializeAsAny[Data] | None = key("A data set instead of input.", default=None)
     decoding: SerializeAsAny[Decoding] = key("How captions are chosen.")
     logger: dict[str, SerializeAsAny[Logger]] = key("Loggers of a split's scores.", default={})
@@ -667,6 +690,12 @@ def fields_of(kind: type[Section], prefix: str = "") -> Iterator[tuple[str, Fiel
             yield from fields_of(section, f"{inner}{of_many}.")
 
 
+def path_keys() -> frozenset[str]:
+    """The dotted names of the keys that may be paths."""
+    fields = (field for kind in KINDS.values() for field in fields_of(kind))
+    return frozenset(name for name, field in fields if _extra(field, "path") == "True")
+
+
 def _resolved(cfg: Any, kind: type[Section]) -> dict[str, Any]:
     try:
         values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
@@ -675,9 +704,9 @@ def _resolved(cfg: Any, kind: type[Section]) -> dict[str, Any]:
         raise UserError(_missing(name, _met(kind, name.split("."))[0])) from error
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{error.full_key or 'a value'} cannot be read: {reason}; ${{ begins a reference to another key"
-        ) from error
+        is_reference = isinstance(error, InterpolationResolutionError | GrammarParseError)
+        hint = "; ${ begins a reference to another key" if is_reference else ""
+        raise UserError(f"{error.full_key or 'a value'} cannot be read: {reason}{hint}") from error
     return dict(values)  # type: ignore[arg-type]
 
 
