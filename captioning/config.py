@@ -425,6 +425,15 @@ Decoding = Annotated[
 # ----------------------------------------------------------------------------------------------- the rest of a training
 
 
+Precision = Annotated[
+    Literal[
+        "32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "32", "16", "bf16", "64",
+        "transformer-engine", "transformer-engine-float16",
+    ],
+    BeforeValidator(lambda v: str(v) if type(v) is int else v),
+]  # fmt: skip
+
+
 class TrainerConfig(Own):
     """Arguments of lightning.Trainer: those that conf/ sets or that are looked at here; any other may be added."""
 
@@ -434,7 +443,7 @@ class TrainerConfig(Own):
     )
     num_nodes: Count = key("Machines.", default=1)
     strategy: Text | dict[str, Any] = key("auto: one process, or DDP for several devices.")
-    precision: Text = key("32-true, 16-mixed or bf16-mixed.")
+    precision: Precision = key("32-true, 16-mixed or bf16-mixed.")
     max_epochs: Count = key("Epochs of the run.")
     gradient_clip_val: Annotated[float, Ge(0)] | None = key("Norm at most of a step's mean gradient.")
     accumulate_grad_batches: Count = key("Batches of an optimizer step.")
