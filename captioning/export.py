@@ -5,8 +5,6 @@ what lies in the run's folder: data, recipe and scores.
 """
 
 import argparse
-import csv
-import io
 import json
 import logging
 from collections.abc import Iterator
@@ -25,6 +23,7 @@ from captioning.files import atomic_folder, readable, write_atomically
 from captioning.hub import pushed, require_push
 from captioning.metrics import METRICS, caption_scores
 from captioning.model.encoders import ENCODERS
+from captioning.runs import logged_rows
 from captioning.weights import HuggingFaceModel, find_weights
 
 log = logging.getLogger(__name__)
@@ -193,7 +192,7 @@ class RunRecord:
     def scores(self) -> dict[str, float | str]:
         """Scores from the run's `scores.json`, with their split and signature, and perplexities from `metrics.csv`."""
         found: dict[str, float | str] = {}
-        logged = list(csv.DictReader(io.StringIO(self._text("metrics.csv"))))
+        logged = logged_rows(self.folder) if self.folder else []
         for metric in METRICS:
             if metric.card and (values := [float(row[metric.name]) for row in logged if row.get(metric.name)]):
                 found[metric.card] = metric.best(values)

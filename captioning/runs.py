@@ -4,6 +4,7 @@
 What a run that resumes may change is in `training/resume.py`.
 """
 
+import csv
 import logging
 import os
 import pickle
@@ -19,6 +20,15 @@ from captioning.errors import UserError
 from captioning.files import remove_unfinished, write_atomically
 
 log = logging.getLogger(__name__)
+
+
+def logged_rows(run_dir: Path) -> list[dict[str, str]]:
+    """The rows of its `metrics.csv`, none if there is none; a part of a row, without a step, is left out."""
+    file = run_dir / "metrics.csv"
+    if not file.is_file():
+        return []
+    with file.open(newline="", encoding="utf-8") as opened:
+        return [row for row in csv.DictReader(opened) if (row.get("step") or "").isdecimal()]
 
 
 def checkpoint_file(checkpoint: str | Path, key: str = "checkpoint") -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import math
 import time
@@ -15,6 +14,7 @@ import lightning as L
 from captioning.config import GROUPS
 from captioning.files import atomic_file
 from captioning.metrics import EACH_EPOCH, EACH_STEP, PERPLEXITY, in_reading_order
+from captioning.runs import logged_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,7 +57,7 @@ def write_curves(run_dir: Path, to: Path | None = None, *, across: bool = False)
 
     `to` is another file to draw; `across` puts the panels beside each other, as a page wants them.
     """
-    rows = _rows(run_dir / "metrics.csv")
+    rows = logged_rows(run_dir)
     panels = _panels(rows)
     if not panels:
         return
@@ -106,14 +106,6 @@ def _switched(before: list[str], groups: list[str]) -> str:
     """What a switch changed, in few words: all that trains, or what was added."""
     added = [group for group in groups if group not in before]
     return f"+ {' + '.join(added)}" if before and set(before) < set(groups) else f"trains {' + '.join(groups)}"
-
-
-def _rows(path: Path) -> list[Row]:
-    """The rows that have a step: all, save one that is being written."""
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if (row.get("step") or "").isdecimal()]
 
 
 def _panels(rows: Sequence[Row]) -> dict[str, dict[str, Curve]]:

@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from captioning.files import readable, write_atomically
+from captioning.runs import logged_rows
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class MetricsCsv(Logger):
         if self._path.is_file():
             with self._path.open(newline="", encoding="utf-8") as file:
                 self._columns = next(csv.reader(file), [])
-        self.rows, self.repeats = len(self._rows()), False
+        self.rows, self.repeats = len(logged_rows(self._path.parent)), False
         self._waiting: list[dict[str, Any]] = []
         self._dropped: list[tuple[int, frozenset[str]]] = []
 
@@ -80,7 +81,7 @@ class MetricsCsv(Logger):
     @rank_zero_only
     def keep(self, count: int) -> None:
         """Keep the first rows and drop the others, which a resumed run logs again, or others in their place."""
-        rows = self._rows()
+        rows = logged_rows(self._path.parent)
         self._dropped = [_kind(row) for row in rows[count:]]
         if self._dropped:
             self._write(self._columns, rows[:count])
@@ -95,7 +96,9 @@ class MetricsCsv(Logger):
         if not self._waiting:
             return
         if new := {name: None for row in self._waiting for name in row if name not in self._columns}:
-            self._rewrite([*self._columns, *new])
+            columns = [*self._columns, *new]
+            self._write(columns, logged_rows(self._path.parent))
+            self._columns = columns
         size = self._path.stat().st_size
         try:
             with self._path.open("a", newline="", encoding="utf-8") as file:
@@ -105,17 +108,6 @@ class MetricsCsv(Logger):
             raise
         self._waiting.clear()
 
-    def _rewrite(self, columns: list[str]) -> None:
-        self._write(columns, self._rows())
-        self._columns = columns
-
-    def _rows(self) -> list[dict[str, str]]:
-        if not self._path.is_file():
-            return []
-        with self._path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        return [row for row in rows if (row["step"] or "").isdecimal()]  # a power cut may leave a part of a row
-
     def _write(self, columns: list[str], rows: list[dict[str, str]]) -> None:
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, columns)
@@ -124,22 +116,28 @@ class MetricsCsv(Logger):
         write_atomically(self._path, text.getvalue())
 
 
+class Follower:
+    """A logger that gets each row after `metrics.csv`, to drop those that a resumed run logs again."""
+
+    before: MetricsCsv | None = None
+
+    def follow(self, rows: MetricsCsv) -> None:
+        self.before = rows
+
+
 def _kind(row: dict[str, Any]) -> tuple[int, frozenset[str]]:
     """What tells a row from its neighbours: its step, and which metrics it has."""
     return int(row["step"]), frozenset(name for name, value in row.items() if value not in ("", None))
 
 
 def run_loggers(run_dir: Path, others: list[Logger], *, continues: bool) -> list[Logger]:
-    """`metrics.csv` and the others; a run that doesn't continue from a checkpoint begins with no row.
-
-    A logger with an attribute `after` gets `metrics.csv` there: a resumed run logs some rows again, which it may drop.
-    """
+    """`metrics.csv` and the others; a run that doesn't continue from a checkpoint begins with no row."""
     rows = MetricsCsv(run_dir)
     if not continues:
         rows.keep(0)
     for logger in others:
-        if hasattr(logger, "after"):
-            logger.after = rows
+        if isinstance(logger, Follower):
+            logger.follow(rows)
     return [rows, *others]
 
 

@@ -25,13 +25,13 @@ from captioning.metrics import METRICS
 from captioning.model.captioner import ImageCaptioner
 from captioning.model.generation import Caption, Decoding, generate
 from captioning.training.lightning_internals import without_anonymous
-from captioning.training.loggers import MetricsCsv
+from captioning.training.loggers import Follower
 from captioning.training.module import CaptioningModule
 
 log = logging.getLogger(__name__)
 
 
-class WandbRows(WandbLogger):
+class WandbRows(Follower, WandbLogger):
     """W&B's logger for runs that resume, and for disks that fill up.
 
     W&B can't take rows back, so those that it has are not sent again. What it can't write it drops, and training goes
@@ -40,7 +40,6 @@ class WandbRows(WandbLogger):
 
     LEAST_FREE_BYTES = 2**20  # under which rows are as good as lost: W&B writes in blocks of 32 KiB
 
-    after: MetricsCsv | None = None  # which gets each row before
     _warned = False
 
     @rank_zero_only
@@ -55,9 +54,9 @@ class WandbRows(WandbLogger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """One row; or a table or pictures, which come before the row of their step."""
-        if self.after is not None:
+        if self.before is not None:
             is_row = all(isinstance(value, int | float) for value in metrics.values())
-            if self.after.repeats if is_row else self.after.will_repeat(step):
+            if self.before.repeats if is_row else self.before.will_repeat(step):
                 return
         problem = None
         try:
