@@ -7,7 +7,7 @@ import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Self
 
-from captioning.evaluation.ngrams import ORDERS, NgramCounts
+from captioning.evaluation.bleu import ORDERS, NgramCounts
 
 SIGMA = 6.0  # tokens
 SCALE = 10.0

@@ -10,10 +10,9 @@ from typing import Generic, NamedTuple, Self, TypeVar
 from tqdm import tqdm
 
 from captioning.errors import UserError
-from captioning.evaluation.bleu import Bleu, bleu
+from captioning.evaluation.bleu import ORDERS, Bleu, NgramCounts, bleu
 from captioning.evaluation.cider import SIGMA, CiderD
 from captioning.evaluation.java import java_scores
-from captioning.evaluation.ngrams import ORDERS, NgramCounts
 from captioning.evaluation.rouge import rouge_l
 from captioning.evaluation.tokenizer import VERSION, tokenize
 from captioning.metrics import caption_scores

@@ -4,8 +4,7 @@ import random
 
 import pytest
 
-from captioning.evaluation.bleu import bleu
-from captioning.evaluation.ngrams import NgramCounts
+from captioning.evaluation.bleu import NgramCounts, bleu
 
 WORDS = ["a", "a", "a", "the", "dog", "cat", "man", "on", "in", "street", "red"]
 
