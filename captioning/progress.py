@@ -9,7 +9,7 @@ from typing import Protocol, Self
 
 from tqdm import tqdm
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 EVERY_SECONDS = 30
 
@@ -65,11 +65,11 @@ class ProgressLines:
         due = now - self._last >= EVERY_SECONDS and self._done - self._said >= self._least
         if due and self._done < self._total:
             self._last, self._said = now, self._done
-            logger.info("%s%s", self.line(self._done, now - self._start), more())
+            log.info("%s%s", self.line(self._done, now - self._start), more())
 
     def end(self, more: str = "") -> None:
         """The last line, whatever came before."""
-        logger.info("%s%s", self.line(self._done, time.monotonic() - self._start), more)
+        log.info("%s%s", self.line(self._done, time.monotonic() - self._start), more)
 
     def line(self, done: int, seconds: float) -> str:
         """What is logged when so many are done, after so many seconds."""

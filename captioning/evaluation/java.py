@@ -19,7 +19,7 @@ from typing import IO, NamedTuple
 
 from tqdm import tqdm
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 SECONDS_TO_START = 300  # METEOR unpacks its paraphrases, SPICE its models
 SECONDS_PER_CAPTION = 1.0  # both need about a hundredth of it
@@ -59,7 +59,7 @@ def java_scores(candidates: Sequence[str], references: Sequence[Sequence[str]]) 
         except Unavailable as reason:
             found.left_out.append(str(reason))
         except Exception as error:  # of a program that is not ours: never worth the other scores
-            logger.debug("%s failed", name, exc_info=True)
+            log.debug("%s failed", name, exc_info=True)
             found.left_out.append(f"{name} is left out, since its Java program failed: {_last_line(error)}")
     return found
 
@@ -144,7 +144,7 @@ def _write(file: IO[str], lines: Sequence[str]) -> None:
         file.writelines(f"{line}\n" for line in lines)
         file.flush()
     except OSError:  # the program has ended; the reader meets the end of its output
-        logger.debug("METEOR stopped reading", exc_info=True)
+        log.debug("METEOR stopped reading", exc_info=True)
 
 
 def _answer(file: IO[str], errors: IO[bytes]) -> str:

@@ -102,7 +102,7 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             print_verdict(given.captions)
     except UserError as error:
-        sys.exit(str(error))  # to stderr, with status 1
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def one_fate(trainer: L.Trainer, run_dir: Path) -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, UserError) and (reason := fate.reason_of_another(GRACE_SECONDS)):
             raise UserError(reason) from error  # what a collective raises of a peer that is gone
-        fate.tell(str(error) or type(error).__name__)
+        fate.write_reason(str(error) or type(error).__name__)
         raise
     finally:
         fate.end()
@@ -76,7 +76,7 @@ class _Fate:
     def end(self) -> None:
         self._over.set()
 
-    def tell(self, reason: str) -> None:
+    def write_reason(self, reason: str) -> None:
         """Let the others know."""
         write_atomically(self._file(self._rank), json.dumps(reason))
 
