@@ -18,10 +18,9 @@ from captioning.data.images import read_picture
 from captioning.errors import UserError
 
 if TYPE_CHECKING:
-    from captioning.data.datamodule import CaptionDataModule
     from captioning.data.rows import TokenArrays
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 HEAT_MAPS = "heat_maps"  # how folders of strips end, which lie beside outputs and are no input
 
@@ -62,18 +61,6 @@ def files_of(source: str | Path | Sequence[str | Path]) -> InputPictures:
     """The picture files that `input` names, see `find_pictures`."""
     paths = find_pictures(source)
     return InputPictures(paths, PictureFiles(paths))
-
-
-def split_of(datamodule: CaptionDataModule, name: str) -> InputPictures:
-    """The split of this name, of a data module that is connected to the model."""
-    from captioning.data.datamodule import PhotographFiles
-
-    split, tokens = datamodule.splits[name], datamodule.tokens[name]
-    if isinstance(split.load, PhotographFiles):
-        paths = [Path(split.load.path(i)) for i in range(len(split))]
-        return InputPictures(paths, PictureFiles(paths), split.image_ids, split.captions, tokens)
-    names = [Path(f"{name}-{image_id}") for image_id in split.image_ids]  # drawn
-    return InputPictures(names, split.load, split.image_ids, split.captions, tokens)
 
 
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
@@ -160,7 +147,7 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 def _warn_of_folder(error: OSError) -> None:
-    logger.warning("the pictures in %s are left out: %s", error.filename, error.strerror)
+    log.warning("the pictures in %s are left out: %s", error.filename, error.strerror)
 
 
 def _matching(pattern: Path) -> list[Path]:

@@ -23,7 +23,7 @@ from PIL import Image
 from captioning.errors import UserError
 from captioning.files import remove_unfinished, write_atomically
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 # JSON allows these as they are, but many programs take them for line ends, or they are no UTF-8: lone surrogates
 # stand for the bytes of file names that are not (PEP 383).
@@ -293,10 +293,10 @@ class Journal:
         if kind is not None and not lines:
             for path in (journal_settings_path(self.output), self.path):
                 path.unlink(missing_ok=True)
-            logger.warning("stopped before the first caption; nothing was written to %s", self.output)
+            log.warning("stopped before the first caption; nothing was written to %s", self.output)
         elif kind is not None:
             found = (lines, self.path, self.output)
-            logger.warning("stopped: the %d lines so far are in %s, %s was not touched; resume=true goes on", *found)
+            log.warning("stopped: the %d lines so far are in %s, %s was not touched; resume=true goes on", *found)
         _released(self._lock)
 
 

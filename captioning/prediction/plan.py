@@ -132,7 +132,7 @@ class Sinks:
         heat_map_places: of the pictures that have heat maps.
     """
 
-    scores: SplitScores | None
+    split: SplitScores | None
     heat_maps: HeatMaps | None
     gallery: Gallery | None
     text_files: TextFiles | None
@@ -147,13 +147,13 @@ class Sinks:
         may = {"overwrite": config.overwrite, "resume": resumed}
         places = chosen_pictures(config.heat_maps, pictures.paths)
         page = gallery_path(config.gallery, output)
-        scores = None
+        split = None
         if pictures.references:
-            scores = SplitScores(output, len(pictures), config.java, settings, **may)
+            split = SplitScores(output, len(pictures), config.java, settings, **may)
         return cls(
-            scores,
+            split,
             HeatMaps(output, pictures.paths, places, **may) if places else None,
-            Gallery(page, scores, **may) if page else None,
+            Gallery(page, split, **may) if page else None,
             TextFiles(pictures.paths, config.input, **may) if config.text_files else None,
             frozenset(places),
         )
@@ -161,7 +161,7 @@ class Sinks:
     @property
     def on_the_way(self) -> list[Sink]:
         """Those that show more than the journal keeps, so that all is captioned again where they are resumed."""
-        return [sink for sink in (self.scores, self.heat_maps, self.gallery) if sink is not None]
+        return [sink for sink in (self.split, self.heat_maps, self.gallery) if sink is not None]
 
     def finish(self, journal: Journal) -> None:
         """Put all of it in place."""

@@ -2,16 +2,19 @@
 
 import logging
 import math
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
 from captioning.cli import built, quiet_libraries
 from captioning.config import PredictConfig
+from captioning.data.datamodule import PhotographFiles
 from captioning.data.tokenizer import CaptionTokenizer
 from captioning.model.build import load_captioner
 from captioning.model.captioner import ImageCaptioner
 from captioning.model.generation import require_room
 from captioning.prediction.caption import (
+    CaptionedBatch,
     Model,
     Work,
     autocast,
@@ -20,7 +23,7 @@ from captioning.prediction.caption import (
     placed,
     reading_processes,
 )
-from captioning.prediction.inputs import InputPictures, split_of
+from captioning.prediction.inputs import InputPictures, PictureFiles
 from captioning.prediction.journal import Journal, settings_path
 from captioning.prediction.outputs import put_in_place
 from captioning.prediction.outputs.files import check_file, real_file
@@ -73,22 +76,25 @@ def predict(config: PredictConfig, plan: Plan | None = None) -> Prediction:
             layers=layers,
         )
         model = Model(captioner, tokenizer, devices[0])
-        with (
-            progress(len(pictures), "captioning", "pictures", initial=work.first) as bar,
-            captioned(work, model, devices, plan.weights) as batches,
-        ):
-            for batch in batches:
-                for record in batch.pictures:
-                    journal.add(record)
-                    for sink in sinks.on_the_way:
-                        sink.add(record)
-                if sinks.scores:
-                    sinks.scores.add_loss(batch.nats, batch.tokens)
-                bar.update(len(batch.pictures))
+        with captioned(work, model, devices, plan.weights) as batches:
+            _write(batches, work, journal, sinks)
         sinks.finish(journal)
         put_in_place(journal)
     _report(config, journal, sinks)
-    return Prediction(journal.captioned, journal.failed, output, sinks.scores.scores.corpus if sinks.scores else {})
+    return Prediction(journal.captioned, journal.failed, output, sinks.split.scores.corpus if sinks.split else {})
+
+
+def _write(batches: Iterable[CaptionedBatch], work: Work, journal: Journal, sinks: Sinks) -> None:
+    """Add each picture of the batches to the journal and the sinks."""
+    with progress(len(work.pictures), "captioning", "pictures", initial=work.first) as bar:
+        for batch in batches:
+            for record in batch.pictures:
+                journal.add(record)
+                for sink in sinks.on_the_way:
+                    sink.add(record)
+            if sinks.split:
+                sinks.split.add_loss(batch.nats, batch.tokens)
+            bar.update(len(batch.pictures))
 
 
 def _split_of(config: PredictConfig, captioner: ImageCaptioner, tokenizer: CaptionTokenizer) -> InputPictures:
@@ -100,7 +106,12 @@ def _split_of(config: PredictConfig, captioner: ImageCaptioner, tokenizer: Capti
         log.warning(words, trained_with, config.seed)
     datamodule = built(config.data.plain(), "data")
     datamodule.connect(tokenizer, captioner.picture_format, captioner.max_positions, only=config.split)
-    return split_of(datamodule, config.split)
+    split, tokens = datamodule.splits[config.split], datamodule.tokens[config.split]
+    if isinstance(split.load, PhotographFiles):
+        paths = [Path(split.load.path(i)) for i in range(len(split))]
+        return InputPictures(paths, PictureFiles(paths), split.image_ids, split.captions, tokens)
+    names = [Path(f"{config.split}-{image_id}") for image_id in split.image_ids]  # drawn
+    return InputPictures(names, split.load, split.image_ids, split.captions, tokens)
 
 
 def _report(config: PredictConfig, journal: Journal, sinks: Sinks) -> None:
@@ -111,20 +122,20 @@ def _report(config: PredictConfig, journal: Journal, sinks: Sinks) -> None:
         log.info("gallery: %s", sinks.gallery.path)
     if sinks.heat_maps:
         log.info("heat maps: %s", sinks.heat_maps.path)
-    if sinks.scores:
-        _log_scores(config, output, sinks.scores)
+    if sinks.split:
+        _log_scores(config, output, sinks.split)
 
 
-def _log_scores(config: PredictConfig, output: Path, scored: SplitScores) -> None:
+def _log_scores(config: PredictConfig, output: Path, made: SplitScores) -> None:
     """Say the scores, and log them with the table of pictures."""
-    corpus, split = scored.scores.corpus, config.split
+    corpus, split = made.scores.corpus, config.split
     log.info("%s %s", split, ", ".join(f"{name} {figure:.4f}" for name, figure in corpus.items()))
-    log.info("%s perplexity %.4f", split, scored.perplexity)
+    log.info("%s perplexity %.4f", split, made.perplexity)
     log.info("scores: %s, of each picture: %s", *(output.with_name(name) for name in (SCORES, TABLE)))
-    for sentence in scored.scores.left_out:
+    for sentence in made.scores.left_out:
         log.warning("%s", sentence)
     loggers = [built(one.plain(), "logger") for one in config.logger.values()]
-    metrics = {"perplexity": scored.perplexity, "loss": scored.loss, **corpus}
+    metrics = {"perplexity": made.perplexity, "loss": made.loss, **corpus}
     assert config.run_dir is not None
     with wandb_runs(loggers, Path(config.run_dir)):
-        log_split(loggers, split, metrics, scored.head, scored.table)
+        log_split(loggers, split, metrics, made.head, made.table)

@@ -25,7 +25,7 @@ from captioning.prediction.outputs.csv import Csv
 from captioning.prediction.outputs.files import Format, check_file, new_file, real_file
 from captioning.prediction.outputs.jsonl import JsonLines
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 FORMATS: dict[str, type[Format]] = {".jsonl": JsonLines, "": JsonLines, ".csv": Csv, ".json": CocoResults}
 
@@ -96,6 +96,6 @@ def put_in_place(journal: Journal) -> None:
     journal.complete(becomes_output=made_in.is_journal)
     if journal.failed:
         why, total = made_in.about_failures.format(reasons=journal.reasons), journal.captioned + journal.failed
-        logger.warning("%d of %d pictures could not be read; %s", journal.failed, total, why)
+        log.warning("%d of %d pictures could not be read; %s", journal.failed, total, why)
     if journal.has_alternatives and not made_in.holds_alternatives:
-        logger.warning("%s holds the best caption of each picture; the others need a .jsonl file", given)
+        log.warning("%s holds the best caption of each picture; the others need a .jsonl file", given)

@@ -11,7 +11,7 @@ from captioning.files import remove_unfinished, write_atomically
 from captioning.prediction.journal import CaptionedPicture
 from captioning.prediction.outputs.files import Sink
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 SHOWN = 3  # names in a sentence about many
 
@@ -72,7 +72,7 @@ class TextFiles(Sink):
             raise UserError(
                 f"text_files=true: {counted}; all captions are kept: go on with resume=true, or without them"
             )
-        logger.info("%d text files beside their pictures", len(self._captions))
+        log.info("%d text files beside their pictures", len(self._captions))
 
 
 def _check_distinct(paths: Iterable[Path]) -> None:
