@@ -29,10 +29,10 @@ from captioning.model.huggingface import (
     compose,
     joined,
     load_config,
-    load_decoder,
-    load_encoder,
     load_model,
     load_picture_format,
+    load_weights,
+    quick_activation,
 )
 from captioning.runs import read_checkpoint
 from captioning.weights import DECODERS, HuggingFaceModel
@@ -120,8 +120,11 @@ def from_pretrained(config: PretrainedModelConfig, vocabulary: Vocabulary) -> Im
             f"{vocabulary.vocab_size}; set data.tokenizer to the decoder's own, such as data.tokenizer={second.name}"
         )
     decoder_config.update(_of_the_decoder(config, vocabulary))
-    encoder = load_encoder(first, encoder_config)
-    decoder = load_decoder(second, decoder_config, may_be_new=lambda name: group_of(name) == NEW)
+    family = ENCODERS[encoder_config.model_type]
+    encoder_config.update(family.config)  # what captions don't need is left out
+    encoder = load_weights(family.model, first, encoder_config, **family.arguments)
+    quick_activation(decoder_config)
+    decoder = load_weights(GPT2LMHeadModel, second, decoder_config, may_be_new=lambda name: group_of(name) == NEW)
     picture_format = load_picture_format(first, encoder_config)
     captioner = captioner_of(joined(encoder, decoder), picture_format)
     log.info("new, in no checkpoint: %s", ", ".join(_layers_together(n for n, _ in captioner.parameters_of(NEW))))

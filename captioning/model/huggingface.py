@@ -51,20 +51,6 @@ def load_config(source: HuggingFaceModel, model_types: Collection[str]) -> Any:
     return config
 
 
-def load_encoder(source: HuggingFaceModel, config: Any) -> Any:
-    """The encoder alone, without what captions don't need of it."""
-    family = ENCODERS[config.model_type]
-    config.update(family.config)
-    return load_weights(family.model, source, config, **family.arguments)
-
-
-def load_decoder(source: HuggingFaceModel, config: Any, may_be_new: Callable[[str], bool]) -> GPT2LMHeadModel:
-    """The decoder alone."""
-    quick_activation(config)
-    decoder: GPT2LMHeadModel = load_weights(GPT2LMHeadModel, source, config, may_be_new)
-    return decoder
-
-
 def load_weights(
     kind: type[PreTrainedModel],
     source: HuggingFaceModel,
