@@ -5,7 +5,6 @@ mistake ends in one sentence, before Hydra makes a run's folder and before anyth
 does then stands under `one_sentence_errors`; it builds from its configuration by `built`.
 """
 
-import copy
 import difflib
 import logging
 import os
@@ -178,8 +177,7 @@ def check_overrides(arguments: list[str], config_name: str, multirun: bool = Fal
         before = _composed(config_name, groups)
         for override in values:
             _check_key(override, before)
-        is_plain = all(_must_exist(override) and not override.is_sweep_override() for override in values)
-        config = _with(before, values) if is_plain else _composed(config_name, overrides)
+        config = _composed(config_name, overrides)
         if "model" in config:
             refuse_overruled(config, [override.key_or_group for override in values])
         checked(config, KINDS[config_name])
@@ -197,14 +195,6 @@ def _composed(config_name: str, overrides: list[Override]) -> DictConfig:
     except (ConfigCompositionException, MissingConfigException, OverrideParseException, ValueError) as error:
         given = " ".join(override.input_line or "" for override in overrides)
         raise UserError(f"{given} does not compose: {' '.join(str(error).split())}") from error
-
-
-def _with(config: DictConfig, values: list[Override]) -> DictConfig:
-    """The configuration with keys set that it has: what Hydra makes of them, without composing once more."""
-    config = copy.deepcopy(config)
-    for override in values:
-        OmegaConf.update(config, override.key_or_group, override.value())
-    return config
 
 
 def _is_group(override: Override) -> bool:
