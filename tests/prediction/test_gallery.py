@@ -384,3 +384,8 @@ def test_thousands_of_pictures_are_sorted_and_searched_at_once(opened, tmp_path)
     tab.keyboard.press("End")
     assert tab.locator(".card").count() == 715
     assert tab.locator(".card").last.get_attribute("aria-posinset") == "715"
+
+
+def test_a_page_that_no_browser_would_open_is_refused():
+    with pytest.raises(UserError, match=r"^gallery=page.pdf is a page for a browser; name an \.html file"):
+        gallery_path("page.pdf", Path("captions.jsonl"))

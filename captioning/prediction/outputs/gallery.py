@@ -31,13 +31,17 @@ def gallery_path(wanted: bool | str | None, output: Path) -> Path | None:
     """Where the key `gallery` puts the page: nowhere (false), beside `output` (true: `captions.html`), or at a path.
 
     Raises:
-        UserError: if that is the output itself.
+        UserError: if that is the output itself, or no .html file.
     """
     if not wanted:
         return None
     path = beside(output, "html") if wanted is True else Path(wanted)
     if real_file(path) == real_file(output):
         raise UserError(f"gallery={path} is the output too; name another file with gallery=...")
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise UserError(
+            f"gallery={path} is a page for a browser; name an .html file, or leave the name to gallery=true"
+        )
     return path
 
 
