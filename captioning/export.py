@@ -16,7 +16,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from captioning.cli import one_sentence_errors
+from captioning.cli import one_sentence_errors, quiet_libraries
 from captioning.config import data_set_of
 from captioning.errors import UserError
 from captioning.files import atomic_folder, readable, write_atomically
@@ -94,6 +94,7 @@ def export(run: str, folder: str, *, overwrite: bool = False, push: str | None =
     from captioning.model.build import load_captioner
     from captioning.model.huggingface import save_model
 
+    quiet_libraries()
     captioner, tokenizer = load_captioner(weights)
     record = RunRecord(_run_of(weights))
     config: Any = captioner.network.config

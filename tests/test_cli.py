@@ -1,5 +1,6 @@
 """The command line before Hydra sees it, building from configuration, and what a person sees of a mistake."""
 
+import logging
 from dataclasses import dataclass
 
 import pytest
@@ -7,7 +8,7 @@ from conftest import ROOT
 from omegaconf import OmegaConf
 from torch._utils import ExceptionWrapper
 
-from captioning.cli import built, check_overrides, one_sentence_errors, prepared_arguments, quoted
+from captioning.cli import built, check_overrides, one_sentence_errors, prepared_arguments, quiet_libraries, quoted
 from captioning.errors import Stopped, UserError
 
 CONF = ROOT / "conf"
@@ -338,3 +339,11 @@ def test_a_bug_in_a_constructor_stays_a_bug():
     with pytest.raises(Exception, match="our own bug") as raised:
         built(thing(size=101), "group")
     assert not isinstance(raised.value, UserError)
+
+
+def test_transformers_advice_about_padding_that_nobody_can_heed_stays_out_of_the_terminal(caplog):
+    quiet_libraries()
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.warning("We strongly recommend passing in an `attention_mask` since your input_ids may be padded.")
+    logger.warning("something else")
+    assert [record.getMessage() for record in caplog.records] == ["something else"]
