@@ -387,9 +387,11 @@ def quiet_libraries() -> None:
     logging.raiseExceptions = False  # no trace for each line that a full disk keeps out of train.log: it is shown too
     for message in NOTHING_TO_HEED:
         warnings.filterwarnings("ignore", message=message)
-    # Padding is known by position here, and a mask is given where there is any.
-    logging.getLogger("transformers.modeling_utils").addFilter(
-        lambda record: "your input_ids may be padded" not in record.getMessage()
-    )
+    logging.getLogger("transformers.modeling_utils").addFilter(_is_no_advice_about_padding)  # once, however often
     if "transformers" in sys.modules and not sys.stderr.isatty():
         sys.modules["transformers"].utils.logging.disable_progress_bar()  # a log file gets lines
+
+
+def _is_no_advice_about_padding(record: logging.LogRecord) -> bool:
+    """Padding is known by position here, and a mask is given where there is any."""
+    return "your input_ids may be padded" not in record.getMessage()
