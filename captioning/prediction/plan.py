@@ -42,12 +42,14 @@ class Plan:
 
     Attributes:
         pictures: None where they are a split's, which is read when the model's tokenizer is known.
+        sinks: what is made beside the output; None where the pictures are not known yet.
         complete: what there is, where it leaves nothing to do.
     """
 
     output: Path
     weights: Path | HuggingFaceModel
     pictures: InputPictures | None
+    sinks: "Sinks | None"
     complete: Prediction | None
 
 
@@ -63,7 +65,7 @@ def planned(config: PredictConfig) -> Plan:
     output = Path(config.output)
     check_output(output, config.overwrite or config.resume, config.resume)
     weights = find_weights(config.checkpoint, allow_pickle=config.allow_pickle)
-    complete = pictures = None
+    complete = pictures = sinks = None
     if config.input is not None:
         pictures = files_of(config.input)
         format_of(output).check(output, pictures)
@@ -75,8 +77,8 @@ def planned(config: PredictConfig) -> Plan:
         if config.data is not None:
             check_score_files(output, config.overwrite or (config.resume and has_lines(real_file(output))))
         if pictures:
-            Sinks.of(config, output, pictures, settings_of(config, weights, pictures.paths))
-    return Plan(output, weights, pictures, complete)
+            sinks = Sinks.of(config, output, pictures, settings_of(config, weights, pictures.paths))
+    return Plan(output, weights, pictures, sinks, complete)
 
 
 def _complete(

@@ -53,7 +53,7 @@ def predict(config: PredictConfig, plan: Plan | None = None) -> Prediction:
     layers = checked_layers(config.heat_maps_layers, captioner)
     pictures = plan.pictures or _split_of(config, captioner, tokenizer)
     settings = settings_of(config, plan.weights, pictures.paths)
-    sinks = Sinks.of(config, output, pictures, settings)
+    sinks = plan.sinks or Sinks.of(config, output, pictures, settings)
     devices = devices[: max(1, math.ceil(len(pictures) / config.batch_size))]  # not more of them than batches
     if len(devices) == 1:
         captioner = placed(captioner, devices[0], config.precision)
