@@ -99,8 +99,7 @@ def correctness(setting: Setting) -> Figures:
     with mock.patch.object(captioner_module, "same_caption_causal_mask", all_true):
         found = ours_quantities(work, batch, "bf16")
     yield compared("bf16, fault: an all-true mask", found, "bf16", close=False)
-    labelled = batch.labels != IGNORE
-    shifted = batch.labels.masked_scatter(labelled, batch.labels[labelled].roll(1))
+    shifted = batch.labels.flatten().index_copy(0, batch.labelled, batch.labels.flatten()[batch.labelled].roll(1))
     faults = {
         "a zeroed picture": replace(batch, pixel_values=torch.zeros_like(batch.pixel_values)),
         "labels of one place before": replace(batch, labels=shifted),
@@ -130,7 +129,7 @@ def ours_quantities(work: Work, batch: CaptionBatch, format_name: str) -> Quanti
     captioner.zero_grad(set_to_none=True)
     with number_format(format_name, work.device):
         with torch.no_grad():
-            hidden = captioner.hidden_states(batch, captioner.attended(batch))[batch.labels != IGNORE]
+            hidden = captioner.hidden_states(batch, captioner.attended(batch)).flatten(0, 1)[batch.labelled]
         nats = captioner.loss(batch).nats
     scale = 2.0**16 if format_name == "fp16" else 1.0  # as GradScaler has it at first
     with products(format_name):
@@ -202,7 +201,7 @@ def training(setting: Setting) -> Figures:
 def step_row(setting: Setting, work: Work, stage: str, pictures: int, name: str) -> dict[str, Any]:
     """A step of ours."""
     device, (_, batch) = setting.device, work.batch(pictures)
-    labelled = int((batch.labels != IGNORE).sum()) / pictures
+    labelled = len(batch.labelled) / pictures
     flops = step_flops(setting.size, STAGES[stage], batch.input_ids.shape[1], labelled)
     forget(device)
     step = work.step(STAGES[stage], name)

@@ -3,7 +3,7 @@
 A row is one picture and some of its captions laid end to end, so that the picture is encoded once for all of them.
 
 Letters used in shape comments: B rows, S packed tokens of a row, K captions of a row, H and W the picture's height and
-width, P encoded patches (prefix tokens included), D the encoder's width.
+width, P encoded patches (prefix tokens included), D the encoder's width, N labels of all rows.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,8 +43,9 @@ class CaptionBatch:
 
     `caption_index` is 1..K within a caption and 0 on padding, so that padding is known by position and never by
     comparing token ids. `labels` are already shifted: `labels[b, s]` is the token that follows `input_ids[b, s]` in
-    the same caption, or `IGNORE`. `image_ids` and `caption_count` stay on the host, so that no one waits for a GPU in
-    order to know them.
+    the same caption, or `IGNORE`. `labelled` says where labels are: position s of row b is number b * S + s. A GPU is
+    given it, for to find it there the host would have to wait: how many there are is a shape. `image_ids` and
+    `caption_count` stay on the host, likewise.
     """
 
     pixel_values: Tensor | None  # (B, 3, H, W) uint8
@@ -52,6 +53,7 @@ class CaptionBatch:
     position_ids: Tensor  # (B, S) int64, restarting at 0 in each caption
     caption_index: Tensor  # (B, S) int64
     labels: Tensor  # (B, S) int64
+    labelled: Tensor  # (N,) int64, rising
     image_ids: tuple[ImageId, ...]
     caption_count: int  # of all rows
     encoder_hidden_states: Tensor | None = None  # (B, P, D) in the number format that they are kept in
@@ -82,8 +84,10 @@ class Row(NamedTuple):
     encoder_hidden_states: Tensor | None = None  # (P, D)
 
 
-def pack(rows: Sequence[Row]) -> CaptionBatch:
+def pack(rows: Sequence[Row], multiple: int = 1) -> CaptionBatch:
     """Lay each row's captions end to end and pad to the longest row of this batch, never to a fixed length.
+
+    With `multiple`, S is one of it: a GPU likes rows of aligned lengths, and torch.compile few lengths.
 
     This is the one place where labels are shifted: position s is labelled with the token that follows it in the same
     caption, so BOS is an input and never a label, EOS a label and never an input.
@@ -105,10 +109,13 @@ def pack(rows: Sequence[Row]) -> CaptionBatch:
     >>> batch.labels
     tensor([[   5,    6,    0,    7,    0],
             [   8,    0, -100, -100, -100]])
+    >>> batch.labelled
+    tensor([0, 1, 2, 3, 4, 5, 6])
     >>> batch.image_ids, len(batch), batch.caption_count
     (('a', 'b'), 2, 3)
     """
-    length = max(sum(len(ids) - 1 for ids in row.captions) for row in rows)
+    longest = max(sum(len(ids) - 1 for ids in row.captions) for row in rows)
+    length = -(-longest // multiple) * multiple
     input_ids = np.zeros((len(rows), length), np.int64)
     position_ids = np.zeros((len(rows), length), np.int64)
     caption_index = np.zeros((len(rows), length), np.int64)
@@ -128,6 +135,7 @@ def pack(rows: Sequence[Row]) -> CaptionBatch:
         position_ids=torch.from_numpy(position_ids),
         caption_index=torch.from_numpy(caption_index),
         labels=torch.from_numpy(labels),
+        labelled=torch.from_numpy(np.flatnonzero(labels != IGNORE)),
         image_ids=tuple(row.image_id for row in rows),
         caption_count=sum(len(row.captions) for row in rows),
         encoder_hidden_states=_stacked([row.encoder_hidden_states for row in rows]),

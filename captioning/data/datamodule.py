@@ -108,7 +108,12 @@ class CaptionDataModule(L.LightningDataModule):
         return CaptionTokenizer.train(chain.from_iterable(captions), self.TRAINED_VOCAB_SIZE)
 
     def connect(
-        self, tokenizer: CaptionTokenizer, picture_format: PictureFormat, max_positions: int, only: str | None = None
+        self,
+        tokenizer: CaptionTokenizer,
+        picture_format: PictureFormat,
+        max_positions: int,
+        only: str | None = None,
+        packed_multiple: int = 1,
     ) -> None:
         """Fit captions and pictures to a model; from now on there are batches.
 
@@ -117,13 +122,14 @@ class CaptionDataModule(L.LightningDataModule):
             picture_format: how its encoder wants pictures.
             max_positions: tokens that its decoder has positions for.
             only: the one split that is wanted; None is all.
+            packed_multiple: of tokens, for the packed length of a batch, see `pack`.
 
         Raises:
             UserError: the data set cannot be read or has no such split, or a caption is longer than the decoder takes.
         """
         if only is not None and only not in self.splits:
             raise UserError(f"split={only} is not in this data set; it has {', '.join(self.splits)}")
-        self._connection = tokenizer, picture_format
+        self._connection, self._packed_multiple = (tokenizer, picture_format), packed_multiple
         self.tokens = {}
         for name in [only] if only else self.splits:
             tokens = TokenArrays.encode(self.splits[name].captions, tokenizer, self.max_tokens, name)
@@ -219,7 +225,8 @@ class CaptionDataModule(L.LightningDataModule):
         rows, place = self.rows(split, training), {"rank": self._rank, "world_size": self._world_size}
         batches = EpochBatches(len(rows), self.batch_size, shuffle=training, seed=self.seed, **place)
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return row_loader(rows, batches, self._num_workers, persistent=True, pin_memory=on_gpu)
+        how = {"pin_memory": on_gpu, "multiple": self._packed_multiple}
+        return row_loader(rows, batches, self._num_workers, persistent=True, **how)
 
     @property
     def _rank(self) -> int:
@@ -321,10 +328,15 @@ class PhotographDataModule(CaptionDataModule):
         return prepare_pictures(self.prepared_folder, self._root, paths, size, num_workers)
 
     def connect(
-        self, tokenizer: CaptionTokenizer, picture_format: PictureFormat, max_positions: int, only: str | None = None
+        self,
+        tokenizer: CaptionTokenizer,
+        picture_format: PictureFormat,
+        max_positions: int,
+        only: str | None = None,
+        packed_multiple: int = 1,
     ) -> None:
         """As before; it also settles from where training reads its pictures, for that depends on their size."""
-        super().connect(tokenizer, picture_format, max_positions, only)
+        super().connect(tokenizer, picture_format, max_positions, only, packed_multiple)
         if only is None:
             pixels = picture_format.resize_shortest or max(picture_format.size)
             self.training_pictures = self._prepared_files(pixels)

@@ -15,6 +15,7 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -292,15 +293,26 @@ def row_loader(
     *,
     persistent: bool,
     pin_memory: bool = False,
+    multiple: int = 1,
 ) -> RowLoader:
-    """Packed batches of rows; workers that are persistent live on to the next epoch."""
+    """Packed batches of rows; workers that are persistent live on to the next epoch.
+
+    Args:
+        rows: of a split.
+        batches: which of them together.
+        num_workers: 0 loads in this process.
+        persistent: whether they outlive an epoch.
+        pin_memory: for a GPU, beside which each worker has twice as many batches ready.
+        multiple: of the packed length, see `pack`.
+    """
     return RowLoader(
         rows,
         batch_sampler=batches,
-        collate_fn=pack,
+        collate_fn=partial(pack, multiple=multiple),
         worker_init_fn=_apart_from_signals,
         num_workers=num_workers,
         persistent_workers=persistent and num_workers > 0,
+        prefetch_factor=None if num_workers == 0 else 4 if pin_memory else 2,
         pin_memory=pin_memory,
     )
 

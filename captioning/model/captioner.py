@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import VisionEncoderDecoderModel
 
-from captioning.data.batch import IGNORE, CaptionBatch, PictureFormat
+from captioning.data.batch import CaptionBatch, PictureFormat
 from captioning.model.encoders import family_of, patch_grid, picture_size
 from captioning.model.loss import summed_cross_entropy, summed_nats
 
@@ -105,13 +105,13 @@ class ImageCaptioner(nn.Module):
 
         Each label's nats are multiplied by its `label_weights` (B, S) float32, where these are given.
         """
-        labelled = batch.labels != IGNORE  # (B, S)
-        hidden = self.hidden_states(batch, attended)[labelled]  # (N, D)
-        projection, labels = self.network.decoder.lm_head, batch.labels[labelled]
+        hidden = self.hidden_states(batch, attended).flatten(0, 1).index_select(0, batch.labelled)  # (N, D)
+        projection, labels = self.network.decoder.lm_head, batch.labels.flatten().index_select(0, batch.labelled)
+        tokens = torch.full((), len(labels), device=labels.device)
         if not torch.is_grad_enabled() and label_weights is None:
-            return LossSum(summed_nats(hidden, projection, labels), labelled.sum())
-        weights = None if label_weights is None else label_weights[labelled]
-        return LossSum(summed_cross_entropy(hidden, projection.weight, labels, weights), labelled.sum())
+            return LossSum(summed_nats(hidden, projection, labels), tokens)
+        weights = None if label_weights is None else label_weights.flatten().index_select(0, batch.labelled)
+        return LossSum(summed_cross_entropy(hidden, projection.weight, labels, weights), tokens)
 
     def parameters_of(self, group: str) -> Iterator[tuple[str, nn.Parameter]]:
         """The named parameters of one of `GROUPS`; together the groups hold each parameter once."""

@@ -67,10 +67,15 @@ class ShapesDataModule(CaptionDataModule):
         return Split(list(indices), captions, DrawnPictures(self.seed, indices))
 
     def connect(
-        self, tokenizer: CaptionTokenizer, picture_format: PictureFormat, max_positions: int, only: str | None = None
+        self,
+        tokenizer: CaptionTokenizer,
+        picture_format: PictureFormat,
+        max_positions: int,
+        only: str | None = None,
+        packed_multiple: int = 1,
     ) -> None:
         """As before, and draw the pictures."""
-        super().connect(tokenizer, picture_format, max_positions, only)
+        super().connect(tokenizer, picture_format, max_positions, only, packed_multiple)
         for name in [only] if only else self.splits:
             pictures = self.splits[name].load
             assert isinstance(pictures, DrawnPictures)

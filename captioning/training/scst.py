@@ -161,6 +161,7 @@ def packed_samples(
         position_ids=torch.arange(tokens.shape[2]).expand_as(tokens).flatten(1),
         caption_index=numbers.where(there, 0).flatten(1),
         labels=tokens.flatten(1),
+        labelled=there.flatten().nonzero().squeeze(1),
         image_ids=batch.image_ids,
         caption_count=tokens.shape[0] * tokens.shape[1],
     )

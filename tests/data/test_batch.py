@@ -62,8 +62,18 @@ def test_padding_reaches_to_the_longest_row_only_and_is_known_by_position(rows):
     assert batch.input_ids.shape == (len(rows), max(lengths))
     assert (batch.caption_index > 0).sum(1).tolist() == lengths
     assert ((batch.labels == IGNORE) == (batch.caption_index == 0)).all()
+    assert torch.equal(batch.labelled, (batch.labels != IGNORE).flatten().nonzero().squeeze(1))
     padding = batch.caption_index == 0
     assert not batch.input_ids[padding].any() and not batch.position_ids[padding].any()
+
+
+@given(ROWS)
+def test_a_longer_packed_length_adds_padding_alone(rows):
+    short, pictures = packed(rows), torch.zeros(3, 2, 2, dtype=torch.uint8)
+    long = pack([Row(i, pictures, [np.array(ids) for ids in row]) for i, row in enumerate(rows)], multiple=16)
+    assert long.input_ids.shape[1] == -(-short.input_ids.shape[1] // 16) * 16
+    assert unpacked(long) == rows and len(long.labelled) == len(short.labelled)
+    assert torch.equal(long.labels.flatten()[long.labelled], short.labels.flatten()[short.labelled])
 
 
 @given(ROWS)
@@ -104,7 +114,7 @@ def test_rows_of_encoded_pictures_make_a_batch_without_pixels():
 # A batch moves as one.
 
 
-TENSORS = ("pixel_values", "input_ids", "position_ids", "caption_index", "labels")
+TENSORS = ("pixel_values", "input_ids", "position_ids", "caption_index", "labels", "labelled")
 
 
 @pytest.fixture
