@@ -150,7 +150,7 @@ def test_the_real_meteor_gives_the_official_figures(shared_data):
     metrics = shared_data.parent / "metrics"
     if shutil.which("java") is None or not metrics.is_dir():
         pytest.skip("no java, or no official scores")
-    from captioning.evaluation.coco_files import read_references, read_results
+    from captioning.data.readers.coco import read_references, read_results
     from captioning.evaluation.scoring import score
 
     official = json.loads((metrics / "official_scores_200.json").read_text(encoding="utf-8"))["small_noisy_loo"]

@@ -6,9 +6,9 @@ import pytest
 from conftest import SHARED
 from test_bleu import made_up, official_form
 
+from captioning.data.readers.coco import read_references, read_results
 from captioning.errors import UserError
 from captioning.evaluation import scoring
-from captioning.evaluation.coco_files import read_references, read_results
 from captioning.evaluation.java import JavaScores
 from captioning.evaluation.scoring import score
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from captioning.data.readers.coco import read_references, read_results
 from captioning.errors import UserError
-from captioning.evaluation.coco_files import read_references, read_results
 
 
 @pytest.fixture
@@ -39,17 +39,17 @@ def test_a_byte_order_mark_is_no_matter(written):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ("[{", r"is not JSON, line 1: .*; it should look like \["),
-        ("", "is not JSON"),
-        ({"annotations": []}, "holds an object, not a list"),
+        ("[{", r"file\.json:1: this is not valid JSON .*\. The file should look like \["),
+        ("", "is not valid JSON"),
+        ({"annotations": []}, r'is {"annotations": \[\]}, not a list\. The file should look like \['),
         ([], "holds no captions"),
-        ([1], r"\[0\] is a number"),
+        ([1], r"file\.json:1: \[0\] is 1, not an object"),
         ([row(), row(1, "x")], r"\[1\]: picture 1 has a candidate already; keep one"),
-        ([row(None)], r"image_id is null; give a whole number or a string"),
+        ([row(None)], r"\[0\]\.image_id is null, not a text or a whole number"),
         ([row(1.5)], r"image_id is 1\.5"),
         ([row(True)], r"image_id is true"),
-        ([row(1, ["a"])], r'the caption of picture 1 is \["a"\]; give a string'),
-        ([{"image_id": 3}], "the caption of picture 3 is null"),
+        ([row(1, ["a"])], r'caption is \["a"\], not a text'),
+        ([{"image_id": 3}], r"\[0\]\.caption is missing; it should be a text"),
     ],
 )
 def test_a_results_file_that_is_none_is_refused_in_one_sentence(written, content, sentence):
@@ -60,11 +60,11 @@ def test_a_results_file_that_is_none_is_refused_in_one_sentence(written, content
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ([row()], "holds no list of annotations; a captions file looks like"),
-        ({"annotations": 3}, "holds no list of annotations"),
+        ([row()], r"not an object with the key 'annotations'\. The file should look like {"),
+        ({"annotations": 3}, "annotations is 3, not a list"),
         ({"annotations": []}, "holds no captions"),
         ({"annotations": [row(1, " \n")]}, r"annotations\[0\]: the reference of picture 1 is empty; remove it"),
-        ({"annotations": [None]}, r"annotations\[0\] is null"),
+        ({"annotations": [None]}, r"annotations\[0\] is null, not an object"),
     ],
 )
 def test_a_captions_file_that_is_none_is_refused_in_one_sentence(written, content, sentence):
@@ -73,8 +73,8 @@ def test_a_captions_file_that_is_none_is_refused_in_one_sentence(written, conten
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"none.json can't be read: No such file"):
+    with pytest.raises(UserError, match=r"none.json cannot be read: No such file"):
         read_results(tmp_path / "none.json")
     (tmp_path / "latin.json").write_bytes(b'[{"image_id": 1, "caption": "caf\xe9"}]')
-    with pytest.raises(UserError, match=r"latin.json can't be read: it is not UTF-8 text"):
+    with pytest.raises(UserError, match=r"latin.json:1: this is not UTF-8 text"):
         read_results(tmp_path / "latin.json")
