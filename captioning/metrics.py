@@ -7,10 +7,15 @@ the function that computes it (`docs/extending.md`). Imports nothing heavy, so t
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 STEP = "captioning.training.module.CaptioningModule.training_metrics"
 EVALUATION = "captioning.training.module.CaptioningModule.evaluation_metrics"
 SCORING = "captioning.evaluation.scoring"
+JAVA = "captioning.evaluation.java.java_scores"
+REWARD = "captioning.training.scst.SelfCriticalModule.training_metrics"
+ROWS = "captioning.training.reports.MetricRows"
+FLOOR = "captioning.shapes.grammar.perplexity_floor"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +53,13 @@ class Metric:
         return max(values) if self.larger_is_better else min(values)
 
 
+def score_of_captions(official: str, computed_by: str, **shown: Any) -> Metric:
+    """A score under the field's name, and logged after each validation as `val/` with that name in small letters."""
+    return Metric(
+        name=f"val/{official.lower()}", computed_by=computed_by, larger_is_better=True, official=official, **shown
+    )
+
+
 LOSS, PERPLEXITY, SCORES = "loss (nats per token)", "perplexity", "val scores"  # panels
 EACH_STEP, EACH_EPOCH = "train, each logged step", "train, epoch"
 
@@ -56,18 +68,8 @@ METRICS = [
     Metric(name="train/perplexity", computed_by=STEP, bar=("perplexity", 2), curve=(PERPLEXITY, EACH_STEP)),
     Metric(name="train/loss_epoch", computed_by=STEP, column="Train Loss", curve=(LOSS, EACH_EPOCH)),
     Metric(name="train/perplexity_epoch", computed_by=STEP, column="Train Perplexity", curve=(PERPLEXITY, EACH_EPOCH)),
-    Metric(
-        name="train/reward",
-        computed_by="captioning.training.scst.SelfCriticalModule.training_metrics",
-        larger_is_better=True,
-        bar=("reward", 3),
-    ),
-    Metric(
-        name="captions_per_second",
-        computed_by="captioning.training.reports.MetricRows",
-        larger_is_better=True,
-        bar=("captions/s", 0),
-    ),
+    Metric(name="train/reward", computed_by=REWARD, larger_is_better=True, bar=("reward", 3)),
+    Metric(name="captions_per_second", computed_by=ROWS, larger_is_better=True, bar=("captions/s", 0)),
     Metric(name="val/loss", computed_by=EVALUATION, column="Val Loss", curve=(LOSS, "val")),
     Metric(
         name="val/perplexity",
@@ -78,55 +80,16 @@ METRICS = [
         curve=(PERPLEXITY, "val"),
         card="lowest validation perplexity of the run",
     ),
-    Metric(
-        name="val/perplexity_floor",
-        computed_by="captioning.shapes.grammar.perplexity_floor",
-        curve=(PERPLEXITY, "floor"),
-        last_words=True,
+    Metric(name="val/perplexity_floor", computed_by=FLOOR, curve=(PERPLEXITY, "floor"), last_words=True),
+    # Scores, in the official tool's order.
+    *(score_of_captions(f"Bleu_{n}", f"{SCORING}.bleu_scores") for n in (1, 2, 3)),
+    score_of_captions("Bleu_4", f"{SCORING}.bleu_scores", column="Val BLEU-4", curve=(SCORES, "BLEU-4")),
+    score_of_captions("METEOR", JAVA, needs_java=True),
+    score_of_captions("ROUGE_L", f"{SCORING}.rouge_scores", column="Val ROUGE-L", curve=(SCORES, "ROUGE-L")),
+    score_of_captions(
+        "CIDEr", f"{SCORING}.cider_scores", bar=("val_cider", 3), column="Val CIDEr", curve=(SCORES, "CIDEr")
     ),
-    *(
-        Metric(name=f"val/bleu_{n}", official=f"Bleu_{n}", computed_by=f"{SCORING}.bleu_scores", larger_is_better=True)
-        for n in (1, 2, 3)
-    ),
-    Metric(
-        name="val/bleu_4",
-        official="Bleu_4",
-        computed_by=f"{SCORING}.bleu_scores",
-        larger_is_better=True,
-        column="Val BLEU-4",
-        curve=(SCORES, "BLEU-4"),
-    ),
-    Metric(
-        name="val/meteor",
-        official="METEOR",
-        computed_by="captioning.evaluation.java.java_scores",
-        larger_is_better=True,
-        needs_java=True,
-    ),
-    Metric(
-        name="val/rouge_l",
-        official="ROUGE_L",
-        computed_by=f"{SCORING}.rouge_scores",
-        larger_is_better=True,
-        column="Val ROUGE-L",
-        curve=(SCORES, "ROUGE-L"),
-    ),
-    Metric(
-        name="val/cider",
-        official="CIDEr",
-        computed_by=f"{SCORING}.cider_scores",
-        larger_is_better=True,
-        bar=("val_cider", 3),
-        column="Val CIDEr",
-        curve=(SCORES, "CIDEr"),
-    ),
-    Metric(
-        name="val/spice",
-        official="SPICE",
-        computed_by="captioning.evaluation.java.java_scores",
-        larger_is_better=True,
-        needs_java=True,
-    ),
+    score_of_captions("SPICE", JAVA, needs_java=True),
     Metric(
         name="test/perplexity",
         computed_by=EVALUATION,
@@ -134,7 +97,7 @@ METRICS = [
         card="test perplexity",
         last_words=True,
     ),
-]  # scores in the official tool's order
+]
 
 
 def caption_scores(*, with_java: bool = True) -> dict[str, Metric]:
