@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 from tqdm import tqdm
 
@@ -14,21 +14,10 @@ log = logging.getLogger(__name__)
 EVERY_SECONDS = 30
 
 
-class Progress(Protocol):
-    """Counts what is done in a `with` block."""
-
-    def update(self, n: int = 1) -> object:
-        """So many more are done."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> object: ...
-
-
-def progress(total: int, desc: str, unit: str, *, initial: int = 0, leave: bool = True, delay: float = 0) -> Progress:
-    """A bar of tqdm's, or where stderr is no terminal `ProgressLines`.
+def progress(
+    total: int, desc: str, unit: str, *, initial: int = 0, leave: bool = True, delay: float = 0
+) -> "tqdm | ProgressLines":
+    """Counts in a `with` block how many are done, by `update`: a bar of tqdm's, or without a terminal `ProgressLines`.
 
     Args:
         total: how many there are.

@@ -8,8 +8,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from captioning.data.readers.coco import read_references, read_results
+from captioning.data.records import ImageId
 from captioning.errors import UserError
-from captioning.evaluation.coco_files import PictureId, read_references, read_results
 from captioning.evaluation.scoring import Scores, check_pictures, score, scores_json
 from captioning.files import readable, write_atomically
 
@@ -46,7 +47,7 @@ def evaluate(
 
 
 def _check(
-    candidates: Mapping[PictureId, str], references: Mapping[PictureId, list[str]], results: Path, annotations: Path
+    candidates: Mapping[ImageId, str], references: Mapping[ImageId, list[str]], results: Path, annotations: Path
 ) -> None:
     try:
         check_pictures(candidates, references)

@@ -12,8 +12,6 @@ from captioning.evaluation.bleu import ORDERS, NgramCounts
 SIGMA = 6.0  # tokens
 SCALE = 10.0
 
-Tokens = Sequence[Hashable]
-
 
 class PreparedReferences(NamedTuple):
     """A picture's references, counted, with the length of each one's tf-idf vector of each order."""
@@ -29,10 +27,10 @@ class CiderD:
     (https://arxiv.org/abs/2305.12254), is appended to candidates and references by the caller, here and in
     `from_references` alike; nothing is appended here.
 
-    >>> references = [[[5, 6, 7, 8]], [[1, 2, 3, 4], [1, 2, 3]]]
-    >>> cider = CiderD.from_references(references)
-    >>> prepared = cider.prepare(references[0])  # once for a picture, for any number of candidates
-    >>> cider.score([5, 6, 7, 8], prepared), cider.score([1, 2], prepared)
+    >>> one, other = NgramCounts([5, 6, 7, 8]), NgramCounts([1, 2, 3, 4])
+    >>> cider = CiderD.from_references([[one], [other, NgramCounts([1, 2, 3])]])
+    >>> prepared = cider.prepare([one])  # once for a picture, for any number of candidates
+    >>> cider.score(one, prepared), cider.score(other, prepared)
     (10.0, 0.0)
 
     Args:
@@ -48,16 +46,11 @@ class CiderD:
         self._idf = [math.log(pictures / max(1, frequency)) for frequency in range(pictures + 1)]
 
     @classmethod
-    def from_references(cls, references: Iterable[Sequence[Tokens]]) -> Self:
-        """Counts document frequencies over the references, tokenised, of each picture.
+    def from_references(cls, references: Iterable[Sequence[NgramCounts]]) -> Self:
+        """Counts document frequencies over the references of each picture.
 
         Idf is log(pictures / frequency): of a single picture every weight and so every score is 0.
         """
-        return cls.from_counts([NgramCounts(tokens) for tokens in of_picture] for of_picture in references)
-
-    @classmethod
-    def from_counts(cls, references: Iterable[Sequence[NgramCounts]]) -> Self:
-        """`from_references` where the n-grams are counted already."""
         frequencies: dict[Hashable, int] = {}
         pictures = 0
         for of_picture in references:
@@ -68,22 +61,12 @@ class CiderD:
         assert pictures, "no references to count"
         return cls(frequencies, pictures)
 
-    def prepare(self, references: Sequence[Tokens]) -> PreparedReferences:
+    def prepare(self, references: Sequence[NgramCounts]) -> PreparedReferences:
         """A picture's references, ready to score many candidates; at least one."""
-        return self.prepare_counts([NgramCounts(tokens) for tokens in references])
-
-    def prepare_counts(self, references: Sequence[NgramCounts]) -> PreparedReferences:
-        """`prepare` where the n-grams are counted already."""
         return PreparedReferences(references, [self._norms(counts) for counts in references])
 
-    def score(self, candidate: Tokens, references: PreparedReferences | Sequence[Tokens]) -> float:
-        """CIDEr-D of a candidate's tokens, on the official scale from 0 to 10."""
-        if not isinstance(references, PreparedReferences):
-            references = self.prepare(references)
-        return self.score_counts(NgramCounts(candidate), references)
-
-    def score_counts(self, candidate: NgramCounts, references: PreparedReferences) -> float:
-        """`score` where the n-grams are counted already."""
+    def score(self, candidate: NgramCounts, references: PreparedReferences) -> float:
+        """CIDEr-D of a candidate, on the official scale from 0 to 10."""
         norms = self._norms(candidate)
         weights = [self._squared_weights(counts) for counts in candidate.orders]
         total = 0.0

@@ -71,9 +71,9 @@ def rouge_scores(captions: TokenisedCaptions) -> dict[str, Figures]:
 
 def cider_scores(captions: TokenisedCaptions) -> dict[str, Figures]:
     """CIDEr-D, its document frequencies those of the references given."""
-    cider = CiderD.from_counts(captions.reference_ngrams)
+    cider = CiderD.from_references(captions.reference_ngrams)
     both = zip(captions.candidate_ngrams, captions.reference_ngrams, strict=True)
-    figures = [cider.score_counts(candidate, cider.prepare_counts(lines)) for candidate, lines in both]
+    figures = [cider.score(candidate, cider.prepare(lines)) for candidate, lines in both]
     return {"CIDEr": Figures.of(figures)}
 
 

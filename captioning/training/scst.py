@@ -19,6 +19,7 @@ from torch import Tensor
 from captioning.data.batch import IGNORE, CaptionBatch
 from captioning.data.records import ImageId
 from captioning.errors import UserError
+from captioning.evaluation.bleu import NgramCounts
 from captioning.evaluation.cider import CiderD, PreparedReferences
 from captioning.evaluation.tokenizer import tokenize
 from captioning.model.captioner import ImageCaptioner
@@ -49,15 +50,15 @@ class CiderReward:
         """The score, from 0 to 10, of a caption that came to an end by itself or was cut."""
         return self._cider.score(_words(caption, ended), self._prepared(picture))
 
-    def _targets(self, picture: ImageId) -> list[list[str]]:
+    def _targets(self, picture: ImageId) -> list[NgramCounts]:
         return [_words(caption, ended=True) for caption in self._references[picture]]
 
     def _prepare(self, picture: ImageId) -> PreparedReferences:
         return self._cider.prepare(self._targets(picture))
 
 
-def _words(caption: str, ended: bool) -> list[str]:
-    return tokenize(caption).split() + [EOS] * ended
+def _words(caption: str, ended: bool) -> NgramCounts:
+    return NgramCounts(tokenize(caption).split() + [EOS] * ended)
 
 
 class SelfCriticalModule(CaptioningModule):

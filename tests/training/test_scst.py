@@ -8,6 +8,7 @@ from support import CAPTIONS, encoded_rows, small_captioner, trained_tokenizer
 
 from captioning.data.batch import IGNORE, Row, pack
 from captioning.errors import UserError
+from captioning.evaluation.bleu import NgramCounts
 from captioning.evaluation.cider import CiderD
 from captioning.evaluation.tokenizer import tokenize
 from captioning.model.generation import Caption
@@ -29,10 +30,13 @@ def reward():
 
 
 def test_the_reward_is_cider_d_with_the_end_as_a_word(reward):
-    targets = {picture: [[*tokenize(c).split(), EOS] for c in captions] for picture, captions in REFERENCES.items()}
+    def counted(caption: str) -> NgramCounts:
+        return NgramCounts([*tokenize(caption).split(), EOS])
+
+    targets = {picture: list(map(counted, captions)) for picture, captions in REFERENCES.items()}
     cider = CiderD.from_references(targets.values())
     caption = "A dog runs across the street."
-    expected = cider.score([*tokenize(caption).split(), EOS], targets["dog"])
+    expected = cider.score(counted(caption), cider.prepare(targets["dog"]))
     assert reward("dog", caption, ended=True) == pytest.approx(expected) and expected > 0
 
 
