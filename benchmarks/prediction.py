@@ -37,7 +37,7 @@ from captioning.model.huggingface import captioner_of
 from captioning.model.huggingface import compose as composed
 from captioning.prediction import run
 from captioning.prediction.caption import Work, picture_loader, placed
-from captioning.prediction.inputs import InputPictures, PictureFiles
+from captioning.prediction.inputs import InputPictures
 from captioning.prediction.journal import Journal
 from captioning.prediction.plan import predict_config
 
@@ -63,7 +63,7 @@ def prepare(folder: Path, size: dict[str, int], count: int) -> None:
 def loader_of(folder: Path, picture_format: PictureFormat) -> Any:
     """The loader of `predict.py`."""
     paths = sorted(folder.glob("*.jpg"))
-    work = Work(InputPictures(paths, PictureFiles(paths)), Greedy(TOKENS), 32, BATCH, num_workers=0)
+    work = Work(InputPictures(paths), Greedy(TOKENS), 32, BATCH, num_workers=0)
     return picture_loader(work, picture_format, torch.device("cpu"))
 
 

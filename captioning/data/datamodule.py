@@ -9,6 +9,7 @@ import os
 import sys
 from abc import abstractmethod
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from itertools import chain
@@ -55,7 +56,10 @@ class CaptionDataModule(L.LightningDataModule):
 
     TRAINED_VOCAB_SIZE = 512
 
+    tokenizer: CaptionTokenizer  # the model's, once there is a connection
+    picture_format: PictureFormat  # how its encoder wants pictures
     training_pictures: Pictures | None = None  # those of `train`, perhaps smaller, to be cropped and jittered
+    perplexity_floor: float | None = None  # the lowest on validation that any model can reach, where that is known
 
     def __init__(
         self,
@@ -78,7 +82,6 @@ class CaptionDataModule(L.LightningDataModule):
         self._augmentation = augmentation
         self._overfit_images = overfit_images
         self.seed = seed
-        self._connection: tuple[CaptionTokenizer, PictureFormat] | None = None
         self.tokens: dict[str, TokenArrays] = {}
         self._encoded: dict[str, EncodedPictures] = {}
 
@@ -129,8 +132,8 @@ class CaptionDataModule(L.LightningDataModule):
         """
         if only is not None and only not in self.splits:
             raise UserError(f"split={only} is not in this data set; it has {', '.join(self.splits)}")
-        self._connection, self._packed_multiple = (tokenizer, picture_format), packed_multiple
-        self.tokens = {}
+        self.tokenizer, self.picture_format = tokenizer, picture_format
+        self.tokens, self._packed_multiple = {}, packed_multiple
         for name in [only] if only else self.splits:
             tokens = TokenArrays.encode(self.splits[name].captions, tokenizer, self.max_tokens, name)
             if tokens.longest > max_positions:
@@ -139,21 +142,6 @@ class CaptionDataModule(L.LightningDataModule):
                     f"caption of {name} has {tokens.longest} tokens; lower it"
                 )
             self.tokens[name] = tokens
-
-    @property
-    def tokenizer(self) -> CaptionTokenizer:
-        """The model's."""
-        return self._connected[0]
-
-    @property
-    def picture_format(self) -> PictureFormat:
-        """How the model's encoder wants pictures."""
-        return self._connected[1]
-
-    @property
-    def _connected(self) -> tuple[CaptionTokenizer, PictureFormat]:
-        assert self._connection, "connect(...) says first which model the data is for"
-        return self._connection
 
     def encode(self, encoder: FrozenEncoder, folder: Path, stored_as: str) -> None:
         """Have every picture encoded that the cache in `folder` lacks; from now on batches hold its outputs.
@@ -180,6 +168,7 @@ class CaptionDataModule(L.LightningDataModule):
 
     def rows(self, split: str, training: bool = False, captions_per_image: int | None = None) -> CaptionRows:
         """The rows of one split, augmented if they are to train on; `captions_per_image` are the usual if not given."""
+        assert self.tokens, "connect(...) says first which model the data is for"
         evaluation = EvaluationTransform(self.picture_format)
         augmented = training and self._overfit_images is None
         augmentation = TrainingTransform(self.picture_format, **self._augmentation) if augmented else None
@@ -215,11 +204,6 @@ class CaptionDataModule(L.LightningDataModule):
         pictures = self.splits[split]
         return dict(zip(pictures.image_ids, pictures.captions, strict=True))
 
-    @property
-    def perplexity_floor(self) -> float | None:
-        """The lowest validation perplexity that any model can reach, where that is known."""
-        return None
-
     def loader(self, split: str, training: bool = False) -> DataLoader:
         """Batches of one split for this process's rank."""
         rows, place = self.rows(split, training), {"rank": self._rank, "world_size": self._world_size}
@@ -241,19 +225,25 @@ class PhotographFiles:
     """Paths as one array of bytes, which loader workers share; called with i reads photograph i.
 
     Set-up has looked at both ends of each file; what is found only now raises DamagedPicture.
+
+    Attributes:
+        prepared: where they lie stored small; those that do not are read from their own files.
     """
+
+    prepared: Places | None = None
 
     def __init__(self, paths: Sequence[Path], on_missing: str):
         self._paths = np.array([str(path) for path in paths])
         self._on_missing = on_missing
 
     def __call__(self, i: int) -> Image.Image:
-        path = self.path(i)
+        if self.prepared is not None and self.prepared.pack_of[i] >= 0:
+            return self.prepared.load(i)
         try:
-            return read_picture(path)
+            return read_picture(str(self._paths[i]))
         except UnreadablePicture as error:
             without = "delete it" if self._on_missing == "skip" else "go on without it by data.on_missing=skip"
-            raise DamagedPicture(f"{path} cannot be read: {error}; replace it, or {without}") from error
+            raise DamagedPicture(f"{self._paths[i]} cannot be read: {error}; replace it, or {without}") from error
 
     def identity(self, i: int) -> str:
         """The file's path, size in bytes and time of change."""
@@ -261,26 +251,10 @@ class PhotographFiles:
         status = os.stat(path)  # noqa: PTH116
         return f"{path} {status.st_size} {status.st_mtime_ns}"
 
-    def path(self, i: int) -> str:
-        """Of photograph i."""
-        return str(self._paths[i])
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-
-class PreparedFiles:
-    """The same photographs, prepared where they are, and else from their own files."""
-
-    def __init__(self, files: PhotographFiles, places: Places):
-        self._files, self._places = files, places
-
-    def __call__(self, i: int) -> Image.Image:
-        return self._places.load(i) if self._places.pack_of[i] >= 0 else self._files(i)
-
-    def identity(self, i: int) -> str:
-        """The photograph's own."""
-        return self._files.identity(i)
+    @property
+    def paths(self) -> list[Path]:
+        """Of all photographs."""
+        return list(map(Path, self._paths.tolist()))
 
 
 class PhotographDataModule(CaptionDataModule):
@@ -341,21 +315,21 @@ class PhotographDataModule(CaptionDataModule):
             pixels = picture_format.resize_shortest or max(picture_format.size)
             self.training_pictures = self._prepared_files(pixels)
 
-    def _prepared_files(self, pixels: int) -> PreparedFiles | None:
+    def _prepared_files(self, pixels: int) -> PhotographFiles | None:
         """The training photographs as prepared, if they are wanted, and of so many pixels on the shorter side."""
-        files = self.splits["train"].load
+        files = copy(self.splits["train"].load)
         assert isinstance(files, PhotographFiles)
         wanted = self._prepared is not None and self._overfit_images is None
-        places = self._large_enough(files, pixels) if wanted else None
-        if places is None:
+        files.prepared = self._large_enough(files.paths, pixels) if wanted else None
+        if files.prepared is None:
             log.info("training pictures: read from their own files")
             return None
-        return PreparedFiles(files, places)
+        return files
 
-    def _large_enough(self, files: PhotographFiles, pixels: int) -> Places | None:
+    def _large_enough(self, paths: list[Path], pixels: int) -> Places | None:
         """The prepared pictures, if there are any, of at least so many pixels on the shorter side."""
         folder = readable(self.prepared_folder)
-        places = find_prepared(self.prepared_folder, self._root, [Path(files.path(i)) for i in range(len(files))])
+        places = find_prepared(self.prepared_folder, self._root, paths)
         if places.size is None:
             if packs_in(self.prepared_folder):
                 log.warning("of the pictures in %s none is current; python prepare.py makes them anew", folder)
@@ -370,7 +344,7 @@ class PhotographDataModule(CaptionDataModule):
             log.warning("%s", problem)
             return None
         log.info("training pictures: %d prepared ones of %d pixels in %s", len(places), places.size, folder)
-        if others := len(files) - len(places):
+        if others := len(paths) - len(places):
             log.warning("%d others are new or have changed since: their own files are read; run prepare.py", others)
         return places
 

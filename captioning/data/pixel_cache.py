@@ -186,10 +186,10 @@ class Packs(Dataset[Outcome]):
 def prepare_pictures(folder: Path, root: Path, paths: Sequence[Path], size: int, num_workers: int) -> Outcome:
     """Store the photographs that are not yet stored as they are now, with `size` pixels on the shorter side.
 
-    Packs of another size or recipe are removed first, and those of which every source has changed are removed last.
+    Packs of another size or recipe are removed, and those of which every source has changed.
     Raises UserError where the folder cannot be written or its disk is too small.
     """
-    _clear(folder, size)
+    _clear(folder, root, size)
     places = find_prepared(folder, root, paths)
     missing = [path for path, pack in zip(paths, places.pack_of, strict=True) if pack < 0]
     _refuse_full_disk(folder, len(missing), size)
@@ -201,7 +201,6 @@ def prepare_pictures(folder: Path, root: Path, paths: Sequence[Path], size: int,
             outcome.stored += made.stored
             outcome.unreadable |= made.unreadable
             bar.update(len(portion))
-    _remove_overtaken(folder, root, paths)
     return outcome
 
 
@@ -245,22 +244,29 @@ def _write(path: Path, pieces: Iterable[bytes]) -> None:
         ) from error
 
 
-def _clear(folder: Path, size: int) -> None:
-    """Make the folder; remove packs that were made otherwise, and what a kill left under a temporary name."""
+def _clear(folder: Path, root: Path, size: int) -> None:
+    """Make the folder; remove packs that are of no use, and what a kill left under a temporary name."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        other = [path for path in packs_in(folder) if (pack := read_pack(path)) is None or pack.size != size]
+        useless = [path for path in packs_in(folder) if not _is_of_use(read_pack(path), root, size)]
         abandoned = [
             path for path in folder.glob(f".*{SUFFIX}.*.tmp") if time.time() - path.stat().st_mtime > ABANDONED_SECONDS
         ]
-        for path in (*other, *abandoned):
+        for path in (*useless, *abandoned):
             path.unlink()
     except OSError as error:
         raise UserError(
             f"{folder} cannot be written: {error.strerror or error}; choose another folder with data.prepared=PATH"
         ) from error
-    if other:
-        log.info("%d packs of another size or version in %s are removed", len(other), readable(folder))
+    if useless:
+        log.info("%d packs of another size, version or state in %s are removed", len(useless), readable(folder))
+
+
+def _is_of_use(pack: Pack | None, root: Path, size: int) -> bool:
+    """Whether it was made as packs are made now, and a source is as it was then, or lies elsewhere."""
+    if pack is None or pack.size != size:
+        return False
+    return any(stamp_of(root / name) in (None, stamp) for name, stamp in zip(pack.names, pack.stamps, strict=True))
 
 
 def _refuse_full_disk(folder: Path, pictures: int, size: int) -> None:
@@ -270,18 +276,3 @@ def _refuse_full_disk(folder: Path, pictures: int, size: int) -> None:
             f"{pictures} pictures of {size} pixels take about {needed:.1f} GB, and {folder} has {free:.1f} GB left; "
             "make room, or choose a folder on another disk with data.prepared=PATH"
         )
-
-
-def _remove_overtaken(folder: Path, root: Path, paths: Sequence[Path]) -> None:
-    """Remove packs that hold nothing but earlier states of these photographs."""
-    asked = set(names_under(root, paths))
-    used = {str(path) for path in _in_use(folder, root, paths)}
-    for path in packs_in(folder):
-        pack = read_pack(path)
-        if pack and str(path) not in used and asked.issuperset(pack.names):
-            path.unlink()
-
-
-def _in_use(folder: Path, root: Path, paths: Sequence[Path]) -> list[Path]:
-    places = find_prepared(folder, root, paths)
-    return [Path(str(places.packs[number])) for number in set(places.pack_of.tolist()) if number >= 0]

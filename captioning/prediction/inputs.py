@@ -25,42 +25,30 @@ log = logging.getLogger(__name__)
 HEAT_MAPS = "heat_maps"  # how folders of strips end, which lie beside outputs and are no input
 
 
-class PictureFiles:
-    """Called with i reads the picture at the i-th path; raises `UnreadablePicture` if it can't be read."""
-
-    def __init__(self, paths: Sequence[Path]):
-        self._paths = paths
-
-    def __call__(self, i: int) -> Image.Image:
-        return read_picture(self._paths[i])
-
-
 @dataclass(frozen=True)
 class InputPictures:
     """N pictures by their places, from 0; can be sent to another process.
 
     Args:
         paths: what each is called.
-        load: a picture by its place; raises `UnreadablePicture`.
         image_ids: of an annotated data set.
         references: the captions that it has for each picture.
         tokens: the same as the model reads them.
+        drawn: a picture by its place, where the paths are no files.
     """
 
     paths: Sequence[Path]
-    load: Callable[[int], Image.Image]
     image_ids: Sequence[int | str] | None = None
     references: Sequence[Sequence[str]] | None = None
     tokens: TokenArrays | None = None
+    drawn: Callable[[int], Image.Image] | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
 
-
-def files_of(source: str | Path | Sequence[str | Path]) -> InputPictures:
-    """The picture files that `input` names, see `find_pictures`."""
-    paths = find_pictures(source)
-    return InputPictures(paths, PictureFiles(paths))
+    def load(self, place: int) -> Image.Image:
+        """A picture, upright and RGB; raises `UnreadablePicture`."""
+        return self.drawn(place) if self.drawn else read_picture(self.paths[place])
 
 
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from captioning.config import PredictConfig, checked
 from captioning.data.datasets import require_data
 from captioning.errors import UserError
-from captioning.prediction.inputs import InputPictures, files_of
+from captioning.prediction.inputs import InputPictures, find_pictures
 from captioning.prediction.journal import Journal, counts_of, has_lines, lines_of
 from captioning.prediction.outputs import check_output, format_of, is_complete
 from captioning.prediction.outputs.files import Sink, real_file
@@ -67,7 +67,7 @@ def planned(config: PredictConfig) -> Plan:
     weights = find_weights(config.checkpoint, allow_pickle=config.allow_pickle)
     complete = pictures = sinks = None
     if config.input is not None:
-        pictures = files_of(config.input)
+        pictures = InputPictures(find_pictures(config.input))
         format_of(output).check(output, pictures)
         complete = _complete(config, output, weights, pictures)
     elif config.data is not None:

@@ -23,7 +23,7 @@ from captioning.prediction.caption import (
     placed,
     reading_processes,
 )
-from captioning.prediction.inputs import InputPictures, PictureFiles
+from captioning.prediction.inputs import InputPictures
 from captioning.prediction.journal import Journal, settings_path
 from captioning.prediction.outputs import put_in_place
 from captioning.prediction.outputs.files import check_file, real_file
@@ -108,10 +108,9 @@ def _split_of(config: PredictConfig, captioner: ImageCaptioner, tokenizer: Capti
     datamodule.connect(tokenizer, captioner.picture_format, captioner.max_positions, only=config.split)
     split, tokens = datamodule.splits[config.split], datamodule.tokens[config.split]
     if isinstance(split.load, PhotographFiles):
-        paths = [Path(split.load.path(i)) for i in range(len(split))]
-        return InputPictures(paths, PictureFiles(paths), split.image_ids, split.captions, tokens)
-    names = [Path(f"{config.split}-{image_id}") for image_id in split.image_ids]  # drawn
-    return InputPictures(names, split.load, split.image_ids, split.captions, tokens)
+        return InputPictures(split.load.paths, split.image_ids, split.captions, tokens)
+    names = [Path(f"{config.split}-{image_id}") for image_id in split.image_ids]
+    return InputPictures(names, split.image_ids, split.captions, tokens, drawn=split.load)
 
 
 def _report(config: PredictConfig, journal: Journal, sinks: Sinks) -> None:

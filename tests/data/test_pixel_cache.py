@@ -198,6 +198,14 @@ def test_preparing_a_part_leaves_the_rest_alone(tmp_path):
     assert contents(tmp_path) == before
 
 
+def test_two_data_sets_may_share_a_folder(tmp_path):
+    paths = photographs(tmp_path)
+    prepare(tmp_path, paths)
+    before = contents(tmp_path)
+    prepare_pictures(tmp_path / "prepared", tmp_path / "other", [], 48, 0)
+    assert contents(tmp_path) == before
+
+
 def test_another_size_replaces_what_is_there(tmp_path):
     paths = photographs(tmp_path)
     prepare(tmp_path, paths)

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from captioning.data.datasets import find_photographs
 from captioning.data.readers.annotations import tidied
+from captioning.data.readers.coco import read_references, read_results
 from captioning.errors import UserError
-from captioning.evaluation.coco_files import read_references, read_results
 from captioning.prediction.inputs import find_pictures
 
 NUMBERS = st.one_of(st.integers(-3, 12), st.sampled_from([2**63, -(10**30), 10**400]))

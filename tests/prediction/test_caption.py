@@ -12,7 +12,7 @@ from captioning.errors import UserError
 from captioning.model.cpu import Int8Linear, PackedLinear
 from captioning.model.generation import Beam, Greedy, generate
 from captioning.prediction.caption import Model, Work, autocast, caption, picture_loader, placed
-from captioning.prediction.inputs import InputPictures, PictureFiles, files_of
+from captioning.prediction.inputs import InputPictures, find_pictures
 from captioning.prediction.outputs.gallery import thumbnail
 
 CPU = torch.device("cpu")
@@ -21,7 +21,7 @@ SMALL = PictureFormat((8, 6))
 
 
 def work(paths, **options) -> Work:
-    pictures = InputPictures(paths, PictureFiles(paths))
+    pictures = InputPictures(paths)
     return Work(pictures, **{"decoding": Greedy(9), "precision": 32, "batch_size": 2, "num_workers": 0, **options})
 
 
@@ -57,7 +57,7 @@ def test_thumbnails_are_made_on_the_way_where_they_are_asked_for(tmp_path):
 
 
 def test_the_awkward_folder_can_be_read_whole(shared_data):
-    pictures = files_of(shared_data / "awkward-images")
+    pictures = InputPictures(find_pictures(shared_data / "awkward-images"))
     assert len(pictures) == 21
     read = [picture for batch, _ in picture_loader(work(pictures.paths), SMALL, CPU) for picture in batch]
     refused = {picture.path.rpartition("/")[2] for picture in read if picture.error}
@@ -93,7 +93,7 @@ def test_a_data_sets_captions_are_measured_in_the_precision_that_encoded_the_pic
     # Where the widths differ, the projection between them gives bfloat16, which the decoder's weights are not.
     captioner = small_captioner(TOKENIZER.vocab_size, end_of_text=TOKENIZER.eos_token_id, encoder_width=64)
     paths, own = noise_pictures(tmp_path, 2), [["a man", "a dog"], ["a cat sleeps"]]
-    pictures = InputPictures(paths, PictureFiles(paths), [0, 1], own, TokenArrays.encode(own, TOKENIZER, 20, "val"))
+    pictures = InputPictures(paths, [0, 1], own, TokenArrays.encode(own, TOKENIZER, 20, "val"))
     model = Model(placed(captioner, CPU, precision), TOKENIZER, CPU)
     (batch,) = caption(Work(pictures, Greedy(3), precision, batch_size=2, num_workers=0), model)
     assert batch.tokens == sum(len(ids) - 1 for of_one in own for ids in TOKENIZER.encode(of_one))

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import noise_pictures, prediction, saved_model
 
+from captioning.data.readers.coco import read_results
 from captioning.errors import UserError
-from captioning.evaluation.coco_files import read_results
 from captioning.prediction import run
 from captioning.prediction.inputs import InputPictures
 from captioning.prediction.journal import CaptionedPicture
@@ -210,7 +210,7 @@ def test_coco_results_are_json_whatever_was_captioned(captions):
 
 def test_two_pictures_with_one_id_are_refused_before_any_work():
     def check(output, *names, image_ids=None):
-        format_of(output).check(output, InputPictures([Path(name) for name in names], print, image_ids))
+        format_of(output).check(output, InputPictures([Path(name) for name in names], image_ids))
 
     said = r"output=c\.json: a/1\.jpg and b/1\.jpg would both be image_id 1 of COCO results"
     with pytest.raises(UserError, match=said):

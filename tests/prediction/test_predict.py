@@ -14,7 +14,7 @@ from PIL import Image
 from small_runs import SMOKE, composed
 from support import prediction
 
-from captioning.evaluation.coco_files import read_results
+from captioning.data.readers.coco import read_results
 from captioning.prediction import caption, run
 from captioning.training.run import train
 

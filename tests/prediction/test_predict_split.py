@@ -11,7 +11,7 @@ import pytest
 from small_runs import SMOKE, composed
 from test_predict import error_line, listing, rows
 
-from captioning.evaluation.coco_files import read_results
+from captioning.data.readers.coco import read_results
 from captioning.evaluation.scoring import score
 from captioning.training.run import train
 

@@ -114,7 +114,7 @@ def rots(monkeypatch, name):
     original, reads = PhotographFiles.__call__, []
 
     def read(files, i):
-        reads.append(files.path(i))
+        reads.append(str(files.paths[i]))
         if reads.count(reads[-1]) >= 3 and reads[-1].endswith(name):
             Path(reads[-1]).write_bytes(b"\xff\xd8\xff damaged \xff\xd9")
         return original(files, i)

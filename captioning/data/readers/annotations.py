@@ -56,7 +56,7 @@ class Node:
         return _place(self.file, self.where) if self.where else str(self.file)
 
     def objects(self, key: str) -> "Iterator[Node]":
-        """The members, all of them objects, of the list under `key`."""
+        """The members, all of them objects, of the list under `key`, or with an empty key of the value itself."""
         members = self._get(key, list, "a list")
         for index, value in enumerate(members):
             member = Node(self.file, f"{self._name(key)}[{index}]", value)
@@ -72,18 +72,23 @@ class Node:
         """The whole number under `key`."""
         return self._get(key, int, "a whole number")
 
-    def _get(self, key: str, kind: type, words: str) -> Any:
-        if not isinstance(self.value, dict):
+    def text_or_whole(self, key: str) -> str | int:
+        """The string or whole number under `key`."""
+        return self._get(key, str | int, "a text or a whole number")
+
+    def _get(self, key: str, kind: Any, words: str) -> Any:
+        if key and not isinstance(self.value, dict):
             raise UserError(f"{self} is {_short(self.value)}, not an object with the key {key!r}")
-        if key not in self.value:
+        if key and key not in self.value:
             raise UserError(f"{_place(self.file, self.where, self._name(key))} is missing; it should be {words}")
-        value = self.value[key]
+        value = self.value[key] if key else self.value
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise UserError(f"{_place(self.file, self._name(key))} is {_short(value)}, not {words}")
+            place = _place(self.file, self._name(key)) if key else self
+            raise UserError(f"{place} is {_short(value)}, not {words}")
         return value
 
     def _name(self, key: str) -> str:
-        return f"{self.where}.{key}" if self.where else key
+        return f"{self.where}.{key}" if self.where and key else self.where or key
 
 
 def read_json(path: Path) -> Node:

@@ -1,4 +1,7 @@
-"""COCO 2017's own files: `captions_train2017.json` and `captions_val2017.json`; its test captions are secret."""
+"""COCO's own files: annotations, `captions_train2017.json` and `captions_val2017.json`, and results of captioning.
+
+The captions of its test pictures are secret.
+"""
 
 from collections.abc import Mapping
 from contextlib import redirect_stdout
@@ -8,7 +11,7 @@ from pathlib import Path
 from pycocotools.coco import COCO
 
 from captioning.data.readers.annotations import Gathering, Node, PictureFolders, inside, read_json
-from captioning.data.records import Photograph
+from captioning.data.records import ImageId, Photograph
 from captioning.errors import UserError
 
 TRAIN, VAL = "captions_train2017.json", "captions_val2017.json"
@@ -51,3 +54,44 @@ def _index(file: Node) -> COCO:
     with redirect_stdout(StringIO()):
         index.createIndex()
     return index
+
+
+def read_results(path: Path) -> dict[ImageId, str]:
+    """The candidates of a results file, by picture, in its order; a caption may be empty.
+
+    Raises:
+        UserError: if it can't be read, is no list of `{"image_id": ..., "caption": ...}`, or names a picture twice.
+    """
+    candidates: dict[ImageId, str] = {}
+    for row, picture, caption in _captions(path, "", '[{"image_id": 42, "caption": "a dog"}, ...]'):
+        if picture in candidates:
+            raise UserError(f"{row}: picture {picture} has a candidate already; keep one caption for each picture")
+        candidates[picture] = caption
+    return candidates
+
+
+def read_references(path: Path) -> dict[ImageId, list[str]]:
+    """The captions of an annotation file, by picture, in its order.
+
+    Raises:
+        UserError: if it can't be read, has no `annotations` of `{"image_id": ..., "caption": ...}`, or one is empty.
+    """
+    references: dict[ImageId, list[str]] = {}
+    example = '{"annotations": [{"image_id": 42, "caption": "a dog"}, ...], ...}'
+    for row, picture, caption in _captions(path, "annotations", example):
+        if not caption.strip():
+            raise UserError(f"{row}: the reference of picture {picture} is empty; remove it, or write a caption")
+        references.setdefault(picture, []).append(caption)
+    return references
+
+
+def _captions(path: Path, key: str, example: str) -> list[tuple[Node, ImageId, str]]:
+    """The objects of the list under `key`, each with its picture and its caption."""
+    try:
+        rows = read_json(path).objects(key)
+        found = [(row, row.text_or_whole("image_id"), row.text("caption")) for row in rows]
+        if not found:
+            raise UserError(f"{path} holds no captions")
+    except UserError as error:
+        raise UserError(f"{error}. The file should look like {example}") from error
+    return found
