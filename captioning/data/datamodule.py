@@ -209,7 +209,7 @@ class CaptionDataModule(L.LightningDataModule):
         rows, place = self.rows(split, training), {"rank": self._rank, "world_size": self._world_size}
         batches = EpochBatches(len(rows), self.batch_size, shuffle=training, seed=self.seed, **place)
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        how = {"pin_memory": on_gpu, "multiple": self._packed_multiple}
+        how: dict[str, Any] = {"pin_memory": on_gpu, "multiple": self._packed_multiple}
         return row_loader(rows, batches, self._num_workers, persistent=True, **how)
 
     @property
