@@ -33,7 +33,7 @@ from omegaconf.errors import OmegaConfBaseException
 from captioning.config import KINDS, Kind, Section, checked, path_keys
 from captioning.errors import Stopped, UserError
 from captioning.files import readable
-from captioning.runs import is_requeued, is_run, make_folder, overrides_of_run, refuse_existing_run
+from captioning.runs import SWEEP, is_first_rank, is_requeued, is_run, new_folder, overrides_of_run, own
 from captioning.weights import refuse_overruled
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -52,7 +52,7 @@ def prepared_arguments(arguments: list[str], config_name: str) -> list[str]:
         UserError: if an override names nothing that exists or has a value that cannot be meant, if `resume` names no
             run, or if `run_dir` names one that exists or cannot be written.
     """
-    multirun = bool({"-m", "--multirun"} & set(arguments))
+    multirun = bool({"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(arguments))
     arguments = [argument if multirun and _is_sweep(argument) else quoted(argument) for argument in arguments]
     if config_name == "train":
         if _is_rank_of_resumed_run(arguments):
@@ -60,10 +60,29 @@ def prepared_arguments(arguments: list[str], config_name: str) -> list[str]:
         arguments = _of_run(arguments, multirun)
     flags = [argument for argument in arguments if argument.startswith("-")]
     if set(flags) <= {"-m", "--multirun"}:  # the rest, such as --help, is Hydra's own business
-        check_overrides([a for a in arguments if a not in flags], config_name, multirun)
-        if config_name == "train":
-            make_folder(Path(_value_of("run_dir", arguments) or "runs"))
+        config = check_overrides([a for a in arguments if a not in flags], config_name, multirun)
+        if config_name == "train" and is_first_rank():
+            return [*arguments, *_with_own_folder(config, SWEEP if multirun else "hydra.run.dir")]
     return arguments
+
+
+def _with_own_folder(config: DictConfig, key: str) -> list[str]:
+    """Make the folder that `key` names this process's own, before Hydra writes into it.
+
+    Where the time of day names it, which two runs may share, the override that gives it the name that was free.
+    """
+    names = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(names, dict)
+    _, kind, _ = key.split(".")
+    if (name := str(names["hydra"][kind]["dir"])) == "${run_dir}":
+        key, name = "run_dir", str(names["run_dir"])
+    folder = Path(str(OmegaConf.select(config, key)))
+    if "${now:" not in name:
+        own(folder, key, resumes=config.resume is not None)
+        return []
+    folder = new_folder(folder)
+    own(folder, key)
+    return [quoted(f"{key}={folder}")]
 
 
 def _is_rank_of_resumed_run(arguments: list[str]) -> bool:
@@ -73,11 +92,13 @@ def _is_rank_of_resumed_run(arguments: list[str]) -> bool:
 
 
 def _of_run(arguments: list[str], multirun: bool) -> list[str]:
-    """With the overrides of the run that is gone on with; or, of a new one, once its folder is found to be free."""
+    """With the overrides of the run that is gone on with."""
     run_dir = _value_of("run_dir", arguments)
     if run_dir and not multirun and is_requeued(Path(run_dir)):
         return _of_resumed_run([quoted(f"resume={run_dir}")], run_dir)  # the run has its overrides
     if resume := _value_of("resume", arguments):
+        if multirun:
+            raise UserError(f"resume={resume} continues one run; leave -m out, and resume a multirun's jobs one by one")
         return _of_resumed_run(arguments, resume)
     if run_dir is None and not multirun and (tasks := _started_together()) > 1:
         raise UserError(f"{tasks} processes are started with this command; name their one run folder with run_dir=PATH")
@@ -85,8 +106,6 @@ def _of_run(arguments: list[str], multirun: bool) -> list[str]:
         raise UserError("run_dir is empty; name a folder, or leave it out")
     if run_dir and multirun:
         raise UserError(f"run_dir={run_dir} is for one run; a multirun's jobs lie in hydra.sweep.dir={run_dir}")
-    if run_dir:
-        refuse_existing_run(Path(run_dir))
     return arguments
 
 
@@ -97,12 +116,11 @@ def _started_together() -> int:
 
 
 def _of_resumed_run(arguments: list[str], resume: str) -> list[str]:
-    if any(argument.startswith("run_dir=") for argument in arguments):
-        raise UserError(f"resume={resume} continues in its own folder; leave run_dir out")
+    if other := next((a for a in arguments if a.startswith(("run_dir=", "hydra.run.dir="))), None):
+        raise UserError(f"resume={resume} continues in its own folder; leave {other.partition('=')[0]} out")
     if any(argument.startswith("model.init_from=") for argument in arguments):
         raise UserError(f"resume={resume} continues with its own weights; leave model.init_from out")
-    # Hydra would write the new overrides down before anything has shown that the run can go on with them.
-    own = [quoted(f"run_dir={resume}"), "hydra.output_subdir=null"]
+    own = [quoted(f"run_dir={resume}")]
     first = next(i for i, argument in enumerate(arguments) if "=" in argument and argument[0] != "-")
     return [*arguments[:first], *overrides_of_run(Path(resume)), *arguments[first:], *own]
 
@@ -161,8 +179,12 @@ def parsed_override(argument: str) -> Override:
         ) from error
 
 
-def check_overrides(arguments: list[str], config_name: str, multirun: bool = False) -> None:
-    """Raise UserError, with the nearest name that exists, for an override that cannot be meant."""
+def check_overrides(arguments: list[str], config_name: str, multirun: bool = False) -> DictConfig:
+    """What is composed of these overrides, Hydra's own part too; of a multirun, its first job.
+
+    Raises:
+        UserError: with the nearest name that exists, for an override that cannot be meant.
+    """
     overrides = [parsed_override(argument) for argument in arguments]
     for override in overrides:
         if override.is_sweep_override() and not multirun:
@@ -177,10 +199,12 @@ def check_overrides(arguments: list[str], config_name: str, multirun: bool = Fal
         before = _composed(config_name, groups)
         for override in values:
             _check_key(override, before)
-        config = _composed(config_name, overrides)
+        whole = _composed(config_name, overrides, with_hydra=True)
+        config = OmegaConf.masked_copy(whole, [str(name) for name in whole if name != "hydra"])
         if "model" in config:
             refuse_overruled(config, [override.key_or_group for override in values])
         checked(config, KINDS[config_name])
+        return whole
 
 
 def _must_exist(override: Override) -> bool:
@@ -189,9 +213,9 @@ def _must_exist(override: Override) -> bool:
     return not changes_keys and re.split("[./]", override.key_or_group)[0] != "hydra"
 
 
-def _composed(config_name: str, overrides: list[Override]) -> DictConfig:
+def _composed(config_name: str, overrides: list[Override], *, with_hydra: bool = False) -> DictConfig:
     try:
-        return compose(config_name, [_first_of_sweep(o) for o in overrides])
+        return compose(config_name, [_first_of_sweep(o) for o in overrides], return_hydra_config=with_hydra)
     except (ConfigCompositionException, MissingConfigException, OverrideParseException, ValueError) as error:
         given = " ".join(override.input_line or "" for override in overrides)
         raise UserError(f"{given} does not compose: {' '.join(str(error).split())}") from error
@@ -382,7 +406,7 @@ def quiet_libraries() -> None:
     for library in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it says when it looks for fonts
-    if os.environ.get("LOCAL_RANK", "0") != "0" or os.environ.get("SLURM_PROCID", "0") != "0":
+    if not is_first_rank():
         logging.getLogger().setLevel(logging.WARNING)  # of several processes that train together, the first one speaks
     logging.raiseExceptions = False  # no trace for each line that a full disk keeps out of train.log: it is shown too
     for message in NOTHING_TO_HEED:

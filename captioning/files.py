@@ -4,9 +4,11 @@ import filecmp
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
+
+from filelock import FileLock, Timeout
 
 
 @contextmanager
@@ -74,6 +76,27 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def locked(path: Path) -> FileLock | None:
+    """The lock at `path`, None while another process has it; it is freed with the process, however that ends."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0.5, poll_interval=0.05)
+    except Timeout:
+        return None
+    return lock
+
+
+def unlocked(lock: FileLock) -> None:
+    """Leave it to others, and no file behind.
+
+    Deleted while it is held: a process that has opened the deleted file and gets its lock finds that it has no name
+    any more, and takes another (filelock does so).
+    """
+    with suppress(OSError):  # a file that is open can't be deleted on Windows
+        Path(lock.lock_file).unlink()
+    lock.release()
 
 
 def is_same_file(path: Path, other: Path) -> bool:

@@ -4,20 +4,24 @@
 What a run that resumes may change is in `training/resume.py`.
 """
 
+import atexit
 import csv
 import logging
 import os
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from omegaconf import ListConfig, OmegaConf
 from yaml import YAMLError
 
 from captioning.config import TrainConfig
 from captioning.errors import UserError
-from captioning.files import remove_unfinished, write_atomically
+from captioning.files import locked, remove_unfinished, unlocked, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +83,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 LAST = Path("checkpoints", "last.ckpt")
+LOCK = ".lock"
+SWEEP = "hydra.sweep.dir"
 WHOLE = (  # that are written aside
     *(LAST, LAST.with_name("best.ckpt"), "metrics.csv", "results.md", "curves.png", "wandb-run-id.txt"),
     *(".hydra/config.yaml", ".hydra/overrides.yaml"),
@@ -90,20 +96,101 @@ def is_requeued(run_dir: Path) -> bool:
     return os.environ.get("SLURM_RESTART_COUNT", "0") != "0" and (run_dir / ".hydra" / "overrides.yaml").is_file()
 
 
-def refuse_existing_run(run_dir: Path) -> None:
-    """Raise UserError if a run lies in `run_dir` already; one that ended before its first step doesn't count."""
-    if (run_dir / LAST).is_file():
+RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")  # as torchrun, Lightning and srun number processes
+_owned: dict[str, FileLock] = {}  # the folders of this process, by their real paths
+
+
+def is_first_rank() -> bool:
+    """Whether this process is alone, or the first of those that train together."""
+    return all(os.environ.get(name, "0") == "0" for name in RANKS)
+
+
+def own(run_dir: Path, key: str = "run_dir", *, resumes: bool = False) -> None:
+    """Make this folder this process's own, until it ends or by `disown`; the first rank does it for all.
+
+    Args:
+        run_dir: is made where it is not there.
+        key: that has named it, for sentences.
+        resumes: whether it goes on with the run that lies there.
+
+    Raises:
+        UserError: if another process owns it, if it holds a run that is not to be resumed, or can't be written.
+    """
+    if not is_first_rank():
+        return
+    name = os.path.realpath(run_dir)
+    if name not in _owned or not _owned[name].is_locked:  # a forked process has it not from its parent
+        _make_folder(run_dir, key)
+        lock = locked(run_dir / LOCK)
+        if lock is None:
+            raise UserError(
+                f"{key}={run_dir} belongs to a run that is going on; wait until it ends, or choose another folder"
+            )
+        _owned[name] = lock
+    if not resumes:
+        try:
+            _refuse_existing_run(run_dir, key)
+        except UserError:
+            disown(run_dir)
+            raise
+
+
+def disown(run_dir: Path) -> None:
+    """Leave the folder to others."""
+    if lock := _owned.pop(os.path.realpath(run_dir), None):
+        unlocked(lock)
+
+
+@contextmanager
+def owned(run_dir: Path, *, resumes: bool) -> Iterator[None]:
+    """Around a run, see `own`."""
+    own(run_dir, resumes=resumes)
+    try:
+        yield
+    finally:
+        disown(run_dir)
+
+
+@atexit.register
+def _disown_all() -> None:
+    for name in list(_owned):
+        disown(Path(name))
+
+
+def new_folder(path: Path) -> Path:
+    """Make this folder, or `NAME-2`, `NAME-3` where it is taken: no two processes get one of the same name.
+
+    Raises:
+        UserError: if it can't be made.
+    """
+    for number in count(1):
+        folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f"{folder} cannot be made: {error.strerror}; choose another with run_dir=...") from error
+        return folder
+    raise AssertionError("there are always more numbers")
+
+
+def _refuse_existing_run(run_dir: Path, key: str) -> None:
+    """Raise UserError if it holds a run, or a multirun's; one that ended before its first step doesn't count."""
+    if is_run(run_dir):
         raise UserError(
-            f"run_dir={run_dir} already holds a run; continue it with resume={run_dir}, or choose another run_dir"
+            f"{key}={run_dir} already holds a run; continue it with resume={run_dir}, or choose another {key}"
         )
     if (run_dir / "metrics.csv").is_file():
         raise UserError(
-            f"run_dir={run_dir} already holds a run without a checkpoint; begin it anew with resume={run_dir}, or "
-            "choose another run_dir"
+            f"{key}={run_dir} already holds a run without a checkpoint; begin it anew with resume={run_dir}, or "
+            f"choose another {key}"
         )
+    if key == SWEEP and (job := next((job for job in sorted(run_dir.iterdir()) if is_run(job)), None)):
+        raise UserError(f"{key}={run_dir} already holds runs; continue one with resume={job}, or choose another {key}")
 
 
-def make_folder(run_dir: Path) -> None:
+def _make_folder(run_dir: Path, key: str) -> None:
     """Raise UserError if `run_dir` cannot be made; Hydra would end in a stack trace."""
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -112,7 +199,7 @@ def make_folder(run_dir: Path) -> None:
     except OSError as error:
         accessible, reason = False, error.strerror or str(error)
     if not accessible:
-        raise UserError(f"run_dir={run_dir} cannot be written: {reason}; choose another folder with run_dir=...")
+        raise UserError(f"{key}={run_dir} cannot be written: {reason}; choose another folder with run_dir=...")
 
 
 def overrides_of_run(run_dir: Path) -> list[str]:
@@ -162,6 +249,6 @@ def tidy(run_dir: Path) -> None:
 
 
 def keep_composition(run_dir: Path, config: TrainConfig, overrides: Sequence[str]) -> None:
-    """Let the next `resume` start from these overrides; for a resumed run, once it is known to go on."""
+    """Write down what a run is made of; the next `resume` starts from these overrides."""
     write_atomically(run_dir / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(ListConfig(list(overrides))))
     write_atomically(run_dir / ".hydra" / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config.plain())))

@@ -136,7 +136,6 @@ def test_a_resumed_run_keeps_its_overrides_and_takes_new_ones(tmp_path):
         f"resume={tmp_path}",
         "trainer.max_epochs=8",
         f"run_dir={tmp_path}",
-        "hydra.output_subdir=null",
     ]
 
 
@@ -173,14 +172,14 @@ def test_the_way_out_is_named(argument, said):
         prepared_arguments([*GIVEN, argument], "predict")
 
 
-def test_hydras_own_groups_can_be_overridden():
-    given = ["experiment=demo", "hydra/job_logging=disabled"]
+def test_hydras_own_groups_can_be_overridden(tmp_path):
+    given = ["experiment=demo", "hydra/job_logging=disabled", f"run_dir={tmp_path}"]
     assert prepared_arguments(given, "train") == given
 
 
 def test_a_multiruns_sweep_over_paths_stays_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    given = ["-m", "experiment=demo", "data.tokenizer=a,b"]
+    given = ["-m", "experiment=demo", "data.tokenizer=a,b", "hydra.sweep.dir=x"]
     assert prepared_arguments(given, "train") == given
     with pytest.raises(UserError, match=r"hydra\.sweep\.dir=x"):
         prepared_arguments(["-m", "experiment=demo", "run_dir=x"], "train")

@@ -17,11 +17,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from PIL import Image
 
 from captioning.errors import UserError
-from captioning.files import remove_unfinished, write_atomically
+from captioning.files import locked, remove_unfinished, unlocked, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -210,7 +210,7 @@ class Journal:
             with disk_errors("output", self.given):
                 self._open()
         except BaseException:
-            _released(self._lock)
+            unlocked(self._lock)
             raise
         return self
 
@@ -297,7 +297,7 @@ class Journal:
         elif kind is not None:
             found = (lines, self.path, self.output)
             log.warning("stopped: the %d lines so far are in %s, %s was not touched; resume=true goes on", *found)
-        _released(self._lock)
+        unlocked(self._lock)
 
 
 def check_journal(given: str | Path, output: Path, *, resume: bool, overwrite: bool) -> None:
@@ -316,7 +316,7 @@ def check_journal(given: str | Path, output: Path, *, resume: bool, overwrite: b
 def refuse_while_written(given: str | Path, output: Path) -> None:
     """Raise UserError if another process is writing this output now."""
     if lock_path(output).exists():
-        _released(_locked(given, output))
+        unlocked(_locked(given, output))
 
 
 def finish_completing(given: str | Path, output: Path) -> None:
@@ -325,7 +325,7 @@ def finish_completing(given: str | Path, output: Path) -> None:
     if settings.is_file() and output.is_file() and not journal.exists():
         lock = _locked(given, output)
         settings.replace(settings_path(output))
-        _released(lock)
+        unlocked(lock)
 
 
 def counts_of(output: Path) -> tuple[int, int] | None:
@@ -360,27 +360,13 @@ def _differing(before: dict[str, Any], after: dict[str, Any], within: str = "") 
 
 
 def _locked(given: str | Path, output: Path) -> FileLock:
-    """The lock of an output; the system frees it when the process ends, however it ends."""
-    lock = FileLock(lock_path(output))
-    try:
-        lock.acquire(timeout=0.5, poll_interval=0.05)
-    except Timeout:
+    """The lock of an output."""
+    if (lock := locked(lock_path(output))) is None:
         raise UserError(
             f"output={given}: another predict.py is writing {journal_path(output)}; wait until it ends, or name "
             "another output"
-        ) from None
+        )
     return lock
-
-
-def _released(lock: FileLock) -> None:
-    """Leave it to others, and no file behind.
-
-    Deleted while it is held: a process that has opened the deleted file and gets its lock finds that it has no name
-    any more, and takes another (filelock does so).
-    """
-    with suppress(OSError):  # a file that is open can't be deleted on Windows
-        Path(lock.lock_file).unlink()
-    lock.release()
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from captioning.model.captioner import ImageCaptioner
 from captioning.model.generation import Decoding, require_room
 from captioning.prediction.strips import draw_heat_maps
 from captioning.randomness import addressed_seed
-from captioning.runs import LAST, keep_composition, last_checkpoint, tidy
+from captioning.runs import LAST, is_first_rank, keep_composition, last_checkpoint, owned, tidy
 from captioning.training.callbacks import AddressedDropout, CaptionScores, EncodeOnce, SkippedSteps
 from captioning.training.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, Saving, StopEarly
 from captioning.training.curves import Curves
@@ -62,9 +62,15 @@ class Run:
 
 
 def train(config: TrainConfig) -> Run:
-    """Put the parts together, fit, and test the best checkpoint."""
+    """Put the parts together, fit, and test the best checkpoint; the run's folder is this process's own meanwhile."""
     run_dir = Path(config.run_dir)
-    last = last_checkpoint(run_dir) if config.resume else None
+    with owned(run_dir, resumes=config.resume is not None):
+        if config.resume is None:
+            _keep_composition(config)
+        return _train(config, run_dir, last_checkpoint(run_dir) if config.resume else None)
+
+
+def _train(config: TrainConfig, run_dir: Path, last: Path | None) -> Run:
     weights = _first_weights(config, last)
     quiet_libraries()
     L.seed_everything(config.seed, workers=True, verbose=False)
@@ -119,9 +125,15 @@ def _take_folder(config: TrainConfig, trainer: L.Trainer) -> None:
     run_dir = Path(config.run_dir)
     if trainer.is_global_zero:
         tidy(run_dir)
-    if config.resume and HydraConfig.initialized():
-        keep_composition(run_dir, config, HydraConfig.get().overrides.task)
+    if config.resume:  # now it is known that it can go on with these
+        _keep_composition(config)
     log.info("run folder: %s", readable(run_dir))
+
+
+def _keep_composition(config: TrainConfig) -> None:
+    """Let the next `resume` start from the overrides of this command."""
+    if HydraConfig.initialized() and is_first_rank():
+        keep_composition(Path(config.run_dir), config, HydraConfig.get().overrides.task)
 
 
 def _best(trainer: L.Trainer) -> BestCheckpoint | None:

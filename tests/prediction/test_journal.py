@@ -20,11 +20,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from captioning.errors import UserError
+from captioning.files import unlocked
 from captioning.prediction.journal import (
     CaptionedPicture,
     Journal,
     _locked,
-    _released,
     counts_of,
     has_lines,
     journal_path,
@@ -411,7 +411,7 @@ def take_turns(output: Path, times: int) -> None:
             continue
         os.close(os.open(inside, os.O_CREAT | os.O_EXCL))
         inside.unlink()
-        _released(lock)
+        unlocked(lock)
         times -= 1
 
 
