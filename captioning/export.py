@@ -62,7 +62,15 @@ pixel_values = processor(Image.open("photo.jpg").convert("RGB"), return_tensors=
 print(tokenizer.batch_decode(model.generate(pixel_values), skip_special_tokens=True)[0].strip())
 ```
 
-With the project that trained it:
+With the project that trained it, from Python:
+
+```python
+from captioning import Captioner
+
+print(Captioner.from_pretrained("{name}").caption("photo.jpg", decoding="beam").caption)
+```
+
+and on the command line:
 
 ```
 python predict.py checkpoint={name} input=FOLDER output=captions.jsonl

@@ -6,15 +6,20 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from io import BytesIO
 from os import PathLike
 from pathlib import Path
+from urllib.error import URLError
+from urllib.request import Request, urlopen
 
 import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 MAX_PIXELS = 178_956_970  # where Pillow itself sees a decompression bomb; half a gibibyte as RGB
+MAX_FETCHED_BYTES = 2**26  # of a URL: no photograph in a page is larger
+FETCH_SECONDS = 30  # without an answer
 MAX_FILE_BYTES = 2**31  # more than an uncompressed picture of MAX_PIXELS takes; keeps a stray archive out of memory
 
 MAX_SCANS = 500  # of a progressive JPEG, which has about ten: each goes over all pixels, and may be a few bytes
@@ -72,6 +77,34 @@ def decode_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """
     with _strict_pillow():
         return _decode(data, max_pixels)
+
+
+def fetch_picture(url: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The same of what a web server answers, of at most `MAX_FETCHED_BYTES`."""
+    try:
+        with urlopen(Request(url, headers={"User-Agent": "captioning"}), timeout=FETCH_SECONDS) as answer:
+            data = answer.read(MAX_FETCHED_BYTES + 1)
+    except (OSError, HTTPException, ValueError) as error:  # ValueError: no URL
+        reason = error.reason if isinstance(error, URLError) else error
+        raise UnreadablePicture(f"not fetched: {reason or type(error).__name__}") from error
+    if len(data) > MAX_FETCHED_BYTES:
+        raise UnreadablePicture(f"more than the limit of {MAX_FETCHED_BYTES} bytes")
+    return decode_picture(data, max_pixels)
+
+
+def picture_in_memory(picture: Image.Image | np.ndarray) -> Image.Image:
+    """The same of a Pillow image, or of an array (H, W, 3) or (H, W) uint8."""
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or picture.shape[2:] not in ((), (3,), (4,)):
+            raise UnreadablePicture(
+                f"an array of shape {picture.shape} and type {picture.dtype}; give (H, W, 3) uint8 in RGB"
+            )
+        picture = Image.fromarray(picture)
+    with _strict_pillow():
+        try:
+            return _rgb(_upright(picture, picture))
+        except DECODER_ERRORS as error:
+            raise UnreadablePicture(f"broken picture: {error}") from error
 
 
 def _read_bytes(path: Path) -> bytes:
