@@ -58,8 +58,12 @@ class CaptionBatch:
     caption_count: int  # of all rows
     encoder_hidden_states: Tensor | None = None  # (B, P, D) in the number format that they are kept in
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "CaptionBatch":
-        """The same batch with its tensors on `device`."""
+    def to(self, device: torch.device | str) -> "CaptionBatch":
+        """The same batch with its tensors on `device`; Lightning calls it, and lets only plain tensors not wait.
+
+        A GPU copies from pinned memory on its own; elsewhere not waiting is not safe (PyTorch issue 83015).
+        """
+        non_blocking = torch.device(device).type == "cuda"
         return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "CaptionBatch":

@@ -136,10 +136,6 @@ class CaptioningModule(L.LightningModule):
         self.skipped_steps: Tensor | int = 0  # of the run: their loss or gradient was not finite
         self.on_train_loss: list[Callable[[Tensor, Tensor], None]] = []  # called with each batch's sums, (nats, tokens)
 
-    def transfer_batch_to_device(self, batch: CaptionBatch, device: torch.device, dataloader_idx: int) -> CaptionBatch:
-        """From pinned memory without waiting for it, which Lightning does for plain tensors alone."""
-        return batch.to(device, non_blocking=True)
-
     def on_fit_start(self) -> None:
         """Refuse what `configure_gradient_clipping` does not do."""
         algorithm = self.trainer.gradient_clip_algorithm
