@@ -30,7 +30,8 @@ from transformers import GPT2Config, VisionEncoderDecoderModel, ViTConfig
 
 from captioning.data.batch import IGNORE, CaptionBatch, PictureFormat, Row, pack
 from captioning.model.huggingface import captioner_of, compose
-from captioning.training.module import build_optimizer, scale_and_clip
+from captioning.training.module import scale_and_clip
+from captioning.training.optimizers import adamw
 
 # Labels of each caption (GPT-2 tokens and EOS) of eight photographs of COCO's val2017: in the first four the longest
 # caption has 20 and the longest five have 73 together, in the mean of all of COCO 19.8 and 72.9.
@@ -71,7 +72,7 @@ class Bench:
         network = network_of(size, "gelu_pytorch_tanh")
         network.load_state_dict(self.peer.state_dict(keep_vars=True), assign=True)
         self.captioner = captioner_of(network, PictureFormat((size["image_size"], size["image_size"])))
-        self.optimizer = build_optimizer(self.captioner, weight_decay=0.01, betas=(0.9, 0.999), fused=True)
+        self.optimizer = adamw(self.captioner, weight_decay=0.01, betas=(0.9, 0.999), fused=True)
         for group in self.optimizer.param_groups:
             group["lr"] = 1e-5
         self.rows = random_rows(pictures, size)

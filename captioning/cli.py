@@ -165,7 +165,7 @@ def _value_of(key: str, arguments: list[str]) -> str | None:
 
 # Which overrides can be meant.
 
-ALWAYS_NEEDED = ("data", "model", "stage", "decoding", "trainer")
+ALWAYS_NEEDED = ("data", "model", "stage", "optimizer", "decoding", "trainer")
 
 
 def parsed_override(argument: str) -> Override:

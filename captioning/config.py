@@ -480,13 +480,32 @@ Logger = Annotated[
 ]
 
 
-class OptimizerConfig(Section):
-    """AdamW."""
+class AdamWConfig(Built):
+    """AdamW for everything."""
 
     weight_decay: Share = key("Of matrices alone.")
     betas: Annotated[tuple[Share, Share], Strict(False)] = key(
-        "Of its running means.", must="two numbers from 0 to below 1, such as [0.9,0.999]"
+        "Of AdamW's running means.", must="two numbers from 0 to below 1, such as [0.9,0.999]"
     )
+
+
+class MuonConfig(AdamWConfig):
+    """Muon for the matrices inside the layers, AdamW for the rest."""
+
+    momentum: Share = key("Of a matrix's gradients.")
+    update_rms: Positive = key("Root mean square of a matrix's step, in units of its group's learning rate.")
+
+
+class OwnOptimizerConfig(Own):
+    """A user's own optimizer."""
+
+
+Optimizer = Annotated[
+    Annotated[AdamWConfig, Tag("<adamw>")]
+    | Annotated[MuonConfig, Tag("<muon>")]
+    | Annotated[OwnOptimizerConfig, Tag("<own>")],
+    by_target(**{name: f"captioning.training.optimizers.{name}" for name in ("adamw", "muon")}),
+]
 
 
 class CheckpointsConfig(Section):
@@ -517,7 +536,7 @@ class TrainConfig(Section):
     decoding: SerializeAsAny[Decoding] = key("How captions are made after each validation.")
     trainer: TrainerConfig = key("Arguments of lightning.Trainer.")
     logger: dict[str, SerializeAsAny[Logger]] = key("Loggers beside metrics.csv.", default={})
-    optimizer: OptimizerConfig = key("AdamW's options.")
+    optimizer: SerializeAsAny[Optimizer] = key("How gradients become steps.")
     encoder_cache: Text | None = key(
         "Folder where each picture's encoding is kept; auto is data/encoder_cache.", path=True
     )

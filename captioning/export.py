@@ -41,7 +41,7 @@ RECIPE = {
     "epochs": ("trainer.max_epochs", "trainer.limit_train_batches"),
     "batch": ("data.batch_size", "trainer.accumulate_grad_batches", "trainer.precision"),
     "learning rates": ("stage.learning_rates",),
-    "optimizer": ("optimizer.weight_decay", "optimizer.betas"),
+    "optimizer": ("optimizer.weight_decay", "optimizer.betas", "optimizer.momentum", "optimizer.update_rms"),
     "seed": ("seed",),
 }
 SIGNATURE = ("tokenizer", "eos", "cider")  # what scores are not comparable without
@@ -184,6 +184,8 @@ class RunRecord:
             said = [_said(name, value) for name, value in found.items() if value is not None]
             if label == "data":
                 said.insert(0, str(self.data_set()))
+            if label == "optimizer" and (target := self._selected("optimizer._target_")):
+                said.insert(0, target.rpartition(".")[2])
             if said:
                 recipe[label] = ", ".join(said)
         return recipe

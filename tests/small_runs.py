@@ -6,9 +6,10 @@ from pathlib import Path
 from captioning.cli import configured
 from captioning.config import TrainConfig
 
-# Through all three stages, in seconds.
+# Through all three stages, in seconds; by Muon, which is AdamW too.
 TINY = (
     *("data=shapes", "model=tiny", "stage=full", "trainer=cpu", "logger=csv", "+trainer.deterministic=true"),
+    "optimizer=muon",
     *("data.train_pictures=28", "data.val_pictures=12", "data.test_pictures=4", "data.batch_size=4"),
     *("model.image_size=24", "model.encoder_width=32", "model.encoder_layers=1", "model.encoder_heads=2"),
     *("model.decoder_width=32", "model.decoder_layers=1", "model.decoder_heads=2", "model.dropout=0.2"),

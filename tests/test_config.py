@@ -317,14 +317,10 @@ def choices(group):
     return [f"{group}={file.stem}" for file in files if not file.stem.startswith("_")]
 
 
-GROUPS = ("data", "model", "stage", "decoding", "trainer", "logger")
+GROUPS = ("data", "model", "stage", "optimizer", "decoding", "trainer", "logger")
 EVERY = {  # so that each choice of each group is in one of these
     "train": [
-        *(
-            [choice]
-            for group in ("data", "model", "stage", "decoding", "trainer", "logger")
-            for choice in choices(group)
-        ),
+        *([choice] for group in GROUPS for choice in choices(group)),
         *([*SCST, choice] if "demo" not in choice else [choice] for choice in choices("debug")),
         *([choice, "model.init_from=runs/mine"] for choice in choices("experiment")),
         *(["data=shapes", "model=tiny", choice] for choice in choices("debug")),

@@ -157,7 +157,7 @@ def keys(config: object, prefix: str = "") -> set[str]:
 @pytest.fixture(scope="module")
 def known() -> set[str]:
     """Every key of every group, the groups, and what `lightning.Trainer` takes."""
-    lines = [("train", ["stage=scst"]), ("train", ["data=shapes", "model=tiny"]), ("prepare", [])]
+    lines = [("train", ["stage=scst", "optimizer=muon"]), ("train", ["data=shapes", "model=tiny"]), ("prepare", [])]
     lines += [("predict", [f"decoding={name}", "data=coco"]) for name in ("sampling", "beam")]
     found = {folder.name for folder in CONF.iterdir() if folder.is_dir()}
     for script, arguments in lines:
@@ -187,8 +187,8 @@ def test_every_key_and_choice_that_is_mentioned_exists(known):
 # The others run in tests/data/test_own_data.py, tests/model/test_encoders.py and tests/test_metrics.py.
 
 
-def test_the_worked_logger_and_the_worked_format_are_used_by_a_run(command, tmp_path, monkeypatch):
-    for name in ("my_logger.py", "conf/logger/lines.yaml", "tsv.py"):
+def test_the_worked_logger_optimizer_and_format_are_used_by_a_run(command, tmp_path, monkeypatch):
+    for name in ("my_logger.py", "conf/logger/lines.yaml", "my_optimizers.py", "conf/optimizer/sgd.yaml", "tsv.py"):
         write(
             tmp_path / name.replace("conf/", ""),
             EXAMPLES.get(name) or EXAMPLES[f"captioning/prediction/outputs/{name}"],
@@ -200,7 +200,7 @@ def test_the_worked_logger_and_the_worked_format_are_used_by_a_run(command, tmp_
 
     tiny = ("data=shapes", "model=tiny", "model.image_size=16", "model.encoder_layers=1", "model.decoder_layers=1")
     few = ("debug=smoke", "trainer=cpu", "data.train_pictures=40", "data.val_pictures=20", "data.test_pictures=4")
-    own = (f"--config-dir={tmp_path}", "logger=lines")
+    own = (f"--config-dir={tmp_path}", "logger=lines", "optimizer=sgd")
     status, said = command("train.py", *own, *tiny, *few, f"run_dir={tmp_path / 'run'}")
     assert status == 0, said
     lines = [json.loads(line) for line in (tmp_path / "run" / "lines.jsonl").read_text(encoding="utf-8").splitlines()]

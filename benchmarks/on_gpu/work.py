@@ -24,7 +24,8 @@ from training_step import network_of, one_caption_a_row, random_rows
 from captioning.data.batch import CaptionBatch, PictureFormat, Row, pack
 from captioning.model.captioner import group_of
 from captioning.model.huggingface import captioner_of
-from captioning.training.module import build_optimizer, scale_and_clip
+from captioning.training.module import scale_and_clip
+from captioning.training.optimizers import adamw
 
 FULL = {"width": 768, "layers": 12, "heads": 12, "image_size": 224, "vocab_size": 50257}
 TINY = {"width": 64, "layers": 2, "heads": 2, "image_size": 32, "vocab_size": 700}
@@ -191,7 +192,7 @@ class Work:
         """A training step as train.py makes it, of these groups, with an optimizer of its own."""
         captioner, fp16 = self.captioner, format_name == "fp16"
         captioner.set_trainable(groups)
-        optimizer = build_optimizer(captioner, weight_decay=0.01, betas=(0.9, 0.999), fused=not fp16)
+        optimizer = adamw(captioner, weight_decay=0.01, betas=(0.9, 0.999), fused=not fp16)
         for group in optimizer.param_groups:
             group["lr"] = 1e-5
         parameters = [p for group in optimizer.param_groups for p in group["params"]]

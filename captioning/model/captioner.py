@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from transformers import VisionEncoderDecoderModel
+from transformers.pytorch_utils import Conv1D
 
 from captioning.data.batch import CaptionBatch, PictureFormat
 from captioning.model.encoders import family_of, patch_grid, picture_size
@@ -121,6 +122,18 @@ class ImageCaptioner(nn.Module):
         """Whether weight decay is for it: matrices, not biases, norms, prefix tokens and positions (as in timm)."""
         vectors = {f"encoder.{inside}" for inside in family_of(self.network.encoder).undecayed}
         return parameter.ndim >= 2 and name not in vectors and "wpe" not in name
+
+    def maps_in(self, name: str) -> int:
+        """How many matrices inside the layers lie side by side in a parameter: GPT-2 has keys' and values' in one.
+
+        Embeddings and what they share weights with, the projection to the vocabulary, are none.
+        """
+        owner, _, kind = name.rpartition(".")
+        layer = self.network.get_submodule(owner)
+        if kind != "weight" or not isinstance(layer, nn.Linear | Conv1D) or layer is self.network.decoder.lm_head:
+            return 0
+        into, out = self.network.get_parameter(name).shape
+        return out // into if owner.endswith("c_attn") else 1
 
     def set_trainable(self, groups: Collection[str]) -> None:
         """Let exactly `groups` train: the rest needs no gradient and is in eval mode, its dropout off.

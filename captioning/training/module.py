@@ -1,7 +1,7 @@
 """The LightningModule: one step of training or validation, its optimizer, and what a checkpoint holds besides weights.
 
 Losses are sums of nats and tokens, so that a step, an epoch or a split is exact to the token however it is cut into
-batches and ranks. AdamW has all its parameter groups from the first step: of each stage group, decayed or not.
+batches and ranks.
 """
 
 import math
@@ -13,7 +13,6 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from captioning.config import GROUPS
 from captioning.data.batch import CaptionBatch
 from captioning.errors import UserError
 from captioning.metrics import perplexity
@@ -59,28 +58,9 @@ class TokenAverage:
             self._pending.clear()
 
 
-def build_optimizer(
-    captioner: ImageCaptioner, *, weight_decay: float, betas: tuple[float, float], fused: bool
-) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019) over all of the captioner, whatever trains at the moment.
-
-    A frozen parameter has no gradient, so AdamW neither touches it nor keeps state for it; that the groups are
-    always the same ones lets a checkpoint of any stage load. Each param group's `name` is its stage group, by which
-    the schedule sets its rate.
-    """
-    groups = []
-    for name in GROUPS:
-        parameters = list(captioner.parameters_of(name))
-        decayed = [p for n, p in parameters if captioner.is_decayed(n, p)]
-        kept = [p for n, p in parameters if not captioner.is_decayed(n, p)]
-        groups.append({"name": name, "params": decayed, "weight_decay": weight_decay})
-        groups.append({"name": name, "params": kept, "weight_decay": 0.0})
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=betas, fused=fused)
-
-
 def options_of(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
     """Of each param group what the configuration decides; rates are set before every step."""
-    return [{name: group[name] for name in ("weight_decay", "betas", "fused")} for group in optimizer.param_groups]
+    return [{key: group[key] for key in group if key not in ("params", "lr")} for group in optimizer.param_groups]
 
 
 @torch.no_grad()
@@ -112,8 +92,7 @@ class CaptioningModule(L.LightningModule):
 
     Args:
         captioner: the model.
-        weight_decay: of matrices, see `optimizer.py`.
-        betas: AdamW's.
+        optimizer: makes one of the captioner, see `optimizers.py`.
         checkpoint_extras: plain containers that prediction needs beside weights; stored in every checkpoint.
     """
 
@@ -121,13 +100,12 @@ class CaptioningModule(L.LightningModule):
         self,
         captioner: ImageCaptioner,
         *,
-        weight_decay: float,
-        betas: tuple[float, float],
+        optimizer: Callable[..., torch.optim.Optimizer],
         checkpoint_extras: dict[str, Any],
     ):
         super().__init__()
         self.captioner = captioner
-        self._weight_decay, self._betas = weight_decay, (betas[0], betas[1])
+        self._new_optimizer = optimizer
         self._optimizer_options: list[dict[str, Any]] = []  # of each param group
         self.checkpoint_extras = checkpoint_extras
         self._step_sums: Tensor | None = None  # (2,) nats and labels since the last optimizer step
@@ -191,7 +169,8 @@ class CaptioningModule(L.LightningModule):
     def _skip_unless_finite(self, optimizer: torch.optim.Optimizer, nats: Tensor, norm: Tensor) -> None:
         """Count a step whose loss or gradient is not finite, and let it change nothing.
 
-        The fused kernel learns it as from torch's own `GradScaler`, on the device, so that no step waits to know.
+        The optimizer learns it as from torch's own `GradScaler`, on the device, so that no step waits to know; one that
+        does not look at it is left without gradients.
         An fp16 scaler skips a step by itself where gradients overflow, and halves its scale: that is how it finds one,
         and not counted, unless its scale is below 1, where not the scale is too large but the gradient.
         """
@@ -199,6 +178,8 @@ class CaptioningModule(L.LightningModule):
         if scaler is None:
             skipped = ~(nats.isfinite() & norm.isfinite())
             optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
+            if not getattr(optimizer, "_step_supports_amp_scaling", False) and skipped:
+                optimizer.zero_grad()
         else:
             skipped = ~nats.isfinite() | (~norm.isfinite() & (scaler.get_scale() < 1))
             if skipped:
@@ -240,9 +221,8 @@ class CaptioningModule(L.LightningModule):
         return {"loss": loss, "perplexity": perplexity(loss)}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW; fused, save under an fp16 scaler, whose unscaling must come before our clipping."""
-        fused = self.trainer.precision != "16-mixed"
-        optimizer = build_optimizer(self.captioner, weight_decay=self._weight_decay, betas=self._betas, fused=fused)
+        """Fused, save under an fp16 scaler, whose unscaling must come before our clipping."""
+        optimizer = self._new_optimizer(self.captioner, fused=self.trainer.precision != "16-mixed")
         self._optimizer_options = options_of(optimizer)
         return optimizer
 

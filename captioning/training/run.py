@@ -180,7 +180,7 @@ def module_of(config: TrainConfig, captioner: ImageCaptioner, datamodule: Captio
     """What one step is: cross-entropy, or with `stage=scst` the reward of the model's own captions."""
     tokenizer = datamodule.tokenizer
     extras = {"description": captioner.description(), "tokenizer": tokenizer.to_json()}
-    common = {**config.optimizer.plain(), "checkpoint_extras": extras}
+    common = {"optimizer": built(config.optimizer, "optimizer", _partial_=True), "checkpoint_extras": extras}
     if config.stage.self_critical is None:
         return CaptioningModule(captioner, **common)
     reward = CiderReward(datamodule.references("train"))

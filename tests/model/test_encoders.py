@@ -24,7 +24,7 @@ from captioning.model.captioner import ImageCaptioner
 from captioning.model.encoders import ENCODERS, EncoderFamily
 from captioning.model.generation import Greedy, generate
 from captioning.model.huggingface import load_model, save_model
-from captioning.training.module import build_optimizer
+from captioning.training.optimizers import adamw
 from captioning.weights import HuggingFaceModel
 
 exec(EXAMPLES["captioning/model/encoders.py"], example := {"EncoderFamily": EncoderFamily, "ENCODERS": {}})
@@ -86,7 +86,7 @@ def test_its_weights_and_its_processor_are_loaded(captioner, checkpoints):
 
 def test_a_step_trains_it_and_its_positions_are_not_decayed(captioner):
     captioner.set_trainable(GROUPS)
-    optimizer = build_optimizer(captioner, weight_decay=0.1, betas=(0.9, 0.999), fused=False)
+    optimizer = adamw(captioner, weight_decay=0.1, betas=(0.9, 0.999), fused=False)
     for group in optimizer.param_groups:
         group["lr"] = 1e-3
     batch = pack(encoded_rows(TOKENIZER, [CAPTIONS[:2], CAPTIONS[5:6]], size=32))

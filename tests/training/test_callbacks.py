@@ -23,6 +23,7 @@ from captioning.model.generation import Greedy, generate
 from captioning.randomness import addressed_seed
 from captioning.training.callbacks import AddressedDropout, CaptionScores
 from captioning.training.module import CaptioningModule
+from captioning.training.optimizers import adamw
 from captioning.training.run import train
 
 
@@ -155,7 +156,9 @@ def callback_of(rows, references, tokenizer, **changed):
 
 def module_of(tokenizer):
     captioner = small_captioner(tokenizer.vocab_size, spread=0.5)
-    return CaptioningModule(captioner, weight_decay=0.0, betas=(0.9, 0.99), checkpoint_extras={})
+    return CaptioningModule(
+        captioner, optimizer=partial(adamw, weight_decay=0.0, betas=(0.9, 0.99)), checkpoint_extras={}
+    )
 
 
 def trainer_of(world_size=1):

@@ -1,21 +1,22 @@
-"""The LightningModule: gradients exact to the token, whatever way the batch comes, and AdamW's groups."""
+"""The LightningModule: gradients exact to the token, whatever way the batch comes."""
 
 import math
+from functools import partial
 
 import lightning as L
 import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
-from support import CAPTIONS, encoded_rows, model_config, small_captioner, trained_tokenizer
+from support import CAPTIONS, encoded_rows, small_captioner, trained_tokenizer
 from torch.amp import GradScaler
 from torch.utils.data import DataLoader
 
 from captioning.config import GROUPS, StageConfig
 from captioning.data.batch import pack
 from captioning.errors import UserError
-from captioning.model.build import Vocabulary, new_captioner
 from captioning.model.captioner import ImageCaptioner
-from captioning.training.module import CaptioningModule, build_optimizer, in_eval_mode, scale_and_clip
+from captioning.training.module import CaptioningModule, in_eval_mode, scale_and_clip
+from captioning.training.optimizers import adamw
 from captioning.training.reports import MetricRows
 from captioning.training.stages import ApplyStages, StageSchedule
 
@@ -38,7 +39,9 @@ def fitted(batches, tmp_path, accumulate=1, precision="32-true", max_norm=None, 
     """A module after one epoch over `batches`, all groups training; losses of batches in `overflow` are infinite."""
     tokenizer = trained_tokenizer()
     module = Recording(
-        small_captioner(tokenizer.vocab_size, spread=0.05), weight_decay=0.0, betas=(0.9, 0.999), checkpoint_extras={}
+        small_captioner(tokenizer.vocab_size, spread=0.05),
+        optimizer=partial(adamw, weight_decay=0.0, betas=(0.9, 0.999)),
+        checkpoint_extras={},
     )
     module.overflow = tuple(overflow)
     stage = StageConfig(
@@ -196,45 +199,6 @@ def test_the_mode_of_every_part_is_as_it_was():
     with in_eval_mode(captioner):
         assert not any(part.training for part in captioner.modules())
     assert [part.training for part in captioner.modules()] == modes
-
-
-@pytest.fixture
-def captioner():
-    torch.manual_seed(0)
-    sizes = {"image_size": 16, "encoder_width": 16, "encoder_layers": 1, "encoder_heads": 2, "decoder_width": 24}
-    return new_captioner(model_config("tiny", **sizes, decoder_layers=2, decoder_heads=2), Vocabulary(50, 0, 0))
-
-
-def test_the_groups_hold_every_parameter_once(captioner):
-    optimizer = build_optimizer(captioner, weight_decay=0.1, betas=(0.9, 0.999), fused=False)
-    held = [id(p) for group in optimizer.param_groups for p in group["params"]]
-    assert sorted(held) == sorted(id(p) for p in captioner.parameters())
-
-
-def test_only_matrices_are_decayed(captioner):
-    names = {name: captioner.is_decayed(name, p) for name, p in captioner.network.named_parameters()}
-    assert names["decoder.transformer.h.0.mlp.c_fc.weight"]
-    assert names["decoder.transformer.wte.weight"]
-    assert not names["decoder.transformer.h.0.mlp.c_fc.bias"]
-    assert not names["decoder.transformer.h.0.ln_1.weight"]
-    assert not names["decoder.transformer.wpe.weight"]
-    assert not names["encoder.embeddings.position_embeddings"]
-    assert not names["encoder.embeddings.cls_token"]
-
-
-def test_a_frozen_parameter_gets_no_optimizer_state(captioner):
-    optimizer = build_optimizer(captioner, weight_decay=0.1, betas=(0.9, 0.999), fused=True)
-    captioner.set_trainable({"cross_attention"})
-    for parameter in captioner.parameters():
-        if parameter.requires_grad:
-            parameter.grad = torch.ones_like(parameter)
-    before = {name: p.clone() for name, p in captioner.named_parameters()}
-    for group in optimizer.param_groups:
-        group["lr"] = 0.1
-    optimizer.step()
-    moved = {name for name, p in captioner.named_parameters() if not torch.equal(p, before[name])}
-    assert moved == {f"network.{name}" for name, _ in captioner.parameters_of("cross_attention")}
-    assert len(optimizer.state) == len(moved)
 
 
 def test_scaling_and_clipping_equals_torchs_own_after_division():

@@ -96,6 +96,7 @@ def in_mid_epoch(tmp_path_factory):
         ("data.captions_per_image=1", r"data\.captions_per_image was 5 and is 1, .*model\.init_from="),
         ("data.train_pictures=32", r"data\.train_pictures was 28 and is 32; training pictures was "),
         ("seed=7", r"seed was 42 and is 7, which a resumed run cannot change; leave it as it was, or start a new run"),
+        ("optimizer=adamw", r"optimizer was muon and is adamw, which a resumed run cannot change"),
         ("stage.best_by=val/cider", r"stage\.best_by was val/perplexity and is val/cider"),
         ("stage=scst", r"stage\.self_critical was False and is True"),
         ("trainer.max_epochs=1", r"trainer\.max_epochs=1 is fewer than the 2 epochs"),

@@ -1,5 +1,6 @@
 """Self-critical training follows the gradient of the expected reward, and the reward is CIDEr-D with EOS as a word."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ from captioning.evaluation.bleu import NgramCounts
 from captioning.evaluation.cider import CiderD
 from captioning.evaluation.tokenizer import tokenize
 from captioning.model.generation import Caption
+from captioning.training.optimizers import adamw
 from captioning.training.scst import (
     EOS,
     CiderReward,
@@ -87,10 +89,13 @@ def test_a_sample_cut_at_the_limit_has_no_end_to_learn():
 
 def module_with(reward, **changed):
     tokenizer = trained_tokenizer()
-    settings = {"samples": 4, "max_new_tokens": 6, "seed": 1, "weight_decay": 0.0, "betas": (0.9, 0.999)} | changed
+    settings = {"samples": 4, "max_new_tokens": 6, "seed": 1} | changed
     captioner = small_captioner(tokenizer.vocab_size, spread=0.1)
     captioner.set_trainable(["cross_attention", "decoder", "encoder"])
-    module = SelfCriticalModule(captioner, reward=reward, decode=str, checkpoint_extras={}, **settings)
+    optimizer = partial(adamw, weight_decay=0.0, betas=(0.9, 0.999))
+    module = SelfCriticalModule(
+        captioner, reward=reward, decode=str, optimizer=optimizer, checkpoint_extras={}, **settings
+    )
     module._trainer = SimpleNamespace(current_epoch=0, world_size=1, global_rank=0)
     return module, pack(encoded_rows(tokenizer, [CAPTIONS[:1], CAPTIONS[1:2], CAPTIONS[2:3]]))
 

@@ -1,0 +1,134 @@
+"""Optimizers: their param groups, what they leave alone, and Muon's steps, which are torch's own."""
+
+import pytest
+import torch
+from support import model_config
+
+from captioning.model.build import Vocabulary, new_captioner
+from captioning.training.optimizers import adamw, muon, orthogonalised
+
+ADAMW = {"weight_decay": 0.1, "betas": (0.9, 0.999)}
+MUON = {**ADAMW, "momentum": 0.95, "update_rms": 0.2}
+BOTH = pytest.mark.parametrize(("make", "keys"), [(adamw, ADAMW), (muon, MUON)], ids=["adamw", "muon"])
+
+
+@pytest.fixture
+def captioner():
+    torch.manual_seed(0)
+    sizes = {"image_size": 16, "encoder_width": 16, "encoder_layers": 1, "encoder_heads": 2, "decoder_width": 24}
+    return new_captioner(model_config("tiny", **sizes, decoder_layers=2, decoder_heads=2), Vocabulary(50, 0, 0))
+
+
+def with_gradients(captioner, seed=0):
+    """A gradient for each parameter that trains."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in captioner.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+def stepped(optimizer, rate=0.1):
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+
+
+@BOTH
+def test_the_groups_hold_every_parameter_once(captioner, make, keys):
+    optimizer = make(captioner, **keys)
+    held = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in captioner.parameters())
+
+
+def test_only_matrices_are_decayed(captioner):
+    names = {name: captioner.is_decayed(name, p) for name, p in captioner.network.named_parameters()}
+    assert names["decoder.transformer.h.0.mlp.c_fc.weight"]
+    assert names["decoder.transformer.wte.weight"]
+    assert not names["decoder.transformer.h.0.mlp.c_fc.bias"]
+    assert not names["decoder.transformer.h.0.ln_1.weight"]
+    assert not names["decoder.transformer.wpe.weight"]
+    assert not names["encoder.embeddings.position_embeddings"]
+    assert not names["encoder.embeddings.cls_token"]
+
+
+def test_muon_is_for_the_matrices_inside_the_layers(captioner):
+    maps = {name: captioner.maps_in(name) for name, _ in captioner.network.named_parameters()}
+    of_decoder = {name.removeprefix("decoder.transformer.h.0."): n for name, n in maps.items() if n}
+    assert of_decoder["attn.c_attn.weight"] == 3, "queries, keys and values"
+    assert of_decoder["crossattention.c_attn.weight"] == 2, "keys and values"
+    assert of_decoder["crossattention.q_attn.weight"] == of_decoder["mlp.c_fc.weight"] == 1
+    assert sum(name.startswith("encoder.") for name, n in maps.items() if n) == 6, "of one layer"
+    assert not any(n for name, n in maps.items() if "wte" in name or "wpe" in name or "embeddings" in name)
+
+
+@BOTH
+def test_a_frozen_parameter_gets_no_optimizer_state(captioner, make, keys):
+    optimizer = make(captioner, **keys, fused=True)
+    captioner.set_trainable({"cross_attention"})
+    with_gradients(captioner)
+    before = {name: p.clone() for name, p in captioner.named_parameters()}
+    stepped(optimizer)
+    moved = {name for name, p in captioner.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {f"network.{name}" for name, _ in captioner.parameters_of("cross_attention")}
+    assert len(optimizer.state) == len(moved)
+
+
+@BOTH
+def test_a_step_that_is_not_finite_changes_nothing_and_the_next_is_as_without_it(captioner, make, keys):
+    optimizer = make(captioner, **keys, fused=True)
+    with_gradients(captioner)
+    stepped(optimizer)
+    before = [p.clone() for p in (*captioner.parameters(), *moments(optimizer))]
+    for parameter in captioner.parameters():
+        parameter.grad.fill_(torch.nan)
+    optimizer.found_inf = torch.tensor(1.0)
+    stepped(optimizer)
+    assert all(map(torch.equal, (*captioner.parameters(), *moments(optimizer)), before))
+    optimizer.found_inf = torch.tensor(0.0)
+    with_gradients(captioner)
+    stepped(optimizer)
+    assert all(p.isfinite().all() for p in captioner.parameters()) and not torch.equal(
+        moments(optimizer)[0], before[-1]
+    )
+
+
+def moments(optimizer):
+    return [value for state in optimizer.state.values() for value in state.values()]
+
+
+def test_a_matrix_steps_as_by_torchs_muon_and_the_rest_as_by_adamw(captioner):
+    ours, theirs = muon(captioner, **MUON), {}
+    for name, parameter in captioner.network.named_parameters():
+        maps = captioner.maps_in(name)
+        copies = [torch.nn.Parameter(p.detach().clone()) for p in parameter.chunk(max(1, maps), dim=1 if maps else 0)]
+        decay = MUON["weight_decay"] if captioner.is_decayed(name, parameter) else 0.0
+        if maps:
+            optimizer = torch.optim.Muon(copies, 0.1, decay, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+        else:
+            optimizer = torch.optim.AdamW(copies, 0.1, betas=MUON["betas"], weight_decay=decay)
+        theirs[name] = (copies, optimizer)
+    for seed in range(3):
+        with_gradients(captioner, seed)
+        stepped(ours)
+        for name, parameter in captioner.network.named_parameters():
+            copies, optimizer = theirs[name]
+            for copy, gradient in zip(
+                copies, parameter.grad.chunk(len(copies), dim=1 if len(copies) > 1 else 0), strict=True
+            ):
+                copy.grad = gradient.clone()
+            optimizer.step()
+    for name, parameter in captioner.network.named_parameters():
+        found = torch.cat(theirs[name][0], dim=1 if len(theirs[name][0]) > 1 else 0)
+        within = 0.02 if captioner.maps_in(name) else 1e-6  # theirs multiplies in bf16
+        assert torch.allclose(parameter, found, atol=within), (name, (parameter - found).abs().max())
+
+
+@pytest.mark.parametrize("rank", [1, 3, 8])
+def test_singular_values_become_nearly_one_and_singular_vectors_stay(rank):
+    torch.manual_seed(1)
+    matrices = torch.randn(4, 8, rank) @ torch.randn(4, rank, 20) * torch.tensor([1e-6, 1, 10, 1e6])[:, None, None]
+    u, _, v = torch.linalg.svd(matrices, full_matrices=False)
+    found = u.mT @ orthogonalised(matrices) @ v.mT
+    values = found.diagonal(dim1=1, dim2=2)[:, :rank]
+    assert values.min() > 0.5 and values.max() < 1.3
+    assert (found - torch.diag_embed(found.diagonal(dim1=1, dim2=2))).abs().max() < 0.02
