@@ -310,7 +310,7 @@ def built(config: Any, key: str, **arguments: Any) -> Any:
         cause = error.__cause__
         if isinstance(cause, UserError):
             raise cause from error
-        if isinstance(cause, _objections()):
+        if isinstance(cause, _objections()) or str(error).startswith("Error locating target"):
             reason = " ".join(str(cause).split())
             raise UserError(f"{key} cannot be set up so: {reason}") from error
         raise
@@ -405,6 +405,8 @@ def quiet_libraries() -> None:
     """
     for library in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)
+    for asked_for in ("lightning.pytorch.callbacks.model_summary", "lightning.pytorch.profilers"):
+        logging.getLogger(asked_for).setLevel(logging.INFO)
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it says when it looks for fonts
     if not is_first_rank():
         logging.getLogger().setLevel(logging.WARNING)  # of several processes that train together, the first one speaks

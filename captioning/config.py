@@ -434,6 +434,9 @@ Precision = Annotated[
 ]  # fmt: skip
 
 
+TARGETS = "a list of mappings, each with a _target_, such as [{_target_: my_module.MyClass, size: 3}]"
+
+
 class TrainerConfig(Own):
     """Arguments of lightning.Trainer: those that conf/ sets or that are looked at here; any other may be added."""
 
@@ -453,10 +456,35 @@ class TrainerConfig(Own):
     enable_checkpointing: bool = key("Whether checkpoints are written.", default=True)
     enable_progress_bar: bool = key("Whether progress is shown.", default=True)
     check_val_every_n_epoch: Count | None = key("Epochs between validations.", default=1)
-    limit_train_batches: Limit | None = key("Batches of an epoch at most, or a part of them.", default=None)
+    limit_train_batches: Count | Part | None = key("Batches of an epoch at most, or a part of them.", default=None)
     limit_val_batches: Limit | None = key("The same of a validation.", default=None)
     limit_test_batches: Limit | None = key("The same of the test.", default=None)
     profiler: Text | dict[str, Any] | None = key("Where the time goes.", default=None)
+    max_steps: Count | Literal[-1] = key("Optimizer steps of the run at most; -1: those of its epochs.", default=-1)
+    enable_autolog_hparams: bool = key("Whether loggers get the configuration.", default=True)
+    callbacks: list[Own] = key("Callbacks beside ours; or by name, in `callbacks`.", must=TARGETS, default=[])
+    plugins: list[Own] = key("Lightning's, beside the one that writes checkpoints.", must=TARGETS, default=[])
+
+    @model_validator(mode="after")
+    def _obeyed(self) -> TrainerConfig:
+        """What a run would not do as it says is refused, save where it asks for nothing."""
+        for name, value in (self.model_extra or {}).items():
+            asks = value is not None if name == "logger" else value not in (None, False, 0, "norm")
+            if name in INSTEAD and asks:
+                raise UserError(f"trainer.{name}={shown(value)} is not taken: {INSTEAD[name]}")
+        return self
+
+
+INSTEAD = {  # of arguments of lightning.Trainer
+    "logger": "the group logger chooses them; logger=csv writes metrics.csv alone, which each run needs to resume",
+    "default_root_dir": "all that a run writes lies in its own folder; name that with run_dir=PATH",
+    "overfit_batches": "it would train on other pictures in each epoch; data.overfit_images=8 keeps to so many",
+    "use_distributed_sampler": "an epoch's pictures are dealt out to the processes by their own order; leave it out",
+    "gradient_clip_algorithm": "gradients are clipped by their norm, trainer.gradient_clip_val=1.0; leave it out",
+    "limit_predict_batches": "training predicts nothing; predict.py captions what input=... names",
+    "barebones": "a run needs its loggers and checkpoints; trainer.enable_checkpointing=false does without the latter",
+    "model_registry": "it is of Lightning's own cloud; python -m captioning.export gives a model away",
+}
 
 
 class WandbConfig(Built):
@@ -536,6 +564,7 @@ class TrainConfig(Section):
     decoding: SerializeAsAny[Decoding] = key("How captions are made after each validation.")
     trainer: TrainerConfig = key("Arguments of lightning.Trainer.")
     logger: dict[str, SerializeAsAny[Logger]] = key("Loggers beside metrics.csv.", default={})
+    callbacks: dict[str, SerializeAsAny[Own]] = key("Callbacks of Lightning's kind, beside ours.", default={})
     optimizer: SerializeAsAny[Optimizer] = key("How gradients become steps.")
     encoder_cache: Text | None = key(
         "Folder where each picture's encoding is kept; auto is data/encoder_cache.", path=True

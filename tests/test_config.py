@@ -1,5 +1,6 @@
 """Every key of conf/ is known, with its type and range, and a wrong value is one clear sentence."""
 
+import re
 from functools import cache
 from itertools import product
 
@@ -112,6 +113,16 @@ PHASES = "[{from_epoch: 0, train: [cross_attention]}"
         ("logger.wandb.project=my project", "logger.wandb.project=my project must be a name of letters, digits, '-', "
          "'_' and '.'"),
         ("logger.mine=3", "logger.mine=3 must be a section of keys"),
+        ("trainer.logger=false", "trainer.logger=false is not taken: the group logger chooses them; logger=csv writes "
+         "metrics.csv alone, which each run needs to resume"),
+        ("trainer.overfit_batches=1", "trainer.overfit_batches=1 is not taken: it would train on other pictures in "
+         "each epoch; data.overfit_images=8 keeps to so many"),
+        ("trainer.gradient_clip_algorithm=value", "trainer.gradient_clip_algorithm=value is not taken: gradients are "
+         "clipped by their norm, trainer.gradient_clip_val=1.0; leave it out"),
+        ("trainer.limit_train_batches=0", "trainer.limit_train_batches=0 must be a whole number of at least 1, or a "
+         "number above 0 and at most 1, or null"),
+        ("trainer.callbacks=[mine]", "trainer.callbacks.0=mine must be a list of mappings, each with a _target_, such "
+         "as [{_target_: my_module.MyClass, size: 3}]"),
         ("nothing=3", "there is no key nothing; conf/ lists them all"),
         ("data.images=3", "there is no key data.images; conf/ lists them all"),
         ("stage.decay=cosin", "stage.decay=cosin is none of cosine, linear, none; did you mean cosine?"),
@@ -320,7 +331,7 @@ def choices(group):
 GROUPS = ("data", "model", "stage", "optimizer", "decoding", "trainer", "logger")
 EVERY = {  # so that each choice of each group is in one of these
     "train": [
-        *([choice] for group in GROUPS for choice in choices(group)),
+        *([choice] for group in (*GROUPS, "callbacks") for choice in choices(group)),
         *([*SCST, choice] if "demo" not in choice else [choice] for choice in choices("debug")),
         *([choice, "model.init_from=runs/mine"] for choice in choices("experiment")),
         *(["data=shapes", "model=tiny", choice] for choice in choices("debug")),
@@ -347,9 +358,10 @@ def test_every_key_of_conf_is_known_and_every_known_key_is_in_conf(name):
     met = set()
     for chosen in EVERY[name]:
         values = OmegaConf.to_container(composed(name, *chosen))
-        met |= {key.replace("logger.wandb", "logger.*") for key in names_in(values)}
-    met = {key for key in met if not key.startswith("trainer.profiler.")} - {"logger.*"}
+        met |= {re.sub("(logger|callbacks)[.][a-z_]+", r"\1.*", key) for key in names_in(values)}
+    of_others = ("trainer.profiler.", "callbacks.*.")
+    met = {key for key in met if not key.startswith(of_others)} - {"logger.*", "callbacks.*"}
     assert met <= known.keys()
-    lists = {key for key in known if ".phases.*." in key}
+    lists = {key for key in known if re.search("(phases|callbacks|plugins)[.][*][.]", key)}
     of_lightning = {f"trainer.{field}" for field, of in TrainerConfig.model_fields.items() if not of.is_required()}
     assert known.keys() - met - lists <= of_lightning

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from captioning.data.batch import CaptionBatch
-from captioning.errors import UserError
 from captioning.metrics import perplexity
 from captioning.model.captioner import ImageCaptioner
 
@@ -113,15 +112,6 @@ class CaptioningModule(L.LightningModule):
         self.gradient_norm: Tensor | None = None  # () of the last step, before clipping
         self.skipped_steps: Tensor | int = 0  # of the run: their loss or gradient was not finite
         self.on_train_loss: list[Callable[[Tensor, Tensor], None]] = []  # called with each batch's sums, (nats, tokens)
-
-    def on_fit_start(self) -> None:
-        """Refuse what `configure_gradient_clipping` does not do."""
-        algorithm = self.trainer.gradient_clip_algorithm
-        if algorithm is not None and algorithm != "norm":
-            raise UserError(
-                f"trainer.gradient_clip_algorithm={algorithm.value} is not supported; gradients are clipped "
-                "by their norm, so leave it out"
-            )
 
     def on_train_start(self) -> None:
         """A resumed run's optimizer has its state from the checkpoint; its settings are those of this run."""

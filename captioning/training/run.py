@@ -13,6 +13,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from captioning.cli import built, quiet_libraries, resumable
 from captioning.config import TrainConfig
 from captioning.data.datamodule import CaptionDataModule
+from captioning.errors import UserError
 from captioning.files import readable
 from captioning.metrics import METRICS, choosable
 from captioning.model.build import Vocabulary, fine_tuned, load_captioner, new_captioner
@@ -74,6 +75,7 @@ def _train(config: TrainConfig, run_dir: Path, last: Path | None) -> Run:
     weights = _first_weights(config, last)
     quiet_libraries()
     L.seed_everything(config.seed, workers=True, verbose=False)
+    check_strategy(built(config.trainer, "trainer", logger=False))  # what it objects to is met before data and weights
 
     schedule = StageSchedule(config.stage)
     decoding = built(config.decoding, "decoding")
@@ -82,16 +84,17 @@ def _train(config: TrainConfig, run_dir: Path, last: Path | None) -> Run:
     module = module_of(config, captioner, datamodule)
     settings = settings_of(config, datamodule.splits["train"].image_ids)
     loggers = run_loggers(run_dir, [built(one, "logger") for one in config.logger.values()], continues=last is not None)
+    ours, checkpoints = callbacks_of(config, schedule, datamodule, decoding), checkpoints_of(config, settings)
     trainer: L.Trainer = built(
         config.trainer,
         "trainer",
         logger=loggers,
-        callbacks=[*callbacks_of(config, schedule, datamodule, decoding), *checkpoints_of(config, settings)],
-        plugins=[AtomicCheckpointIO()],
+        callbacks=[*ours, *users_callbacks(config), *checkpoints],
+        plugins=[AtomicCheckpointIO(), *(built(one, "trainer.plugins") for one in config.trainer.plugins)],
         default_root_dir=str(run_dir),
         use_distributed_sampler=False,  # EpochBatches deals the rows out to the ranks
     )
-    check_strategy(trainer)
+    check_limits(trainer, datamodule)
     if last:
         refuse_other_settings(last, settings | {"processes": trainer.world_size})
         refuse_other_architecture(last, **module.checkpoint_extras)
@@ -99,7 +102,8 @@ def _train(config: TrainConfig, run_dir: Path, last: Path | None) -> Run:
     _take_folder(config, trainer)
 
     with wandb_runs(loggers, run_dir), resumable(run_dir), one_fate(trainer, run_dir), logging_redirect_tqdm():
-        log_config(loggers, config.plain())
+        if config.trainer.enable_autolog_hparams:
+            log_config(loggers, config.plain())
         trainer.fit(module, datamodule=datamodule, ckpt_path=last, weights_only=True)
         metrics = _numbers(trainer)
         if best := _best(trainer):
@@ -226,6 +230,45 @@ def callbacks_of(
     if config.early_stopping_epochs is not None:
         callbacks.append(StopEarly("val/perplexity", patience=config.early_stopping_epochs))
     return callbacks
+
+
+def users_callbacks(config: TrainConfig) -> list[L.Callback]:
+    """Those of the group `callbacks`, and of `trainer.callbacks`; raises UserError for what is none."""
+    named = {f"callbacks.{name}": one for name, one in config.callbacks.items()}
+    named |= {f"trainer.callbacks[{place}]": one for place, one in enumerate(config.trainer.callbacks)}
+    made = {key: built(one, key) for key, one in named.items()}
+    for key, one in made.items():
+        if not isinstance(one, L.Callback):
+            raise UserError(f"{key} is a {type(one).__name__}, and no lightning.Callback; name the class of one")
+    return list(made.values())
+
+
+def check_limits(trainer: L.Trainer, datamodule: CaptionDataModule) -> None:
+    """Raise UserError for limits that Lightning would object to, at a test's after the whole training."""
+    datamodule.trainer = trainer  # batches are those of its rank; Lightning says so too, later
+    loaders = {"train": datamodule.train_dataloader, "val": datamodule.val_dataloader}
+    if "test" in datamodule.splits:
+        loaders["test"] = datamodule.test_dataloader
+    for split, loader in loaders.items():
+        limit = getattr(trainer, f"limit_{split}_batches")
+        if 0 < limit < 1 and int(limit * len(loader())) == 0:
+            raise UserError(
+                f"trainer.limit_{split}_batches={limit} is less than one of the {len(loader())} batches of {split}; "
+                f"give a larger part, or a number of batches: trainer.limit_{split}_batches=1"
+            )
+    every, epochs = trainer.val_check_interval, trainer.check_val_every_n_epoch or 1
+    if trainer.limit_val_batches and (isinstance(every, int) or trainer.max_steps > 0):
+        limit, batches = trainer.limit_train_batches, len(datamodule.train_dataloader())
+        batches = min(limit, batches) if isinstance(limit, int) else int(limit * batches)
+        if isinstance(every, int) and every > batches and trainer.check_val_every_n_epoch is not None:
+            raise UserError(
+                f"trainer.val_check_interval={every} is more than the {batches} batches of an epoch; lower it, or "
+                "count batches over epochs with trainer.check_val_every_n_epoch=null"
+            )
+        first = (epochs - 1) * batches + (every if isinstance(every, int) else max(1, int(every * batches)))
+        if 0 < trainer.max_steps * trainer.accumulate_grad_batches < first:
+            words = "trainer.max_steps=%d ends the run before its first validation, after %d batches: it will have %s"
+            log.warning(words, trainer.max_steps, first, "no best.ckpt and no test")
 
 
 def checkpoints_of(config: TrainConfig, settings: dict[str, Any]) -> list[L.Callback]:

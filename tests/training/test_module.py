@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader
 
 from captioning.config import GROUPS, StageConfig
 from captioning.data.batch import pack
-from captioning.errors import UserError
 from captioning.model.captioner import ImageCaptioner
 from captioning.training.module import CaptioningModule, in_eval_mode, scale_and_clip
 from captioning.training.optimizers import adamw
@@ -127,11 +126,6 @@ def test_without_clipping_the_gradient_is_still_divided_by_the_tokens(rows, tmp_
     module, _ = fitted([pack(rows)], tmp_path, max_norm=max_norm)
     assert module.gradient_norm.item() == pytest.approx(global_norm(gradient_of_the_mean(rows)), rel=1e-4)
     assert global_norm(module.steps[0]) == pytest.approx(module.gradient_norm.item(), rel=1e-5)
-
-
-def test_clipping_by_value_is_refused(rows, tmp_path):
-    with pytest.raises(UserError, match=r"trainer\.gradient_clip_algorithm=value .* by their norm"):
-        fitted([pack(rows)], tmp_path, max_norm=1.0, gradient_clip_algorithm="value")
 
 
 @pytest.mark.parametrize(("precision", "within"), [("16-mixed", 0.02), ("bf16-mixed", 0.1)])

@@ -2,11 +2,13 @@
 
 import functools
 import json
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,9 @@ from support import saved_model
 
 from captioning.cli import configured
 from captioning.config import TrainConfig
+from captioning.errors import UserError
 from captioning.model.build import load_captioner
+from captioning.training.lightning_internals import cluster_environment
 from captioning.training.reports import ResultsTable
 from captioning.training.run import train
 
@@ -435,3 +439,53 @@ def test_a_start_that_cannot_be_is_told_in_a_sentence(command, tmp_path, argumen
     assert status == 1
     (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
     assert said in line
+
+
+class Counted(L.Callback):
+    """A user's own."""
+
+    def __init__(self, of: str):
+        self.of, self.batches = of, 0
+
+    def on_train_batch_end(self, *_):
+        self.batches += 1
+
+
+SHORT = ("trainer.max_epochs=1", "+trainer.limit_train_batches=2", "scores.pictures=0", "trainer.val_check_interval=1")
+
+
+def test_a_users_callbacks_and_plugins_join_ours(tmp_path, caplog):
+    given = [f"+callbacks.mine={{_target_: {__name__}.Counted, of: group}}", "callbacks=model_summary"]
+    given += [f"+trainer.callbacks=[{{_target_: {__name__}.Counted, of: list}}]"]
+    given += ["+trainer.plugins=[{_target_: lightning.pytorch.plugins.environments.LightningEnvironment}]"]
+    run = train(composed(tmp_path, *given, *SHORT))
+    assert [(c.of, c.batches) for c in run.trainer.callbacks if isinstance(c, Counted)] == [("group", 2), ("list", 2)]
+    kinds = [type(callback).__name__ for callback in run.trainer.callbacks]
+    assert "ModelSummary" in kinds and kinds[-2:] == ["BestCheckpoint", "LastCheckpoint"]
+    assert type(cluster_environment(run.trainer)).__name__ == "LightningEnvironment"
+    assert "captioner.network.decoder" in caplog.text, "the summary's third level"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("+trainer.callbacks=[{_target_: nowhere.Nothing}]", "trainer cannot be set up so: Error loading 'nowhere.No"),
+        ("+callbacks.mine={_target_: nowhere.Nothing}", "callbacks.mine cannot be set up so: Error loading 'nowhere"),
+        ("+callbacks.mine={_target_: builtins.dict}", "callbacks.mine is a dict, and no lightning.Callback; name the"),
+        ("trainer.limit_train_batches=0.1", "trainer.limit_train_batches=0.1 is less than one of the 8 batches of t"),
+        ("+trainer.limit_test_batches=0.1", "trainer.limit_test_batches=0.1 is less than one of the 1 batches of te"),
+        ("trainer.val_check_interval=5000", "trainer.val_check_interval=5000 is more than the 2 batches of an epoch"),
+        ("trainer.strategy=fsdp", "trainer cannot be set up so: "),
+        ("+trainer.nonsense=3", "trainer cannot be set up so: "),
+    ],
+)
+def test_what_lightning_objects_to_is_a_sentence_before_training(tmp_path, given, said):
+    with pytest.raises(UserError, match="^" + re.escape(said)) as raised:
+        train(composed(tmp_path, *SHORT, given))
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "metrics.csv").exists()
+
+
+def test_a_run_that_ends_before_its_first_validation_says_so(tmp_path, caplog):
+    train(composed(tmp_path, "+trainer.max_steps=1", "scores.pictures=0"))
+    assert "max_steps=1 ends the run before its first validation, after 3 batches: it will have no best" in caplog.text
