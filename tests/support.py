@@ -1,10 +1,12 @@
 """Drawn data and small random models that several test files share."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
@@ -12,6 +14,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoImageProcessor,
     AutoTokenizer,
@@ -83,6 +86,28 @@ def randomise(module: torch.nn.Module, spread: float, seed: int = 0) -> None:
         for name, parameter in module.named_parameters():
             is_norm = parameter.ndim == 1 and name.endswith("weight")
             parameter.copy_(float(is_norm) + spread * torch.randn(parameter.shape, generator=generator))
+
+
+class Waits(TorchDispatchMode):
+    """Counts, by name, where a GPU's values would be waited for: `tolist`, and what the dispatcher knows of."""
+
+    OPERATORS = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero")
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+        original = Tensor.tolist
+
+        def tolist(tensor: Tensor) -> list:
+            self.counts["tolist"] += 1
+            return original(tensor)
+
+        monkeypatch.setattr(Tensor, "tolist", tolist)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        self.counts[name] += name in self.OPERATORS
+        return func(*args, **kwargs or {})
 
 
 def random_pictures(count: int, size: int = 16, seed: int = 0) -> Tensor:

@@ -1,11 +1,46 @@
 """Captions from pictures: `generate` with one of the decodings `Greedy`, `Sampling`, `Beam` and `Rollouts`.
 
 Letters in all its files: B pictures (R of them still in the batch), K beams or captions of a picture, P encoded
-patches, D decoder width, V vocabulary, n tokens so far, T the longest caption allowed.
+patches, D decoder width, V vocabulary, T the longest caption allowed.
 """
 
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from captioning.model.captioner import ImageCaptioner
 from captioning.model.generation.beam import Beam
 from captioning.model.generation.sampling import Greedy, Rollouts, Sampling
-from captioning.model.generation.steps import Caption, Decoding, generate, generate_from, require_room
+from captioning.model.generation.steps import Caption, Decoding, StepwiseDecoder, require_room, searched
 
 __all__ = ["Beam", "Caption", "Decoding", "Greedy", "Rollouts", "Sampling", "generate", "generate_from", "require_room"]
+
+
+@torch.inference_mode()
+def generate(
+    captioner: ImageCaptioner, pixel_values: Tensor, decoding: Decoding, addresses: Sequence[int] | None = None
+) -> list[Caption]:
+    """One caption for each picture of (B, 3, H, W) uint8.
+
+    Args:
+        captioner: in eval mode; BOS and EOS are its decoder's.
+        pixel_values: uint8, on the captioner's device.
+        decoding: how tokens are chosen.
+        addresses: B whole numbers that tell the pictures apart in sampling; 0, 1, ... if not given.
+
+    Raises:
+        UserError: if `max_new_tokens` is more than the decoder has positions for.
+    """
+    return generate_from(captioner, captioner.encode(pixel_values), decoding, addresses)
+
+
+@torch.inference_mode()
+def generate_from(
+    captioner: ImageCaptioner, attended: Tensor, decoding: Decoding, addresses: Sequence[int] | None = None
+) -> list[Caption]:
+    """`generate`, of pictures encoded already: `attended` (B, P, D) is what `ImageCaptioner.attended` gives."""
+    require_room(captioner, decoding)
+    decoder = StepwiseDecoder(captioner, attended, decoding)
+    addresses = range(len(attended)) if addresses is None else addresses
+    return searched(decoder, decoding.search(decoder), decoding, addresses)

@@ -2,7 +2,13 @@
 
 `Greedy` takes the most probable token. `Sampling` draws one, by temperature, top-k and nucleus, and its draws belong to
 the picture. `Rollouts` draws several captions of each picture, from which self-critical training learns.
+
+Drawn is by numbers that, subtracted from scores, make the largest difference a draw from their softmax: logarithms of
+exponentially distributed ones (Gumbel 1954). Scores that differ by rounding, as those of another batch size do, hardly
+ever have another largest difference; a walk along cumulative probabilities has.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,81 +17,112 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captioning.model.generation.steps import (
-    Caption,
-    StepwiseDecoder,
-    caption_of,
-    worth_leaving,
-)
+from captioning.model.generation.steps import Caption, Search, StepwiseDecoder, caption_of
 
-# logits (R, K, V), the pictures' places among all (R,) -> token ids (R, K)
-Choose = Callable[[Tensor, Tensor], Tensor]
+# Fills (R, J, V) float32 with exponentially distributed numbers, for the pictures at these places among all.
+Draw = Callable[[Tensor, Sequence[int]], object]
 
 
-def choose_tokens(decoder: StepwiseDecoder, choose: Choose, max_new_tokens: int, count: int = 1) -> list[list[Caption]]:
-    """`count` captions of each of the decoder's pictures, K in shapes, each token as `choose` says."""
-    device, eos_token_id = decoder.device, decoder.eos_token_id
-    tokens = torch.full((decoder.pictures, count, max_new_tokens), eos_token_id, device=device)
-    log_probabilities = torch.zeros(decoder.pictures, count, device=device)  # sums
-    places = torch.arange(decoder.pictures, device=device)  # the result's row of each picture in the batch
-    unfinished = torch.ones_like(log_probabilities, dtype=torch.bool)  # (R, K)
-    token = decoder.bos()  # (R, 1), fed once for all captions of a picture
-    for step in range(max_new_tokens):
-        logits = decoder.logits(token, step, own_tokens(count, step, token)).float()  # (R, K, V), one row at first
-        logits = logits.expand(-1, count, -1)
-        token = choose(logits, places)
-        token = token.where(unfinished, eos_token_id)
-        tokens[places, :, step] = token
+class Choice(Search):
+    """Captions to which the token is added that the decoding chooses, and that end at EOS."""
+
+    tokens: Tensor  # (R, K, T); EOS after a caption's end, and where there is no token yet
+    sums: Tensor  # (R, K) float32, of their log-probabilities
+    unfinished: Tensor  # (R, K)
+
+    def __init__(self, decoding: _TokenByToken, decoder: StepwiseDecoder):
+        captions, device = (decoder.pictures, decoding.beams), decoder.device
+        self._choose, self._bos, self._eos = decoding.choose, decoder.bos_token_id, decoder.eos_token_id
+        self._draw: Draw | None = None
+        self._noise = torch.ones(decoder.pictures, decoding.draws, decoder.vocab_size, device=device)
+        whole = {
+            "last": torch.empty(captions, dtype=torch.long, device=device),
+            "tokens": torch.empty(*captions, decoding.max_new_tokens, dtype=torch.long, device=device),
+            "sums": torch.empty(captions, device=device),
+            "unfinished": torch.empty(captions, dtype=torch.bool, device=device),
+        }
+        super().__init__(whole)
+
+    def begin(self, decoding: _TokenByToken, pictures: int, addresses: Sequence[int]) -> None:
+        """BOS alone; the draws are this decoding's."""
+        self.narrow(pictures)
+        self.last.fill_(self._bos)
+        self.tokens.fill_(self._eos)
+        self.sums.zero_()
+        self.unfinished.zero_()
+        self.unfinished[: len(addresses)] = True
+        self._draw = decoding.source(addresses, self.last.device)
+
+    def draw(self, places: Sequence[int]) -> None:
+        """Fill the noise of the pictures at these places."""
+        if self._draw is not None:
+            self._draw(self._noise[: len(places)], places)
+
+    def advance(self, logits: Tensor, decoder: StepwiseDecoder) -> None:
+        """Choose a token for each caption; EOS for those that have ended."""
+        logits = logits.float().expand(-1, self.last.shape[1], -1)
+        token = self._choose(logits, self._noise[: len(logits)]).masked_fill(~self.unfinished, self._eos)
         log_probability = logits.gather(-1, token[..., None])[..., 0] - logits.logsumexp(-1)
-        log_probabilities[places] += log_probability.where(unfinished, 0.0)
-        unfinished = unfinished & (token != eos_token_id)
-        described = unfinished.any(-1)  # (R,)
-        left = int(described.sum())
-        if left == 0:
-            break
-        if worth_leaving(left, len(described)):
-            rows = described.nonzero()[:, 0]
-            decoder.keep(rows)
-            places, token, unfinished = places[rows], token[rows], unfinished[rows]
-    return [
-        [caption_of(row, total, eos_token_id) for row, total in zip(rows, sums, strict=True)]
-        for rows, sums in zip(tokens.tolist(), log_probabilities.tolist(), strict=True)
-    ]
+        self.sums.add_(log_probability.masked_fill(~self.unfinished, 0.0))
+        self.tokens.index_copy_(-1, decoder.step, token[..., None])
+        self.unfinished.logical_and_(token != self._eos)
+        self.last.copy_(token)
+
+    def ended(self) -> Tensor:
+        """(R,) whether all captions of a picture have."""
+        return ~self.unfinished.any(-1)
+
+    def captions(self, pictures: Sequence[int]) -> list[Caption]:
+        """The first of each of these pictures, with all of them as its alternatives where there are several."""
+        tokens, sums, made = self.tokens.tolist(), self.sums.tolist(), []
+        for picture in pictures:
+            pairs = zip(tokens[picture], sums[picture], strict=True)
+            captions = tuple(caption_of(ids, total, self._eos) for ids, total in pairs)
+            made.append(captions[0]._replace(alternatives=captions if len(captions) > 1 else ()))
+        return made
 
 
-def own_tokens(count: int, step: int, token: Tensor) -> Tensor | None:
-    """(R, 1, K, 1 + K * step) true where a caption may attend: to BOS and to its own tokens, one of K fed a step.
+class _TokenByToken:
+    """What the decodings below have in common: one caption of a picture, and nothing drawn, unless they say more."""
 
-    None for one caption, which attends to all that was fed.
-    """
-    if count == 1 or step == 0:
+    max_new_tokens: int
+
+    @property
+    def beams(self) -> int:
+        """K, the captions of a picture."""
+        return 1
+
+    @property
+    def draws(self) -> int:
+        """How many sets of numbers are drawn for a picture at each step: none, its own, or one for each caption."""
+        return 0
+
+    def source(self, addresses: Sequence[int], device: torch.device) -> Draw | None:
+        """Where a batch's numbers come from."""
         return None
-    own = torch.eye(count, dtype=torch.bool, device=token.device).repeat(1, step)  # (K, K * step)
-    return torch.nn.functional.pad(own, (1, 0), value=True).expand(len(token), 1, -1, -1)
+
+    def choose(self, logits: Tensor, noise: Tensor) -> Tensor:
+        """(R, K) token ids, given logits (R, K, V) and exponential noise (R, draws, V), which may be written in."""
+        raise NotImplementedError
+
+    def search(self, decoder: StepwiseDecoder) -> Choice:
+        """The captions of the decoder's pictures."""
+        return Choice(self, decoder)
 
 
 @dataclass(frozen=True)
-class Greedy:
+class Greedy(_TokenByToken):
     """The most probable token at every step."""
 
     max_new_tokens: int  # tokens, EOS included
 
-    @property
-    def room(self) -> int:
-        """Tokens that a picture is fed."""
-        return self.max_new_tokens
-
-    def captions(self, decoder: StepwiseDecoder, addresses: Sequence[int]) -> list[Caption]:
-        """One for each of the decoder's pictures."""
-        return [caption for (caption,) in choose_tokens(decoder, self.choose, self.max_new_tokens)]
-
-    def choose(self, logits: Tensor, places: Tensor) -> Tensor:
-        """(R, K) token ids: the first of the largest logits (R, K, V), whichever picture's they are."""
+    def choose(self, logits: Tensor, noise: Tensor) -> Tensor:
+        """The first of the largest logits."""
         return logits.argmax(-1)
 
 
 @dataclass(frozen=True)
-class Sampling:
+class Sampling(_TokenByToken):
     """Multinomial sampling with temperature, among the `top_k` tokens and the nucleus of probability `top_p`.
 
     A picture's draws are a function of (seed, its address), not of the batch that it falls into: the same seed gives
@@ -99,19 +136,17 @@ class Sampling:
     seed: int
 
     @property
-    def room(self) -> int:
-        """Tokens that a picture is fed."""
-        return self.max_new_tokens
+    def draws(self) -> int:
+        """A picture's own."""
+        return 1
 
-    def captions(self, decoder: StepwiseDecoder, addresses: Sequence[int]) -> list[Caption]:
-        """One for each of the decoder's pictures."""
-        noise = GumbelNoise(self.seed, addresses)
+    def source(self, addresses: Sequence[int], device: torch.device) -> Draw:
+        """A generator for each picture."""
+        return PicturesNoise(self.seed, addresses)
 
-        def choose(logits: Tensor, places: Tensor) -> Tensor:
-            drawn = noise.of(places.tolist(), logits.shape[-1]).to(logits.device)
-            return (self.scores(logits) + drawn[:, None]).argmax(-1)
-
-        return [caption for (caption,) in choose_tokens(decoder, choose, self.max_new_tokens)]
+    def choose(self, logits: Tensor, noise: Tensor) -> Tensor:
+        """A draw from the softmax of the scores."""
+        return (self.scores(logits) - _logarithm(noise)).argmax(-1)
 
     def scores(self, logits: Tensor) -> Tensor:
         """(..., V) of which the softmax is what is drawn from: logits by temperature, -inf for what is filtered out."""
@@ -129,25 +164,8 @@ class Sampling:
         return scaled.masked_fill(torch.zeros_like(dropped).scatter(-1, token_ids, dropped), -torch.inf)
 
 
-class GumbelNoise:
-    """Numbers that, added to scores, make the largest of them a draw from their softmax (Gumbel 1954).
-
-    A picture's numbers are a function of (seed, its address, step). Scores that differ by rounding, as those of
-    another batch size do, hardly ever have another largest sum; a walk along cumulative probabilities has.
-    """
-
-    def __init__(self, seed: int, addresses: Sequence[int]):
-        # NumPy's generators hash the whole of both numbers; torch's CPU generator uses only 32 bits of its seed.
-        self._generators = [np.random.default_rng([seed, address]) for address in addresses]
-
-    def of(self, places: Sequence[int], vocab_size: int) -> Tensor:
-        """(R, V) float32, the next of the pictures at these places."""
-        exponential = [self._generators[i].standard_exponential(vocab_size, np.float32) for i in places]
-        return -torch.from_numpy(np.stack(exponential)).clamp(min=torch.finfo(torch.float32).tiny).log()
-
-
 @dataclass(frozen=True)
-class Rollouts:
+class Rollouts(_TokenByToken):
     """`count` captions a picture, all from its one encoding and one set of projected keys.
 
     Unlike `Sampling`, whose draws belong to a picture, these are drawn on the device, where a vocabulary of 50,257
@@ -159,18 +177,41 @@ class Rollouts:
     seed: int
 
     @property
-    def room(self) -> int:
-        """Tokens that a picture is fed: BOS once, then one for each of its captions a step."""
-        return 1 + (self.max_new_tokens - 1) * self.count
+    def beams(self) -> int:
+        """The captions of a picture."""
+        return self.count
 
-    def captions(self, decoder: StepwiseDecoder, addresses: Sequence[int]) -> list[Caption]:
-        """One for each of the decoder's pictures, the first drawn, with all of them as its alternatives."""
-        generator = torch.Generator(decoder.device).manual_seed(self.seed)
+    @property
+    def draws(self) -> int:
+        """Each caption's own."""
+        return self.count
 
-        def choose(logits: Tensor, places: Tensor) -> Tensor:
-            # Gumbel noise, as in `GumbelNoise`
-            drawn = torch.empty_like(logits).exponential_(generator=generator)
-            return (logits - drawn.clamp_(min=torch.finfo(drawn.dtype).tiny).log_()).argmax(-1)
+    def source(self, addresses: Sequence[int], device: torch.device) -> Draw:
+        """A generator of the device."""
+        generator = torch.Generator(device).manual_seed(self.seed)
+        return lambda noise, places: noise.exponential_(generator=generator)
 
-        drawn = choose_tokens(decoder, choose, self.max_new_tokens, self.count)
-        return [captions[0]._replace(alternatives=tuple(captions)) for captions in drawn]
+    def choose(self, logits: Tensor, noise: Tensor) -> Tensor:
+        """A draw from the softmax of the logits."""
+        return (logits - _logarithm(noise)).argmax(-1)
+
+
+class PicturesNoise:
+    """Exponentially distributed numbers that are a function of (seed, a picture's address, step)."""
+
+    def __init__(self, seed: int, addresses: Sequence[int]):
+        # NumPy's generators hash the whole of both numbers; torch's CPU generator uses only 32 bits of its seed.
+        self._generators = [np.random.default_rng([seed, address]) for address in addresses]
+
+    def __call__(self, noise: Tensor, places: Sequence[int]) -> None:
+        """Fill (R, 1, V) with the next numbers of the pictures at these places; what is at none of them is left."""
+        drawn = torch.empty(noise.shape, pin_memory=True) if noise.is_cuda else noise
+        for numbers, place in zip(drawn.numpy(), places, strict=True):
+            if place < len(self._generators):
+                self._generators[place].standard_exponential(dtype=np.float32, out=numbers[0])
+        if drawn is not noise:
+            noise.copy_(drawn, non_blocking=True)
+
+
+def _logarithm(noise: Tensor) -> Tensor:
+    return noise.clamp_(min=torch.finfo(noise.dtype).tiny).log_()

@@ -6,13 +6,13 @@ from collections import Counter
 
 import pytest
 import torch
-from support import random_pictures, randomise, small_captioner
+from support import Waits, random_pictures, randomise, small_captioner
 from torch import Tensor
 
 from captioning.data.batch import Row, pack
 from captioning.errors import UserError
 from captioning.model.captioner import ImageCaptioner
-from captioning.model.generation import Beam, Greedy, generate
+from captioning.model.generation import Beam, Greedy, generate, generate_from
 
 VOCABULARY, END, LIMIT, PICTURES = 40, 39, 12, 64
 USUAL = Beam(
@@ -154,6 +154,15 @@ def test_pictures_whose_search_has_ended_leave_the_batch(captioner, pictures):
     assert held[0] == PICTURES and held[-1] < 0.75 * PICTURES
     alone = [generate(captioner, picture[None], decoding)[0] for picture in pictures[:24]]
     assert [one.token_ids for one in together[:24]] == [one.token_ids for one in alone]
+
+
+def test_a_step_waits_once_for_the_device_and_searches_that_end_together_are_fetched_together(monkeypatch, captioner):
+    attended = captioner.encode(random_pictures(32))
+    with Waits(monkeypatch) as waits:
+        generate_from(captioner, attended, beam(early_stopping=True, no_repeat_ngram_size=2, min_new_tokens=2))
+    leaves = 6  # with a quarter at least of those that are left; of each, three fields are fetched
+    assert waits.counts.keys() & {"tolist", *Waits.OPERATORS} == {"tolist"}
+    assert waits.counts["tolist"] <= LIMIT + 3 * leaves
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])

@@ -12,7 +12,7 @@ from captioning.data.batch import Row, pack
 from captioning.errors import UserError
 from captioning.model.captioner import ImageCaptioner
 from captioning.model.generation import Caption, Greedy, Rollouts, Sampling, generate
-from captioning.model.generation.sampling import GumbelNoise
+from captioning.model.generation.sampling import PicturesNoise
 
 VOCABULARY, END, LIMIT = 40, 39, 12
 PICTURES = 64
@@ -186,13 +186,17 @@ def test_a_vocabulary_of_near_ties_does_not_make_captions_depend_on_the_batch(pi
 
 
 def test_noise_is_gumbels_and_each_pictures_own():
-    noise = GumbelNoise(1, range(20)).of(range(20), 50_000)
-    assert noise.mean().item() == pytest.approx(0.5772, abs=0.01)  # Euler's constant
-    assert noise.var().item() == pytest.approx(torch.pi**2 / 6, rel=0.01)
-    assert torch.corrcoef(noise).fill_diagonal_(0).abs().max() < 0.03
-    again = GumbelNoise(1, [7])
-    assert torch.equal(again.of([0], 50_000)[0], noise[7])
-    assert not torch.equal(again.of([0], 50_000)[0], noise[7]), "another step"
+    drawn, again = torch.empty(20, 1, 50_000), torch.empty(1, 1, 50_000)
+    PicturesNoise(1, range(20))(drawn, range(20))
+    gumbels = -drawn[:, 0].clamp(min=1e-30).log()
+    assert gumbels.mean().item() == pytest.approx(0.5772, abs=0.01)  # Euler's constant
+    assert gumbels.var().item() == pytest.approx(torch.pi**2 / 6, rel=0.01)
+    assert torch.corrcoef(gumbels).fill_diagonal_(0).abs().max() < 0.03
+    alone = PicturesNoise(1, [7])
+    alone(again, [0])
+    assert torch.equal(again[0], drawn[7])
+    alone(again, [0])
+    assert not torch.equal(again[0], drawn[7]), "another step"
 
 
 def test_sampled_tokens_follow_the_models_probabilities(captioner, pictures):
