@@ -14,6 +14,7 @@ import json
 import types
 from collections.abc import Iterator, Mapping
 from copy import copy
+from fnmatch import fnmatchcase
 from itertools import pairwise
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -29,16 +30,19 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
-    Discriminator,
     Field,
+    PlainValidator,
     SerializeAsAny,
     Strict,
-    Tag,
     ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
     create_model,
+    field_validator,
     model_validator,
 )
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 
 from captioning.errors import UserError
 from captioning.metrics import choosable
@@ -73,6 +77,14 @@ def key(
     return Field(default, description=says, json_schema_extra=extra)
 
 
+OF_A_SECTION = ("in words", "value_error", "missing", "extra_forbidden")  # errors that a section of keys has raised
+
+
+def in_words(objection: str) -> PydanticCustomError:
+    """An error that is said so, behind the key's name, which is `{name}` in it."""
+    return PydanticCustomError("in words", "{objection}", {"objection": objection})
+
+
 class Section(BaseModel):
     """Some keys that belong together, frozen; a key that it doesn't know is refused."""
 
@@ -89,6 +101,18 @@ class Section(BaseModel):
         """As plain containers, with the keys as they are in `conf/`."""
         return self.model_dump(by_alias=True, exclude_unset=True)
 
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _in_words(cls, value: Any, validate: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+        """Say of a wrong value what it must be, unless it is a section with words of its own."""
+        field = cls.model_fields[str(info.field_name)]
+        try:
+            return validate(value)
+        except ValidationError as error:
+            if error.errors(include_url=False)[0]["type"] in OF_A_SECTION and _sections(field.annotation):
+                raise
+            raise in_words(_objection(field, value)) from None
+
 
 class Built(Section):
     """A section that says by `_target_` what is built of it: that is called with the other keys as arguments."""
@@ -102,14 +126,17 @@ class Own(Built):
     model_config = ConfigDict(extra="allow")
 
 
-def by_target(**kinds: str) -> Discriminator:
-    """Chooses the section's class by its `_target_`, the user's own for any other."""
+def by_target(kinds: dict[str, type[Built]], own: type[Own]) -> PlainValidator:
+    """Makes the section of the kind that `_target_` names, the user's own for any other."""
 
-    def tag(value: Any) -> str:
-        target = value.get("_target_") if isinstance(value, Mapping) else getattr(value, "target", None)
-        return f"<{next((name for name, known in kinds.items() if known == target), 'own')}>"
+    def made(value: Any) -> Section:
+        if isinstance(value, Section):
+            return value
+        if not isinstance(value, Mapping):
+            raise in_words(f"={shown(value)} must be a section of keys")
+        return kinds.get(value.get("_target_", ""), own).model_validate(value)
 
-    return Discriminator(tag)
+    return PlainValidator(made)
 
 
 # ---------------------------------------------------------------------------------------------------------------- data
@@ -193,15 +220,11 @@ class OwnDataConfig(create_model("SharedData", __base__=Own, **_shared())):  # t
     """A user's own data module; the keys that it shares with ours are checked as theirs."""
 
 
-Data = Annotated[
-    Annotated[PhotographsConfig, Tag("<photographs>")]
-    | Annotated[ShapesConfig, Tag("<shapes>")]
-    | Annotated[OwnDataConfig, Tag("<own>")],
-    by_target(
-        photographs="captioning.data.datamodule.PhotographDataModule",
-        shapes="captioning.shapes.datamodule.ShapesDataModule",
-    ),
-]
+DATA: dict[str, type[Built]] = {
+    "captioning.data.datamodule.PhotographDataModule": PhotographsConfig,
+    "captioning.shapes.datamodule.ShapesDataModule": ShapesConfig,
+}
+Data = Annotated[PhotographsConfig | ShapesConfig | OwnDataConfig, by_target(DATA, OwnDataConfig)]
 
 
 def data_set_of(data: Mapping) -> str:
@@ -220,14 +243,8 @@ class ModelConfig(Built):
         example="runs/MY_RUN",
         path=True,
     )
-    dropout: Share = key(
-        "Of the decoder's embeddings and residual branches.",
-        must="a number from 0, which switches it off, to below 1",
-    )
-    attention_dropout: Share = key(
-        "Of the decoder's attention weights; above 0 its fast kernels cannot be used.",
-        must="a number from 0, which switches it off, to below 1",
-    )
+    dropout: Share = key("Of the decoder's embeddings and residual branches.")
+    attention_dropout: Share = key("Of the decoder's attention weights; above 0 its fast kernels cannot be used.")
     gradient_checkpointing: bool = key("Recompute activations in the backward pass: less memory, a third more time.")
     compile: bool = key("torch.compile both halves.")
 
@@ -276,12 +293,11 @@ class OwnModelConfig(Own):
     init_from: Text | None = key("Fine-tune these weights.", default=None, path=True)
 
 
-Model = Annotated[
-    Annotated[TinyModelConfig, Tag("<tiny>")]
-    | Annotated[PretrainedModelConfig, Tag("<pretrained>")]
-    | Annotated[OwnModelConfig, Tag("<own>")],
-    by_target(tiny="captioning.model.build.from_scratch", pretrained="captioning.model.build.from_pretrained"),
-]
+MODELS: dict[str, type[Built]] = {
+    "captioning.model.build.from_scratch": TinyModelConfig,
+    "captioning.model.build.from_pretrained": PretrainedModelConfig,
+}
+Model = Annotated[TinyModelConfig | PretrainedModelConfig | OwnModelConfig, by_target(MODELS, OwnModelConfig)]
 
 # --------------------------------------------------------------------------------------------------------------- stage
 
@@ -414,12 +430,12 @@ class OwnDecodingConfig(Own):
     """A user's own decoding."""
 
 
+DECODINGS: dict[str, type[Built]] = {
+    f"captioning.model.generation.{name}": kind
+    for name, kind in (("Greedy", GreedyConfig), ("Sampling", SamplingConfig), ("Beam", BeamConfig))
+}
 Decoding = Annotated[
-    Annotated[GreedyConfig, Tag("<greedy>")]
-    | Annotated[SamplingConfig, Tag("<sampling>")]
-    | Annotated[BeamConfig, Tag("<beam>")]
-    | Annotated[OwnDecodingConfig, Tag("<own>")],
-    by_target(**{name.lower(): f"captioning.model.generation.{name}" for name in ("Greedy", "Sampling", "Beam")}),
+    GreedyConfig | SamplingConfig | BeamConfig | OwnDecodingConfig, by_target(DECODINGS, OwnDecodingConfig)
 ]
 
 # ----------------------------------------------------------------------------------------------- the rest of a training
@@ -502,10 +518,8 @@ class OwnLoggerConfig(Own):
     """A user's own logger, or one of Lightning's."""
 
 
-Logger = Annotated[
-    Annotated[WandbConfig, Tag("<wandb>")] | Annotated[OwnLoggerConfig, Tag("<own>")],
-    by_target(wandb="captioning.training.wandb.wandb_logger"),
-]
+LOGGERS: dict[str, type[Built]] = {"captioning.training.wandb.wandb_logger": WandbConfig}
+Logger = Annotated[WandbConfig | OwnLoggerConfig, by_target(LOGGERS, OwnLoggerConfig)]
 
 
 class AdamWConfig(Built):
@@ -725,7 +739,7 @@ def checked(cfg: DictConfig, kind: type[Kind], **known: Any) -> Kind:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise UserError(_sentence(error, kind, values)) from None
+        raise UserError(_sentence(error, kind)) from None
 
 
 def shown(value: Any) -> str:
@@ -757,8 +771,7 @@ def _resolved(cfg: Any, kind: type[Section]) -> dict[str, Any]:
     try:
         values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
-        name = str(error.full_key)
-        raise UserError(_missing(name, _met(kind, name.split("."))[0])) from error
+        raise UserError(_missing(str(error.full_key), kind)) from error
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         is_reference = isinstance(error, InterpolationResolutionError | GrammarParseError)
@@ -767,58 +780,36 @@ def _resolved(cfg: Any, kind: type[Section]) -> dict[str, Any]:
     return dict(values)  # type: ignore[arg-type]
 
 
-def _sentence(error: ValidationError, kind: type[Section], values: dict[str, Any]) -> str:
+def _sentence(error: ValidationError, kind: type[Section]) -> str:
     first = error.errors(include_url=False)[0]
-    cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, UserError):  # a rule of several keys, which has its own words
-        return str(cause)
-    field, path = _met(kind, list(first["loc"]))
-    whole_path = [part for part in first["loc"] if not _is_tag(part)]
+    name, context = ".".join(map(str, first["loc"])), first.get("ctx", {})
+    if "error" in context:  # a rule of several keys, which has its own words
+        return str(context["error"])
     if first["type"] == "extra_forbidden":
-        return f"there is no key {'.'.join(map(str, whole_path))}; conf/ lists them all"
-    name, value = ".".join(map(str, path)), _value_at(values, path)
-    is_missing = first["type"] == "missing" and path == whole_path
-    if field is None or is_missing or (value is None and _extra(field, "example")):
-        return _missing(name, field)
-    if words := _words(field.annotation):
-        near = difflib.get_close_matches(str(value), words, n=1)
-        return f"{name}={shown(value)} is none of {', '.join(words)}" + (f"; did you mean {near[0]}?" if near else "")
-    way_out = _extra(field, "way_out")
-    must = _extra(field, "must") or _allowed(field.annotation, field.metadata)
-    example = f", for example {name}={_extra(field, 'example')}" if _extra(field, "example") else ""
-    return f"{name}={shown(value)} must be {must}{example}" + (f"; {way_out}" if way_out else "")
+        return f"there is no key {name}; conf/ lists them all"
+    if first["type"] == "missing":
+        return _missing(name, kind)
+    return name + context["objection"].replace("{name}", name)
 
 
-def _missing(name: str, field: FieldInfo | None) -> str:
-    if field is not None and (example := _extra(field, "example")):
-        return f"{name} is missing; say which, for example {name}={example}"
+def _missing(name: str, kind: type[Section]) -> str:
+    field = next((field for known, field in fields_of(kind) if fnmatchcase(name, known)), None)
+    if field is not None and _extra(field, "example"):
+        return name + _objection(field, None).replace("{name}", name)
     return f"{name} is missing" + (f": {field.description}" if field is not None else "")
 
 
-def _met(kind: type[Section], path: list[Any]) -> tuple[FieldInfo | None, list[Any]]:
-    """The innermost key on the path of an error, and its own path: what lies deeper is a part of its value."""
-    field: FieldInfo | None = None
-    kinds, met = [kind], list[Any]()
-    for part in path:
-        found = next((f for k in kinds for n, f in k.model_fields.items() if part in (n, f.alias)), None)
-        if found is not None:
-            field, kinds, met = found, _sections(found.annotation), [*met, part]
-        elif field is not None and _is_tag(part):
-            kinds = _sections(field.annotation, part)
-        elif field is not None and kinds and get_origin(field.annotation) in (dict, list):
-            met = [*met, part]
-        else:
-            break
-    return field, met
-
-
-def _value_at(values: Any, path: list[Any]) -> Any:
-    for part in path:
-        try:
-            values = values[part]
-        except (KeyError, IndexError, TypeError):
-            return None
-    return values
+def _objection(field: FieldInfo, value: Any) -> str:
+    """What is said of a wrong value behind the key's name, which is `{name}` in it."""
+    example = _extra(field, "example") and f", for example {{name}}={_extra(field, 'example')}"
+    if value is None and example:
+        return f" is missing; say which{example}"
+    if words := _words(field.annotation):
+        near = difflib.get_close_matches(str(value), words, n=1)
+        return f"={shown(value)} is none of {', '.join(words)}" + (f"; did you mean {near[0]}?" if near else "")
+    must = _extra(field, "must") or _allowed(field.annotation, field.metadata)
+    way_out = _extra(field, "way_out")
+    return f"={shown(value)} must be {must}{example}" + (f"; {way_out}" if way_out else "")
 
 
 def _extra(field: FieldInfo, name: str) -> str:
@@ -826,18 +817,11 @@ def _extra(field: FieldInfo, name: str) -> str:
     return str(extra.get(name, "")) if isinstance(extra, dict) else ""
 
 
-def _is_tag(part: Any) -> bool:
-    return isinstance(part, str) and part.startswith("<")
-
-
-def _sections(annotation: Any, tag: str = "") -> list[type[Section]]:
-    """The sections that a key may hold, also in a list or by names; with a tag only that kind."""
-    tags = [extra.tag for extra in getattr(annotation, "__metadata__", ()) if isinstance(extra, Tag)]
-    if tag and tags and tag not in tags:
-        return []
+def _sections(annotation: Any) -> list[type[Section]]:
+    """The sections that a key may hold, also in a list or by names."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return [annotation]
-    return [section for part in get_args(annotation) for section in _sections(part, tag)]
+    return [section for part in get_args(annotation) for section in _sections(part)]
 
 
 def _words(annotation: Any) -> list[str]:

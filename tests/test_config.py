@@ -106,8 +106,7 @@ PHASES = "[{from_epoch: 0, train: [cross_attention]}"
         ("model.encoder=null", "model.encoder=null must be a hub name or a local folder"),
         ("model.image_size=0", "model.image_size=0 must be a whole number of at least 1, or null"),
         *(
-            (f"model.dropout={value}", f"model.dropout={value} must be a number from 0, which switches it off, to "
-             "below 1")
+            (f"model.dropout={value}", f"model.dropout={value} must be a number from 0 to below 1")
             for value in ("1", "-0.5", "true", "much")
         ),
         ("logger.wandb.project=my project", "logger.wandb.project=my project must be a name of letters, digits, '-', "
