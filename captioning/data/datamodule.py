@@ -30,7 +30,7 @@ from captioning.data.encoder_cache import EncodedPictures, FrozenEncoder, encode
 from captioning.data.images import UnreadablePicture, read_picture
 from captioning.data.pixel_cache import Outcome, Places, find_prepared, packs_in, prepare_pictures
 from captioning.data.records import DamagedPicture, Photograph, Pictures, Split
-from captioning.data.rows import CaptionRows, EpochBatches, InOrder, TokenArrays, row_loader, spread
+from captioning.data.rows import CaptionRows, EpochBatches, TokenArrays, row_loader, spread
 from captioning.data.splits import refuse_empty, split_photographs, without_unreadable
 from captioning.data.tokenizer import CaptionTokenizer
 from captioning.data.transforms import EvaluationTransform, TrainingTransform
@@ -196,8 +196,9 @@ class CaptionDataModule(L.LightningDataModule):
     def whole_pictures(self, split: str, count: int) -> DataLoader:
         """Up to `count` pictures, spread over a split, each one row with all its captions; each rank has its share."""
         rows = self.rows(split, captions_per_image=sys.maxsize)
-        share = spread(count, len(rows))[self._rank :: self._world_size]
-        return row_loader(rows, InOrder(share, self.batch_size), self._num_workers, persistent=False)
+        share = [(0, row) for row in spread(count, len(rows))[self._rank :: self._world_size]]
+        batches = [share[start : start + self.batch_size] for start in range(0, len(share), self.batch_size)]
+        return row_loader(rows, batches, self._num_workers, persistent=False)
 
     def references(self, split: str) -> dict[int | str, Sequence[str]]:
         """The captions of each picture of a split, by image id."""

@@ -207,20 +207,6 @@ def spread(count: int, total: int) -> list[int]:
     return sorted({i * total // count for i in range(count)})
 
 
-class InOrder(Sampler[list[tuple[int, int]]]):
-    """Batches of (0, row): these rows as they are."""
-
-    def __init__(self, rows: Sequence[int], batch_size: int):
-        self._rows, self._batch_size = rows, batch_size
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for start in range(0, len(self._rows), self._batch_size):
-            yield [(0, row) for row in self._rows[start : start + self._batch_size]]
-
-    def __len__(self) -> int:
-        return -(-len(self._rows) // self._batch_size)
-
-
 class EpochBatches(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, row) for one rank; the order is a function of (seed, epoch), the same on every rank.
 

@@ -8,6 +8,7 @@ import os
 import queue
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from captioning.data.batch import CaptionBatch, PictureFormat, Row, pack
 from captioning.data.images import UnreadablePicture
@@ -175,23 +176,14 @@ def collate(items: Sequence[Item]) -> tuple[list[CaptionedPicture], Tensor | Non
     return [picture for picture, _ in items], torch.stack(pixels) if pixels else None
 
 
-class Share(Sampler[list[int]]):
+def share(first: int, count: int, batch_size: int, process: int = 0, processes: int = 1) -> list[range]:
     """Batches of the places from `first` on: of `processes` that take turns, those of number `process`.
 
-    >>> list(Share(first=4, count=11, batch_size=2, process=1, processes=2))
-    [[6, 7], [10]]
+    >>> share(first=4, count=11, batch_size=2, process=1, processes=2)
+    [range(6, 8), range(10, 11)]
     """
-
-    def __init__(self, first: int, count: int, batch_size: int, process: int = 0, processes: int = 1):
-        self._starts = range(first + process * batch_size, count, processes * batch_size)
-        self._count, self._batch_size = count, batch_size
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for start in self._starts:
-            yield list(range(start, min(self._count, start + self._batch_size)))
-
-    def __len__(self) -> int:
-        return len(self._starts)
+    starts = range(first + process * batch_size, count, processes * batch_size)
+    return [range(start, min(count, start + batch_size)) for start in starts]
 
 
 def picture_loader(
@@ -201,7 +193,7 @@ def picture_loader(
 
     Without any, pictures are read between the model's batches by all cores.
     """
-    batches = Share(work.first, len(work.pictures), work.batch_size, process, processes)
+    batches = share(work.first, len(work.pictures), work.batch_size, process, processes)
     return DataLoader(
         PictureItems(work, picture_format),
         batch_sampler=batches,
@@ -238,7 +230,7 @@ def _by_processes(
     work: Work, devices: list[torch.device], weights: Path | HuggingFaceModel
 ) -> Iterator[Iterator[CaptionedBatch]]:
     processes = len(devices)
-    total = len(Share(work.first, len(work.pictures), work.batch_size))
+    total = len(share(work.first, len(work.pictures), work.batch_size))
     context = multiprocessing.get_context("spawn")  # no process that uses a GPU can be forked
     results: list[Any] = [context.Queue(AHEAD) for _ in range(processes)]
     threads = torch.get_num_threads()
@@ -290,25 +282,23 @@ def _caption_share(
     results: Any,
 ) -> None:
     """The life of a process: load, caption every n-th batch, give."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         torch.set_num_threads(threads)
         captioner, tokenizer = load_captioner(weights)
         model = Model(placed(captioner, device, work.precision), tokenizer, device)
         for one in caption(work, model, process, processes):
-            _give(results, one)
+            results.put(one)
     except Exception as error:
-        _give(results, error if isinstance(error, UserError) else RuntimeError(traceback.format_exc()))
+        results.put(error if isinstance(error, UserError) else RuntimeError(traceback.format_exc()))
         sys.exit(1)
 
 
-def _give(results: Any, one: CaptionedBatch | Exception) -> None:
+def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
-    while True:
-        try:
-            return results.put(one, timeout=LOOK_SECONDS)
-        except queue.Full:
-            if parent is None or not parent.is_alive():
-                os._exit(1)  # nobody will ever take it
+    assert parent is not None
+    parent.join()
+    os._exit(1)  # nobody will ever take what this one makes
 
 
 def _taken(results: Any, process: Any) -> CaptionedBatch:

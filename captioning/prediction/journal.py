@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from filelock import FileLock
 from PIL import Image
@@ -87,6 +87,22 @@ class CaptionedPicture:
             return record if record.line().encode() == line else None
         except (ValueError, TypeError, KeyError):
             return None
+
+
+class May(NamedTuple):
+    """What a prediction may do with files that are there already.
+
+    Attributes:
+        overwrite: replace them.
+        resume: go on from what a stopped run left. A file that is complete may be its own: it stays if it holds the
+            same, and is refused if it holds something else.
+    """
+
+    overwrite: bool = False
+    resume: bool = False
+
+
+NOTHING = May()
 
 
 def _scored(caption: str, log_probability: float) -> dict[str, object]:
@@ -174,8 +190,7 @@ class Journal:
         given: the key `output`, for sentences.
         output: the file that is made of it.
         settings: plain containers: what the captions depend on.
-        overwrite: replace what is there.
-        resume: go on from the lines of a run that was stopped, if there are some and they depend on the same.
+        may: begin anew where there are lines, or go on from them, if they depend on the same.
 
     Attributes:
         done: of so many pictures, the first ones, a resumed run has lines.
@@ -187,17 +202,8 @@ class Journal:
             wherever the disk objects.
     """
 
-    def __init__(
-        self,
-        given: str | Path,
-        output: Path,
-        settings: Mapping[str, object],
-        *,
-        overwrite: bool = False,
-        resume: bool = False,
-    ):
-        self.given, self.output = given, output
-        self.overwrite, self.resume = overwrite, resume
+    def __init__(self, given: str | Path, output: Path, settings: Mapping[str, object], may: May = NOTHING):
+        self.given, self.output, self.may = given, output, may
         self.path = journal_path(output)
         self._settings = json.loads(to_json(settings))
         self.done = self.captioned = self.failed = 0
@@ -217,7 +223,7 @@ class Journal:
     def _open(self) -> None:
         settings_path = journal_settings_path(self.output)
         remove_unfinished([settings_path])
-        if self.resume and has_lines(self.output):
+        if self.may.resume and has_lines(self.output):
             self._refuse_other_settings(settings_path)
             end = 0
             for record, end in lines_of(self.path):  # noqa: B007  # `end` is used behind the loop
@@ -225,7 +231,7 @@ class Journal:
             os.truncate(self.path, end)  # a torn line
             self.done = self.captioned + self.failed
         else:
-            check_journal(self.given, self.output, resume=self.resume, overwrite=self.overwrite)
+            check_journal(self.given, self.output, self.may)
             self.path.write_bytes(b"")
             self._write_settings({})
         self._file = self.path.open("ab", buffering=0)
@@ -300,13 +306,13 @@ class Journal:
         unlocked(self._lock)
 
 
-def check_journal(given: str | Path, output: Path, *, resume: bool, overwrite: bool) -> None:
+def check_journal(given: str | Path, output: Path, may: May) -> None:
     """Raise UserError if a stopped run left lines, and neither is to be done with them."""
     path = journal_path(output)
     with suppress(FileNotFoundError):
         if not stat.S_ISREG(path.stat().st_mode):
             raise UserError(f"output={given}: {path} is no file, and the captions so far would lie there; move it")
-    if has_lines(output) and not (resume or overwrite):
+    if has_lines(output) and not (may.resume or may.overwrite):
         raise UserError(
             f"{path} holds the captions of a run that was stopped; go on from them with resume=true, or begin anew "
             "with overwrite=true"

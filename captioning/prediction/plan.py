@@ -13,7 +13,7 @@ from captioning.config import PredictConfig, checked
 from captioning.data.datasets import require_data
 from captioning.errors import UserError
 from captioning.prediction.inputs import InputPictures, find_pictures
-from captioning.prediction.journal import Journal, counts_of, has_lines, lines_of
+from captioning.prediction.journal import Journal, May, counts_of, has_lines, lines_of
 from captioning.prediction.outputs import check_output, format_of, is_complete
 from captioning.prediction.outputs.files import Sink, real_file
 from captioning.prediction.outputs.gallery import Gallery, gallery_path
@@ -42,13 +42,15 @@ class Plan:
 
     Attributes:
         pictures: None where they are a split's, which is read when the model's tokenizer is known.
-        sinks: what is made beside the output; None where the pictures are not known yet.
+        settings: what the captions depend on, see `settings_of`; None where the pictures are not known yet.
+        sinks: what is made beside the output, likewise.
         complete: what there is, where it leaves nothing to do.
     """
 
     output: Path
     weights: Path | HuggingFaceModel
     pictures: InputPictures | None
+    settings: dict[str, object] | None
     sinks: "Sinks | None"
     complete: Prediction | None
 
@@ -65,31 +67,32 @@ def planned(config: PredictConfig) -> Plan:
     output = Path(config.output)
     check_output(output, config.overwrite or config.resume, config.resume)
     weights = find_weights(config.checkpoint, allow_pickle=config.allow_pickle)
-    complete = pictures = sinks = None
+    complete = pictures = settings = sinks = None
     if config.input is not None:
         pictures = InputPictures(find_pictures(config.input))
         format_of(output).check(output, pictures)
-        complete = _complete(config, output, weights, pictures)
+        settings = settings_of(config, weights, pictures.paths)
+        complete = _complete(config, output, settings, pictures)
     elif config.data is not None:
         require_data(config.data)
     if not complete:
         check_output(output, config.overwrite, config.resume)
         if config.data is not None:
             check_score_files(output, config.overwrite or (config.resume and has_lines(real_file(output))))
-        if pictures:
-            sinks = Sinks.of(config, output, pictures, settings_of(config, weights, pictures.paths))
-    return Plan(output, weights, pictures, sinks, complete)
+        if pictures and settings:
+            sinks = Sinks.of(config, output, pictures, settings)
+    return Plan(output, weights, pictures, settings, sinks, complete)
 
 
 def _complete(
-    config: PredictConfig, output: Path, weights: Path | HuggingFaceModel, pictures: InputPictures
+    config: PredictConfig, output: Path, settings: Mapping[str, object], pictures: InputPictures
 ) -> Prediction | None:
     """Where there is nothing to resume since a run came to its end: what it made; only text files may be lacking."""
-    if not config.resume or not is_complete(output, settings_of(config, weights, pictures.paths)):
+    if not config.resume or not is_complete(output, settings):
         return None
     captioned, failed = _counts(output)
     if config.text_files and format_of(output).is_journal:
-        text_files = TextFiles(pictures.paths, config.input, overwrite=config.overwrite, resume=True)
+        text_files = TextFiles(pictures.paths, config.input, May(config.overwrite, resume=True))
         for record, _ in lines_of(real_file(output)):
             text_files.add(record)
         text_files.finish()
@@ -145,18 +148,17 @@ class Sinks:
         cls, config: PredictConfig, output: Path, pictures: InputPictures, settings: Mapping[str, object]
     ) -> "Sinks":
         """Those that are asked for; raises UserError for one that can't be written."""
-        resumed = config.resume and has_lines(real_file(output))
-        may = {"overwrite": config.overwrite, "resume": resumed}
+        may = May(config.overwrite, config.resume and has_lines(real_file(output)))
         places = chosen_pictures(config.heat_maps, pictures.paths)
         page = gallery_path(config.gallery, output)
         split = None
         if pictures.references:
-            split = SplitScores(output, len(pictures), config.java, settings, **may)
+            split = SplitScores(output, len(pictures), config.java, settings, may)
         return cls(
             split,
-            HeatMaps(output, pictures.paths, places, **may) if places else None,
-            Gallery(page, split, **may) if page else None,
-            TextFiles(pictures.paths, config.input, **may) if config.text_files else None,
+            HeatMaps(output, pictures.paths, places, may) if places else None,
+            Gallery(page, split, may) if page else None,
+            TextFiles(pictures.paths, config.input, may) if config.text_files else None,
             frozenset(places),
         )
 

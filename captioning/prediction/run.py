@@ -24,7 +24,7 @@ from captioning.prediction.caption import (
     reading_processes,
 )
 from captioning.prediction.inputs import InputPictures
-from captioning.prediction.journal import Journal, settings_path
+from captioning.prediction.journal import Journal, May, settings_path
 from captioning.prediction.outputs import put_in_place
 from captioning.prediction.outputs.files import check_file, real_file
 from captioning.prediction.outputs.scores import SCORES, TABLE, SplitScores
@@ -52,14 +52,14 @@ def predict(config: PredictConfig, plan: Plan | None = None) -> Prediction:
     require_room(captioner, decoding)
     layers = checked_layers(config.heat_maps_layers, captioner)
     pictures = plan.pictures or _split_of(config, captioner, tokenizer)
-    settings = settings_of(config, plan.weights, pictures.paths)
+    settings = plan.settings or settings_of(config, plan.weights, pictures.paths)
     sinks = plan.sinks or Sinks.of(config, output, pictures, settings)
     devices = devices[: max(1, math.ceil(len(pictures) / config.batch_size))]  # not more of them than batches
     if len(devices) == 1:
         captioner = placed(captioner, devices[0], config.precision)
-    may = {"overwrite": config.overwrite, "resume": config.resume}
     with ExitStack() as stack:
-        journal = stack.enter_context(Journal(output, real_file(output), settings, **may))
+        may = May(config.overwrite, config.resume)
+        journal = stack.enter_context(Journal(output, real_file(output), settings, may))
         if journal.done < len(pictures):
             check_file("output", output, config.overwrite)
         for sink in sinks.on_the_way:

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from captioning.data import rows
 from captioning.data.batch import PictureFormat
 from captioning.data.records import Split
-from captioning.data.rows import CaptionRows, EpochBatches, InOrder, TokenArrays, captions_mention_sides, spread
+from captioning.data.rows import CaptionRows, EpochBatches, TokenArrays, captions_mention_sides, spread
 from captioning.data.tokenizer import CaptionTokenizer
 from captioning.data.transforms import EvaluationTransform, TrainingTransform
 
@@ -374,12 +374,6 @@ def test_the_number_of_batches_is_what_the_length_says(rows, batch_size, world_s
         for rank in range(world_size):
             batches = EpochBatches(rows, batch_size, shuffle=shuffle, seed=1, rank=rank, world_size=world_size)
             assert len(list(batches)) == len(batches)
-
-
-def test_rows_in_order_come_once_each():
-    batches = InOrder([3, 4, 9, 1, 0], batch_size=2)
-    assert list(batches) == [[(0, 3), (0, 4)], [(0, 9), (0, 1)], [(0, 0)]] and len(batches) == 3
-    assert list(batches) == list(batches)
 
 
 @given(count=st.integers(1, 50), total=st.integers(1, 60))

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from captioning.errors import UserError
-from captioning.prediction.journal import CaptionedPicture
+from captioning.prediction.journal import CaptionedPicture, May
 from captioning.prediction.outputs.gallery import SIDE, Gallery, card, gallery_path, score_values, thumbnail
 
 HOSTILE = '</script><script>document.title = "taken over"</script><img src=x onerror="document.title=1">'
@@ -46,7 +46,7 @@ SCORES = {0: {"CIDEr": 0.2}, 1: {"CIDEr": 1.5}, 2: {"CIDEr": 0.9}}
 
 
 def written(path: Path, given: list[CaptionedPicture], scores=SCORES, **may) -> Path:
-    with Gallery(path, **may) as gallery:
+    with Gallery(path, may=May(**may)) as gallery:
         for one in given:
             gallery.add(one)
         gallery.add_scores(scores)
@@ -115,7 +115,7 @@ def test_cards_stand_by_their_places_with_scores_that_come_last(tmp_path):
 def test_an_interrupted_page_leaves_nothing_and_what_was_there_before(tmp_path):
     path = tmp_path / "captions.html"
     path.write_text("before")
-    with pytest.raises(ZeroDivisionError), Gallery(path, overwrite=True) as gallery:
+    with pytest.raises(ZeroDivisionError), Gallery(path, may=May(overwrite=True)) as gallery:
         gallery.add(pictures()[3])
         raise ZeroDivisionError
     assert path.read_text() == "before" and listing(tmp_path) == {"captions.html"}
@@ -130,7 +130,7 @@ def test_a_page_that_exists_is_refused_before_and_at_the_end(tmp_path):
     with pytest.raises(UserError, match=rf"^gallery={path}: {path} exists already; replace it with overwrite=true"):
         Gallery(path)
     with pytest.raises(UserError, match=r"is a folder; name a file, for example .*captions\.html"):
-        Gallery(tmp_path, overwrite=True)
+        Gallery(tmp_path, may=May(overwrite=True))
 
 
 def test_with_resume_a_page_stays_if_it_holds_the_same(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from captioning.errors import UserError
-from captioning.prediction.journal import CaptionedPicture
+from captioning.prediction.journal import CaptionedPicture, May
 from captioning.prediction.outputs.files import new_file
 from captioning.prediction.outputs.heat_maps import HeatMaps, chosen_pictures
 
@@ -45,7 +45,7 @@ def test_a_name_of_no_picture_is_refused(wanted, sentence):
 
 
 def folder_beside(output: Path, **may) -> HeatMaps:
-    return HeatMaps(output, PATHS, [0, 1, 2], **may)
+    return HeatMaps(output, PATHS, [0, 1, 2], May(**may))
 
 
 def picture(place: int, strip: Image.Image | None = STRIP) -> CaptionedPicture:
@@ -80,7 +80,7 @@ def test_outputs_of_two_suffixes_of_one_name_have_folders_of_their_own(tmp_path)
 
 def test_what_a_killed_run_left_of_a_folder_is_in_nobodys_way(tmp_path):
     (tmp_path / ".c.csv.heat_maps.tmp").mkdir()
-    with new_file("output", tmp_path / "c.csv", resume=True) as file:
+    with new_file("output", tmp_path / "c.csv", May(resume=True)) as file:
         file.write(b"a")
     filled(tmp_path / "c.csv", resume=True)
     assert {path.name for path in tmp_path.iterdir()} == {"c.csv", "c.csv.heat_maps"}

@@ -24,6 +24,7 @@ from captioning.files import unlocked
 from captioning.prediction.journal import (
     CaptionedPicture,
     Journal,
+    May,
     _locked,
     counts_of,
     has_lines,
@@ -40,7 +41,7 @@ SUFFIXES = [".jsonl", ".csv", ".json"]
 
 
 def opened(output, settings=SETTINGS, **may) -> Journal:
-    return Journal(output, real_file(output), settings, **may)
+    return Journal(output, real_file(output), settings, May(**may))
 
 
 def picture(place: int, caption: str | None = "a dog", path: str | None = None, **known) -> CaptionedPicture:

@@ -9,7 +9,7 @@ import pytest
 from captioning import files
 from captioning.errors import UserError
 from captioning.prediction.inputs import find_pictures
-from captioning.prediction.journal import CaptionedPicture
+from captioning.prediction.journal import CaptionedPicture, May
 from captioning.prediction.outputs.text_files import TextFiles, text_path
 
 
@@ -58,7 +58,7 @@ def test_a_caption_with_line_ends_is_one_line(photos):
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError])
 def test_an_interrupted_run_writes_none_and_keeps_what_existed(photos, tmp_path, stop):
     (tmp_path / "photos" / "a.txt").write_text("mine")
-    with pytest.raises(stop), TextFiles(photos, overwrite=True) as writer:
+    with pytest.raises(stop), TextFiles(photos, may=May(overwrite=True)) as writer:
         add(writer, photos[0], "a dog")
         raise stop
         writer.finish()
@@ -72,7 +72,7 @@ def test_existing_files_are_counted_named_and_refused_unless_overwrite(photos, t
         UserError, match=r"2 of 3 text files exist already: \S+a\.txt, \S+c\.txt; replace them with over"
     ):
         TextFiles(photos)
-    with TextFiles(photos, overwrite=True) as writer:
+    with TextFiles(photos, may=May(overwrite=True)) as writer:
         add(writer, photos[0], "a dog")
         writer.finish()
     assert texts(tmp_path / "photos") == {"a.txt": "a dog\n", "b.c.txt": "mine"}
@@ -88,7 +88,7 @@ def test_of_many_only_the_first_are_named(tmp_path):
 def test_two_pictures_that_would_share_a_file_are_refused(photos, tmp_path):
     other = tmp_path / "photos" / "a.png"
     with pytest.raises(UserError, match=r"1 captions would replace .*photos/a\.jpg and \S+a\.png; rename one"):
-        TextFiles([*photos, other], overwrite=True)
+        TextFiles([*photos, other], may=May(overwrite=True))
     (tmp_path / "alias").symlink_to(tmp_path / "photos")
     with pytest.raises(UserError, match=r"a\.jpg and \S+alias/a\.png; rename"):
         TextFiles([photos[0], tmp_path / "alias" / "a.png"])
@@ -107,7 +107,7 @@ def test_beside_a_link_means_beside_its_own_name(photos, tmp_path):
 def test_a_text_file_that_is_a_link_is_replaced_and_not_what_it_leads_to(photos, tmp_path):
     (tmp_path / "original.txt").write_text("mine")
     photos[0].with_suffix(".txt").symlink_to(tmp_path / "original.txt")
-    with TextFiles(photos, overwrite=True) as writer:
+    with TextFiles(photos, may=May(overwrite=True)) as writer:
         add(writer, photos[0], "a dog")
         writer.finish()
     assert texts(tmp_path) == {"original.txt": "mine", "photos/a.txt": "a dog\n"}
@@ -122,7 +122,7 @@ def test_a_link_that_leads_nowhere_exists_too(photos):
 def test_a_folder_in_the_way_is_refused_whatever_overwrite_says(photos):
     photos[0].with_suffix(".txt").mkdir()
     with pytest.raises(UserError, match=r"a\.txt would be replaced and is no file; move it"):
-        TextFiles(photos, overwrite=True)
+        TextFiles(photos, may=May(overwrite=True))
 
 
 def test_the_list_that_names_the_pictures_is_never_replaced(photos, tmp_path, monkeypatch):
@@ -131,12 +131,12 @@ def test_the_list_that_names_the_pictures_is_never_replaced(photos, tmp_path, mo
     monkeypatch.chdir(listing.parent)
     for sources in (str(listing), ["a.txt"]):
         with pytest.raises(UserError, match=r"the caption of .*a\.jpg would replace .*a\.txt, an input; rename one"):
-            TextFiles(find_pictures(sources), sources, overwrite=True)
+            TextFiles(find_pictures(sources), sources, may=May(overwrite=True))
 
 
 def test_a_picture_that_calls_itself_text_is_never_replaced(tmp_path):
     with pytest.raises(UserError, match=r"would replace .*photo\.txt, an input"):
-        TextFiles([tmp_path / "photo.txt"], overwrite=True)
+        TextFiles([tmp_path / "photo.txt"], may=May(overwrite=True))
 
 
 def test_a_root_is_no_picture():
@@ -205,7 +205,7 @@ def test_of_a_run_that_is_gone_on_with_what_is_there_stays_if_it_is_the_same(pho
         add(writer, photos[0], "a dog")
         writer.finish()
     before = text_path(photos[0]).stat()
-    with TextFiles(photos, resume=True) as writer:
+    with TextFiles(photos, may=May(resume=True)) as writer:
         add(writer, photos[0], "a dog")
         add(writer, photos[1], "a cat")
         add(writer, photos[2], None)
@@ -213,6 +213,6 @@ def test_of_a_run_that_is_gone_on_with_what_is_there_stays_if_it_is_the_same(pho
     assert text_path(photos[0]).stat() == before and text_path(photos[1]).read_text() == "a cat\n"
     assert not text_path(photos[2]).exists()
     said = r"1 of 1 can't be written: .* \(it holds something else\)"
-    with pytest.raises(UserError, match=said), TextFiles(photos, resume=True) as writer:
+    with pytest.raises(UserError, match=said), TextFiles(photos, may=May(resume=True)) as writer:
         add(writer, photos[0], "another dog")
         writer.finish()

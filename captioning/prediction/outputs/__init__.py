@@ -11,6 +11,7 @@ from pathlib import Path
 from captioning.errors import UserError
 from captioning.prediction.journal import (
     Journal,
+    May,
     check_journal,
     disk_errors,
     finish_completing,
@@ -55,7 +56,7 @@ def check_output(output: str | Path, overwrite: bool, resume: bool = False) -> N
     may_exist = resume and not made_in.is_journal and has_lines(path)
     check_file("output", output, overwrite, settings_path(path), may_exist=may_exist)
     with disk_errors("output", output), suppress(FileNotFoundError):
-        check_journal(output, path, resume=resume, overwrite=overwrite)
+        check_journal(output, path, May(overwrite, resume))
         longest = journal_settings_path(path)
         longest.with_name(f".{longest.name}.1234567.tmp").lstat()
 
@@ -84,11 +85,11 @@ def put_in_place(journal: Journal) -> None:
     Raises:
         UserError: if something else has got its name meanwhile, unless that may be overwritten.
     """
-    given, made_in = journal.given, format_of(journal.given)
-    may_exist = journal.resume and not made_in.is_journal
-    check_file("output", given, journal.overwrite, settings_path(journal.output), may_exist=may_exist)
+    given, may, made_in = journal.given, journal.may, format_of(journal.given)
+    may_exist = may.resume and not made_in.is_journal
+    check_file("output", given, may.overwrite, settings_path(journal.output), may_exist=may_exist)
     if not made_in.is_journal:
-        with new_file("output", given, overwrite=journal.overwrite, resume=journal.resume) as file:
+        with new_file("output", given, may) as file:
             sink = made_in(file)
             for record in journal:
                 sink.add(record)

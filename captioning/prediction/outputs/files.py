@@ -11,7 +11,7 @@ from typing import IO, Self
 from captioning.errors import UserError
 from captioning.files import atomic_file, is_same_file, remove_unfinished
 from captioning.prediction.inputs import InputPictures
-from captioning.prediction.journal import CaptionedPicture, disk_errors
+from captioning.prediction.journal import NOTHING, CaptionedPicture, May, disk_errors
 
 
 class Sink:
@@ -106,21 +106,20 @@ def _check_target(key: str, given: str | Path, target: Path, overwrite: bool, ex
 
 
 @contextmanager
-def new_file(key: str, given: str | Path, *, overwrite: bool = False, resume: bool = False) -> Iterator[IO[bytes]]:
+def new_file(key: str, given: str | Path, may: May = NOTHING) -> Iterator[IO[bytes]]:
     """The file that `key` names, for writing; it appears under its name when the block ends well.
 
     Raises:
-        UserError: if it can't be written, or exists by then: unless `overwrite`, or with `resume` if it holds the
-            same, for it may be of the run that is resumed.
+        UserError: if it can't be written, or exists by then and may not.
     """
     target = real_file(given)
-    if resume:
+    if may.resume:
         remove_unfinished([target])
     with disk_errors(key, given), atomic_file(target) as file:
         yield file
         file.flush()
-        if target.exists() and not overwrite and not (resume and is_same_file(target, Path(file.name))):
-            what = " and holds something else" if resume else ""
+        if target.exists() and not may.overwrite and not (may.resume and is_same_file(target, Path(file.name))):
+            what = " and holds something else" if may.resume else ""
             raise UserError(
                 f"{key}={given}: {target} exists already{what}; replace it with overwrite=true, or name another"
             )

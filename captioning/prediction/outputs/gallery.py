@@ -15,7 +15,7 @@ from typing import Self
 from PIL import Image
 
 from captioning.errors import UserError
-from captioning.prediction.journal import CaptionedPicture, beside, disk_errors
+from captioning.prediction.journal import NOTHING, CaptionedPicture, May, beside, disk_errors
 from captioning.prediction.outputs.files import Sink, check_file, new_file, real_file
 from captioning.prediction.outputs.scores import SplitScores
 
@@ -58,19 +58,14 @@ class Gallery(Sink):
     Args:
         path: the file to write.
         scores: of a split, which know those of each picture when they are finished.
-        overwrite: replace a file that exists.
-        resume: a file that exists may be of the run that is resumed: it stays if it holds the same.
+        may: what is done with a file that exists.
 
     Raises:
         UserError: if the page can't be written at `path`, at once or at the end.
     """
 
-    def __init__(
-        self, path: str | Path, scores: SplitScores | None = None, *, overwrite: bool = False, resume: bool = False
-    ):
-        self.path = Path(path)
-        self._split_scores = scores
-        self._overwrite, self._resume = overwrite, resume
+    def __init__(self, path: str | Path, scores: SplitScores | None = None, may: May = NOTHING):
+        self.path, self._split_scores, self._may = Path(path), scores, may
         self._spans: dict[int, tuple[int, int, int]] = {}  # of a card: its start, where scores belong, its end
         self._scores: dict[int, str] = {}
         self._score_names: dict[str, None] = {}  # an ordered set
@@ -78,7 +73,7 @@ class Gallery(Sink):
         self._check()
 
     def _check(self) -> None:
-        check_file("gallery", self.path, self._overwrite or self._resume, example=EXAMPLE)
+        check_file("gallery", self.path, any(self._may), example=EXAMPLE)
 
     def __enter__(self) -> Self:
         self._cards = tempfile.TemporaryFile(dir=real_file(self.path).parent)  # closed in __exit__
@@ -108,7 +103,7 @@ class Gallery(Sink):
         if self._split_scores:
             self.add_scores(self._split_scores.scores.per_picture)
         before, after = page(self.path.stem, list(self._score_names), len(self._spans))
-        with new_file("gallery", self.path, overwrite=self._overwrite, resume=self._resume) as file:
+        with new_file("gallery", self.path, self._may) as file:
             file.write(before.encode())
             for part in self._parts():
                 file.write(part)

@@ -9,7 +9,7 @@ from typing import Self
 from captioning.errors import UserError
 from captioning.files import atomic_file, is_same_file
 from captioning.prediction.inputs import HEAT_MAPS
-from captioning.prediction.journal import CaptionedPicture, beside
+from captioning.prediction.journal import NOTHING, CaptionedPicture, May, beside
 from captioning.prediction.outputs.files import Sink
 
 
@@ -38,36 +38,27 @@ def _places_of(name: str, paths: Sequence[Path]) -> list[int]:
 class HeatMaps(Sink):
     """A folder of PNG files, a strip for each picture that has one: it appears under its name whole, or not at all.
 
-    With `overwrite` the files of a folder that is there are replaced, and no others of it are touched. With `resume` it
-    may be of the run that is resumed: it stays if it holds the same.
+    Where a folder that is there may be overwritten, its files of these names are replaced, and no others are touched.
 
     Args:
         output: what is captioned into: the folder lies beside it.
         paths: of the pictures, by their places.
         chosen: places of the pictures that will have a strip.
+        may: what is done with a folder that exists.
 
     Raises:
-        UserError: at once or at the end, if something has the name already, unless it is a folder and `overwrite`; or
-            if the disk is full.
+        UserError: at once or at the end, if something has the name already, unless it is a folder and may be; or if
+            the disk is full.
     """
 
-    def __init__(
-        self,
-        output: Path,
-        paths: Sequence[Path],
-        chosen: Sequence[int],
-        *,
-        overwrite: bool = False,
-        resume: bool = False,
-    ):
-        self.path = beside(output, HEAT_MAPS)
-        self._overwrite, self._resume = overwrite, resume
+    def __init__(self, output: Path, paths: Sequence[Path], chosen: Sequence[int], may: May = NOTHING):
+        self.path, self._may = beside(output, HEAT_MAPS), may
         self._names = _file_names(paths, chosen)
         self._aside = output.with_name(f".{self.path.name}.tmp")  # of the one run that holds the output's lock
         self._check()
 
     def _check(self) -> None:
-        if self.path.is_dir() and not (self._overwrite or self._resume):
+        if self.path.is_dir() and not any(self._may):
             raise self._exists()
         if os.path.lexists(self.path) and not self.path.is_dir():
             raise UserError(f"heat_maps: {self.path} is a file, and a folder is to lie there; move it")
@@ -98,7 +89,7 @@ class HeatMaps(Sink):
                 self._aside.rename(self.path)
                 return
             made = list(self._aside.iterdir())
-            if not self._overwrite and not all(is_same_file(file, self.path / file.name) for file in made):
+            if not self._may.overwrite and not all(is_same_file(file, self.path / file.name) for file in made):
                 raise self._exists()
             for file in made:
                 file.replace(self.path / file.name)
@@ -106,7 +97,7 @@ class HeatMaps(Sink):
             raise self._failure(error) from error
 
     def _exists(self) -> UserError:
-        what = " and holds something else" if self._resume else ""
+        what = " and holds something else" if self._may.resume else ""
         return UserError(f"heat_maps: {self.path} exists already{what}; replace it with overwrite=true, or move it")
 
     def _failure(self, error: OSError) -> UserError:

@@ -8,7 +8,7 @@ from typing import Any
 
 from captioning.errors import UserError
 from captioning.evaluation.scoring import Scores, score, scores_json
-from captioning.prediction.journal import CaptionedPicture
+from captioning.prediction.journal import NOTHING, CaptionedPicture, May
 from captioning.prediction.outputs.coco import CocoResults
 from captioning.prediction.outputs.csv import cell
 from captioning.prediction.outputs.files import Sink, check_file, new_file
@@ -36,8 +36,7 @@ class SplitScores(Sink):
         pictures: how many there are.
         java: whether METEOR and SPICE are computed too.
         settings: how the captions are made, for `scores.json`.
-        overwrite: replace files that exist.
-        resume: files that exist may be of the run that is resumed: they stay if they hold the same.
+        may: what is done with files that exist.
 
     Attributes:
         loss: nats per token, of the split's own captions; known when it is finished, and so is `scores`.
@@ -46,19 +45,9 @@ class SplitScores(Sink):
     scores: Scores[int]  # by place
     loss: float
 
-    def __init__(
-        self,
-        output: Path,
-        pictures: int,
-        java: bool,
-        settings: Mapping[str, object],
-        *,
-        overwrite: bool = False,
-        resume: bool = False,
-    ):
-        check_score_files(output, overwrite or resume)
-        self._output, self._pictures, self._java, self._settings = output, pictures, java, settings
-        self._may = {"overwrite": overwrite, "resume": resume}
+    def __init__(self, output: Path, pictures: int, java: bool, settings: Mapping[str, object], may: May = NOTHING):
+        check_score_files(output, any(may))
+        self._output, self._pictures, self._java, self._settings, self._may = output, pictures, java, settings, may
         self._nats, self._tokens = 0.0, 0
         self._captioned: dict[int, CaptionedPicture] = {}
 
@@ -82,14 +71,14 @@ class SplitScores(Sink):
         candidates = {place: record.caption or "" for place, record in self._captioned.items()}
         references = {place: record.references for place, record in self._captioned.items()}
         self.scores, self.loss = score(candidates, references, java=self._java), self._nats / self._tokens
-        with new_file("output", self._output.with_name(RESULTS), **self._may) as file:
+        with new_file("output", self._output.with_name(RESULTS), self._may) as file:
             results = CocoResults(file)
             for record in self._captioned.values():
                 results.add(record)
             results.finish()
-        with new_file("output", self._output.with_name(TABLE), **self._may) as file:
+        with new_file("output", self._output.with_name(TABLE), self._may) as file:
             file.write("".join(self._table_lines()).encode())
-        with new_file("output", self._output.with_name(SCORES), **self._may) as file:
+        with new_file("output", self._output.with_name(SCORES), self._may) as file:
             file.write(self._json().encode())
 
     @property

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from captioning.errors import UserError
 from captioning.files import remove_unfinished, write_atomically
-from captioning.prediction.journal import CaptionedPicture
+from captioning.prediction.journal import NOTHING, CaptionedPicture, May
 from captioning.prediction.outputs.files import Sink
 
 log = logging.getLogger(__name__)
@@ -25,26 +25,25 @@ class TextFiles(Sink):
     """Writes the captions beside their pictures at the end, when nothing can go wrong any more.
 
     A file holds its caption on one line, since trainers read the first line only, and appears under its name whole. A
-    picture without a caption gets none. An existing file is replaced only with `overwrite`; if it is a link, the link
-    is replaced and not the file behind it, which may belong to another folder of links.
+    picture without a caption gets none. Where an existing file may be overwritten and is a link, the link is replaced
+    and not the file behind it, which may belong to another folder of links.
 
     Args:
         paths: of all pictures that may get a caption.
         sources: the key `input`, which may name lists of pictures; they are never replaced.
-        overwrite: replace files that exist.
-        resume: a file that exists may be of the run that is resumed: it stays if it holds the same.
+        may: what is done with a file that exists.
 
     Raises:
         UserError: at once, if a file exists, two pictures would share one, or a folder can't be written; at the end,
             if a file can't be written.
     """
 
-    def __init__(self, paths: Sequence[Path], sources: object = (), *, overwrite: bool = False, resume: bool = False):
-        self._overwrite, self._resume = overwrite, resume
+    def __init__(self, paths: Sequence[Path], sources: object = (), may: May = NOTHING):
+        self._may = may
         self._captions: dict[Path, str] = {}
         _check_inputs(paths, sources)
         _check_distinct(paths)
-        _check_free([text_path(path) for path in paths], overwrite or resume)
+        _check_free([text_path(path) for path in paths], any(may))
         _check_folders({path.parent for path in paths})
 
     def add(self, record: CaptionedPicture) -> None:
@@ -55,15 +54,16 @@ class TextFiles(Sink):
     def finish(self) -> None:
         """Write them."""
         failures = []
-        if self._resume:
+        if self._may.resume:
             remove_unfinished(self._captions)
         for target, caption in self._captions.items():
             text = " ".join(caption.splitlines()) + "\n"
             try:
-                if not self._overwrite and os.path.lexists(target):
-                    if self._resume and target.read_bytes() == text.encode():
+                if not self._may.overwrite and os.path.lexists(target):
+                    if self._may.resume and target.read_bytes() == text.encode():
                         continue
-                    raise FileExistsError(None, "it holds something else" if self._resume else "it appeared meanwhile")
+                    happened = "it holds something else" if self._may.resume else "it appeared meanwhile"
+                    raise FileExistsError(None, happened)
                 write_atomically(target, text)
             except OSError as error:
                 failures.append(f"{target} ({error.strerror})")
