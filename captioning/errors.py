@@ -1,5 +1,8 @@
 """A user's mistake, which is no bug of ours; and a wish to stop."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(ValueError):
     """A mistake that the user can mend.
@@ -7,6 +10,15 @@ class UserError(ValueError):
     Its message is one clear sentence that holds the value met and the way out; `train.py` and `predict.py` print it
     without a stack trace and exit with a non-zero status.
     """
+
+
+@contextmanager
+def writing(what: object, way_out: str) -> Iterator[None]:
+    """What the disk objects to while `what` is written, as a UserError that ends with the way out."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{what} can't be written: {error.strerror or error}; {way_out}") from error
 
 
 class Stopped(SystemExit):

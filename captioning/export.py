@@ -7,8 +7,6 @@ what lies in the run's folder: data, recipe and scores.
 import argparse
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from captioning.cli import one_sentence_errors, quiet_libraries
 from captioning.config import data_set_of
-from captioning.errors import UserError
+from captioning.errors import UserError, writing
 from captioning.files import atomic_folder, readable, write_atomically
 from captioning.hub import pushed, require_push
 from captioning.metrics import METRICS, caption_scores
@@ -108,7 +106,7 @@ def export(run: str, folder: str, *, overwrite: bool = False, push: str | None =
     config: Any = captioner.network.config
     parameters = sum(weight.numel() for weight in captioner.parameters())
     kinds = config.encoder.model_type, config.decoder.model_type
-    with _writable(target), atomic_folder(target) as aside:
+    with writing(f"FOLDER={target}", "name another"), atomic_folder(target) as aside:
         save_model(captioner, aside, generation_settings(record.config, captioner.max_positions))
         tokenizer.save_pretrained(aside, config.pad_token_id)
         card = model_card(record, push or target.resolve().name, parameters, *kinds)
@@ -151,15 +149,6 @@ def _check_target(target: Path, overwrite: bool) -> None:
         raise UserError(f"FOLDER={target} exists already; replace it with --overwrite, or name another")
     if any(target.iterdir()) and not (target / "config.json").is_file():
         raise UserError(f"FOLDER={target} holds no exported model, so --overwrite does not replace it; name another")
-
-
-@contextmanager
-def _writable(target: Path) -> Iterator[None]:
-    """What the disk objects to, as a sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"FOLDER={target} can't be written: {error.strerror or error}; name another") from error
 
 
 @dataclass

@@ -12,10 +12,12 @@ import tempfile
 from pathlib import Path
 
 import matplotlib
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from captioning.prediction.strips import COLUMNS, GAP, LABEL, PANEL
-from captioning.training.curves import write_curves
+from captioning.runs import logged_rows
+from captioning.training.curves import draw_panel, panels_in, switches
 
 DOCS = Path(__file__).parent
 DRAWINGS = [f"shapes-test-seed42-{1_000_000 + number}.png" for number in (0, 5, 7)]
@@ -37,7 +39,7 @@ def main() -> None:
             for strip, words in zip(strips, captions, strict=True)
         ]
         with_few_colours(sheet(rows)).save(DOCS / "captions.png", optimize=True)
-        write_curves(run, DOCS / "curves.png", across=True)
+        draw_curves(logged_rows(run), DOCS / "curves.png")
 
 
 def python(*command: str) -> None:
@@ -62,6 +64,16 @@ def panels_of(strip: Image.Image) -> list[Image.Image]:
     step = PANEL + GAP, PANEL + LABEL
     places = [(GAP + x * step[0], GAP + y * step[1]) for y in range(strip.height // step[1]) for x in range(COLUMNS)]
     return [strip.crop((x, y, x + PANEL, y + PANEL)) for x, y in places if x < strip.width]
+
+
+def draw_curves(rows: list[dict[str, str]], path: Path) -> None:
+    """The panels of a run's `curves.png` beside each other."""
+    panels = panels_in(rows)
+    figure = Figure(figsize=(3 * len(panels), 2.3), dpi=180, layout="constrained")
+    for ax, (title, curves) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        draw_panel(ax, title, curves, [step for step, _ in switches(rows)])
+        ax.set_xlabel("optimizer step")
+    figure.savefig(path, format="png")
 
 
 def sheet(rows: list[list[tuple[Image.Image, str]]]) -> Image.Image:

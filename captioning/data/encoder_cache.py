@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 from captioning.data.batch import PictureFormat
 from captioning.data.records import Pictures, Split
 from captioning.data.transforms import EvaluationTransform
-from captioning.errors import UserError
+from captioning.errors import UserError, writing
 from captioning.progress import progress
 
 log = logging.getLogger(__name__)
@@ -198,17 +198,12 @@ def encode_once(
     file = EncodedFile(folder, encoder, picture_format, stored_as)
     digests = {name: [digest_of(split.load.identity(i)) for i in range(len(split))] for name, split in splits.items()}
     wanted = {digest: (splits[name].load, i) for name, of_split in digests.items() for i, digest in enumerate(of_split)}
-    try:
-        with file.locked():
-            present = file.slots()
-            lacking = {digest: picture for digest, picture in wanted.items() if digest not in present}
-            log.info("encoder cache: %s has %d of %d pictures", file.folder, len(wanted) - len(lacking), len(wanted))
-            if lacking:
-                _fill(file, lacking, EvaluationTransform(picture_format), encoder, num_workers)
-    except OSError as error:
-        raise UserError(
-            f"encoder_cache: {file.folder} cannot be written ({error.strerror}); name another folder in encoder_cache"
-        ) from error
+    with writing(f"encoder_cache: {file.folder}", "name another folder in encoder_cache"), file.locked():
+        present = file.slots()
+        lacking = {digest: picture for digest, picture in wanted.items() if digest not in present}
+        log.info("encoder cache: %s has %d of %d pictures", file.folder, len(wanted) - len(lacking), len(wanted))
+        if lacking:
+            _fill(file, lacking, EvaluationTransform(picture_format), encoder, num_workers)
     slots = file.slots()
     return {name: EncodedPictures(file, np.array([slots[d] for d in of_split])) for name, of_split in digests.items()}
 

@@ -28,7 +28,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from captioning.data.images import UnreadablePicture, read_picture
-from captioning.errors import UserError
+from captioning.errors import UserError, writing
 from captioning.files import atomic_file, readable
 from captioning.progress import progress
 
@@ -234,19 +234,14 @@ def _small(image: Image.Image, size: int) -> Image.Image:
 
 
 def _write(path: Path, pieces: Iterable[bytes]) -> None:
-    try:
-        with atomic_file(path) as file:
-            file.writelines(pieces)
-    except OSError as error:
-        raise UserError(
-            f"{path.parent} cannot be written: {error.strerror or error}; make room, or choose another folder with "
-            "data.prepared=PATH; what is prepared stays"
-        ) from error
+    way_out = "make room, or choose another folder with data.prepared=PATH; what is prepared stays"
+    with writing(path.parent, way_out), atomic_file(path) as file:
+        file.writelines(pieces)
 
 
 def _clear(folder: Path, root: Path, size: int) -> None:
     """Make the folder; remove packs that are of no use, and what a kill left under a temporary name."""
-    try:
+    with writing(folder, "choose another folder with data.prepared=PATH"):
         folder.mkdir(parents=True, exist_ok=True)
         useless = [path for path in packs_in(folder) if not _is_of_use(read_pack(path), root, size)]
         abandoned = [
@@ -254,10 +249,6 @@ def _clear(folder: Path, root: Path, size: int) -> None:
         ]
         for path in (*useless, *abandoned):
             path.unlink()
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written: {error.strerror or error}; choose another folder with data.prepared=PATH"
-        ) from error
     if useless:
         log.info("%d packs of another size, version or state in %s are removed", len(useless), readable(folder))
 

@@ -7,7 +7,7 @@ EOS tokens; these are kept in the tokenizer's own text, as its template.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +48,10 @@ class CaptionTokenizer:
             problem = "is a folder without a readable tokenizer.json, or vocab.json and merges.txt"
         else:
             problem = "is no local folder and could not be fetched from the hub"
-        try:
-            found = GPT2Tokenizer.from_pretrained(name_or_folder, local_files_only=out_of_reach())
-            backend = found.backend_tokenizer
-        except Exception as error:  # of a damaged file the tokenizers library raises a bare Exception
-            raise UserError(f"data.tokenizer={name_or_folder} {problem}; {way_out}") from error
-        if backend.get_vocab_size() <= BYTES:  # the library makes an empty tokenizer where it finds no file
-            raise UserError(f"data.tokenizer={name_or_folder} {problem}; {way_out}")
+        refusal = f"data.tokenizer={name_or_folder} {problem}; {way_out}"
+        backend = _loaded(
+            lambda: GPT2Tokenizer.from_pretrained(name_or_folder, local_files_only=out_of_reach()), BYTES, refusal
+        )
         _require_whole_bpe(backend, f"data.tokenizer={name_or_folder}", way_out)
         return cls(backend)
 
@@ -68,13 +65,9 @@ class CaptionTokenizer:
             UserError: if there is none that is whole, or it lacks one of the two tokens.
         """
         way_out = "put the model's own tokenizer.json, or vocab.json and merges.txt, beside its weights"
-        try:
-            backend = _beside_weights(name)
-            smallest = backend.get_vocab_size()
-        except Exception as error:  # of a damaged file the tokenizers library raises a bare Exception
-            raise UserError(f"{key}={name} has no tokenizer that can be read; {way_out}") from error
-        if smallest <= 1:  # the library makes an empty tokenizer where it finds no file
-            raise UserError(f"{key}={name} has no tokenizer that can be read; {way_out}")
+        backend = _loaded(
+            lambda: _beside_weights(name), 1, f"{key}={name} has no tokenizer that can be read; {way_out}"
+        )
         if type(backend.model).__name__ == "BPE":
             _require_whole_bpe(backend, f"{key}={name}", way_out)
         for what, token in (("starts", bos_token_id), ("ends", eos_token_id)):
@@ -175,13 +168,24 @@ def _template(backend: Tokenizer, bos_token_id: int, eos_token_id: int) -> proce
     )
 
 
-def _beside_weights(name: str) -> Tokenizer:
-    """The backend of whichever fast tokenizer a model of transformers has; GPT-2's where its files do not say."""
+def _loaded(load: Callable[[], Any], least: int, refusal: str) -> Tokenizer:
+    """The backend of a tokenizer that `load` gives, of more than `least` tokens; else UserError says `refusal`."""
     try:
-        found = AutoTokenizer.from_pretrained(name, local_files_only=out_of_reach(), trust_remote_code=False)
+        backend: Tokenizer = load().backend_tokenizer
+        tokens = backend.get_vocab_size()
+    except Exception as error:  # of a damaged file the tokenizers library raises a bare Exception
+        raise UserError(refusal) from error
+    if tokens <= least:  # the library makes an empty tokenizer where it finds no file
+        raise UserError(refusal)
+    return backend
+
+
+def _beside_weights(name: str) -> Any:
+    """Whichever fast tokenizer a model of transformers has; GPT-2's where its files do not say."""
+    try:
+        return AutoTokenizer.from_pretrained(name, local_files_only=out_of_reach(), trust_remote_code=False)
     except (OSError, ValueError, KeyError):
-        found = GPT2Tokenizer.from_pretrained(name, local_files_only=out_of_reach())
-    return found.backend_tokenizer
+        return GPT2Tokenizer.from_pretrained(name, local_files_only=out_of_reach())
 
 
 def _require_whole_bpe(backend: Tokenizer, what: str, way_out: str) -> None:

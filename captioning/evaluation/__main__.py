@@ -10,7 +10,7 @@ from pathlib import Path
 
 from captioning.data.readers.coco import read_references, read_results
 from captioning.data.records import ImageId
-from captioning.errors import UserError
+from captioning.errors import UserError, writing
 from captioning.evaluation.scoring import Scores, check_pictures, score, scores_json
 from captioning.files import readable, write_atomically
 
@@ -39,10 +39,8 @@ def evaluate(
     if output.exists() and not overwrite:
         raise UserError(f"--output {output} exists already; replace it with --overwrite, or name another file")
     scores = score(candidates, references, java=java)
-    try:
+    with writing(f"--output {output}", "choose another place"):
         write_atomically(output, scores_json(scores))
-    except OSError as error:
-        raise UserError(f"--output {output} can't be written ({error.strerror}); choose another place") from error
     return scores
 
 

@@ -10,7 +10,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Self
 from filelock import FileLock
 from PIL import Image
 
-from captioning.errors import UserError
+from captioning.errors import UserError, writing
 from captioning.files import locked, remove_unfinished, unlocked, write_atomically
 
 log = logging.getLogger(__name__)
@@ -334,12 +334,6 @@ def finish_completing(given: str | Path, output: Path) -> None:
         unlocked(lock)
 
 
-def counts_of(output: Path) -> tuple[int, int] | None:
-    """Pictures with and without a caption in a complete output; None where its settings file is too old to say."""
-    saved = json.loads(settings_path(output).read_text(encoding="utf-8"))
-    return (saved[COUNTS[0]], saved[COUNTS[1]]) if COUNTS[0] in saved else None
-
-
 def other_settings(saved: Path, now: Mapping[str, object]) -> str:
     """The settings in which the file differs from `now`, in words; empty if in none."""
     try:
@@ -375,11 +369,6 @@ def _locked(given: str | Path, output: Path) -> FileLock:
     return lock
 
 
-@contextmanager
-def disk_errors(key: str, given: str | Path) -> Iterator[None]:
+def disk_errors(key: str, given: str | Path) -> AbstractContextManager[None]:
     """What the disk objects to in the file that `key` names, in a sentence."""
-    try:
-        yield
-    except OSError as error:
-        reason = f"{key}={given} can't be written: {error.strerror}"
-        raise UserError(f"{reason}; make room or choose another place with {key}=...") from error
+    return writing(f"{key}={given}", f"make room or choose another place with {key}=...")

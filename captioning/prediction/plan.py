@@ -13,8 +13,8 @@ from captioning.config import PredictConfig, checked
 from captioning.data.datasets import require_data
 from captioning.errors import UserError
 from captioning.prediction.inputs import InputPictures, find_pictures
-from captioning.prediction.journal import Journal, May, counts_of, has_lines, lines_of
-from captioning.prediction.outputs import check_output, format_of, is_complete
+from captioning.prediction.journal import Journal, May, has_lines, lines_of
+from captioning.prediction.outputs import check_output, counts_if_complete, format_of
 from captioning.prediction.outputs.files import Sink, real_file
 from captioning.prediction.outputs.gallery import Gallery, gallery_path
 from captioning.prediction.outputs.heat_maps import HeatMaps, chosen_pictures
@@ -88,9 +88,10 @@ def _complete(
     config: PredictConfig, output: Path, settings: Mapping[str, object], pictures: InputPictures
 ) -> Prediction | None:
     """Where there is nothing to resume since a run came to its end: what it made; only text files may be lacking."""
-    if not config.resume or not is_complete(output, settings):
+    counts = counts_if_complete(output, settings) if config.resume else None
+    if counts is None:
         return None
-    captioned, failed = _counts(output)
+    captioned, failed = counts
     if config.text_files and format_of(output).is_journal:
         text_files = TextFiles(pictures.paths, config.input, May(config.overwrite, resume=True))
         for record, _ in lines_of(real_file(output)):
@@ -103,19 +104,6 @@ def _complete(
         )
     log.info("%s is complete: %d captions; overwrite=true without resume makes it anew", output, captioned)
     return Prediction(captioned, failed, output, {})
-
-
-def _counts(output: Path) -> tuple[int, int]:
-    """Pictures with and without a caption in a complete output."""
-    if counts := counts_of(real_file(output)):
-        return counts
-    if not format_of(output).is_journal:
-        raise UserError(
-            f"output={output} is complete, made before settings files had counts of captions; keep it, or make it anew "
-            "with overwrite=true and without resume"
-        )
-    captioned = [record.caption is not None for record, _ in lines_of(real_file(output))]
-    return sum(captioned), len(captioned) - sum(captioned)
 
 
 def settings_of(config: PredictConfig, weights: Path | HuggingFaceModel, paths: Sequence[Path]) -> dict[str, object]:

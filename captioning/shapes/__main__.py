@@ -13,7 +13,7 @@ from pathlib import Path, PurePath
 
 from PIL import Image
 
-from captioning.errors import UserError
+from captioning.errors import UserError, writing
 from captioning.shapes.judge import is_true
 from captioning.shapes.scenes import SPLIT_STARTS, draw, scene_of, split_indices
 
@@ -32,13 +32,11 @@ def draw_folder(folder: Path, split: str, count: int, seed: int, image_size: int
         raise UserError(f"--seed is {seed}; give 0 or more")
     if image_size < 1:
         raise UserError(f"--image-size is {image_size} pixels; give at least 1")
-    try:
+    with writing(folder, "choose another folder"):
         folder.mkdir(parents=True, exist_ok=True)
         for index in indices:
             picture = Image.fromarray(draw(scene_of(seed, index), image_size))
             picture.save(folder / f"shapes-{split}-seed{seed}-{index:07d}.png")
-    except OSError as error:
-        raise UserError(f"{folder} can't be written ({error.strerror}); choose another folder") from error
 
 
 def judged_lines(file: Path) -> Iterator[tuple[str, str, bool]]:

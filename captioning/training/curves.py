@@ -52,37 +52,27 @@ class Curves(L.Callback):
             log.warning("curves.png could not be written: %s", error.strerror or error)
 
 
-def write_curves(run_dir: Path, to: Path | None = None, *, across: bool = False) -> None:
-    """Draw `curves.png` from `metrics.csv`, both in `run_dir`; where nothing was logged yet, nothing is drawn.
-
-    `to` is another file to draw; `across` puts the panels beside each other, as a page wants them.
-    """
+def write_curves(run_dir: Path) -> None:
+    """Draw `curves.png` from `metrics.csv`, both in `run_dir`; where nothing was logged yet, nothing is drawn."""
     rows = logged_rows(run_dir)
-    panels = _panels(rows)
+    panels = panels_in(rows)
     if not panels:
         return
     from matplotlib.figure import Figure  # here, since it takes most of a second; no pyplot, which holds every figure
 
-    if across:
-        figure = Figure(figsize=(3 * len(panels), 2.3), dpi=180, layout="constrained")
-        axes = list(figure.subplots(1, len(panels), squeeze=False)[0])
-    else:  # in inches, as the margins: "constrained" finds them by drawing everything twice
-        height = 3.1 * len(panels) + 0.4
-        figure = Figure(figsize=(9, height), dpi=110)
-        axes = list(figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0])
-        figure.subplots_adjust(left=0.8 / 9, right=1 - 0.1 / 9, bottom=0.5 / height, top=1 - 0.1 / height, hspace=0.06)
+    height = 3.1 * len(panels) + 0.4  # in inches, as the margins: "constrained" finds them by drawing everything twice
+    figure = Figure(figsize=(9, height), dpi=110)
+    axes = list(figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0])
+    figure.subplots_adjust(left=0.8 / 9, right=1 - 0.1 / 9, bottom=0.5 / height, top=1 - 0.1 / height, hspace=0.06)
     for ax, (title, curves) in zip(axes, panels.items(), strict=True):
-        _draw(ax, title, curves)
-        before: list[str] = []
-        for step, groups in switches(rows):
-            ax.axvline(step, color=SWITCH, linewidth=1, linestyle=":")
-            if ax is axes[0] and not across:  # there is no room beside each other
-                at = ax.get_xaxis_transform()  # data across, 0..1 upwards
-                ax.text(step, 0.98, f" {_switched(before, groups)}", transform=at, color=SWITCH, **BESIDE_LINE)
-                before = groups
-        if across or ax is axes[-1]:
-            ax.set_xlabel("optimizer step")
-    with atomic_file(to or run_dir / "curves.png") as file:
+        draw_panel(ax, title, curves, [step for step, _ in switches(rows)])
+    before: list[str] = []
+    for step, groups in switches(rows):
+        at = axes[0].get_xaxis_transform()  # data across, 0..1 upwards
+        axes[0].text(step, 0.98, f" {_switched(before, groups)}", transform=at, color=SWITCH, **BESIDE_LINE)
+        before = groups
+    axes[-1].set_xlabel("optimizer step")
+    with atomic_file(run_dir / "curves.png") as file:
         figure.savefig(file, format="png")
 
 
@@ -108,7 +98,7 @@ def _switched(before: list[str], groups: list[str]) -> str:
     return f"+ {' + '.join(added)}" if before and set(before) < set(groups) else f"trains {' + '.join(groups)}"
 
 
-def _panels(rows: Sequence[Row]) -> dict[str, dict[str, Curve]]:
+def panels_in(rows: Sequence[Row]) -> dict[str, dict[str, Curve]]:
     """By its title, the curves of each panel that has any; by its label, each curve that has any point."""
     wanted: dict[str, dict[str, str]] = {}
     for metric in in_reading_order():
@@ -131,7 +121,8 @@ def _value(row: Row, name: str) -> float | None:
     return float(text) if text and math.isfinite(float(text)) else None
 
 
-def _draw(ax: Axes, title: str, curves: Mapping[str, Curve]) -> None:
+def draw_panel(ax: Axes, title: str, curves: Mapping[str, Curve], switched_at: Sequence[int]) -> None:
+    """The curves of one panel, with a line at each step after which a stage began."""
     styles = {
         EACH_STEP: {"color": TRAIN, "linewidth": 0.8, "alpha": 0.45},
         EACH_EPOCH: {"color": TRAIN, "linewidth": 1.8},
@@ -142,6 +133,8 @@ def _draw(ax: Axes, title: str, curves: Mapping[str, Curve]) -> None:
         style: dict = styles.get(label, {"linewidth": 1.8, "marker": "o", "markersize": 3})
         last = f"{label} ({values[-1]:.3g})"
         ax.plot(steps, values, label=label if label == EACH_STEP else last, **style)
+    for step in switched_at:
+        ax.axvline(step, color=SWITCH, linewidth=1, linestyle=":")
     if title == PERPLEXITY:
         ax.set_yscale("log")
         ax.yaxis.set_major_formatter("{x:.3g}")

@@ -247,14 +247,14 @@ def test_pictures_that_cannot_be_read_are_named_and_the_others_stored(tmp_path):
 def test_a_place_that_cannot_be_written_is_told(tmp_path, monkeypatch):
     paths = photographs(tmp_path, 2)
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(UserError, match=r"file/prepared cannot be written: .*data\.prepared=PATH"):
+    with pytest.raises(UserError, match=r"file/prepared can't be written: .*data\.prepared=PATH"):
         prepare_pictures(tmp_path / "file" / "prepared", tmp_path, paths, 48, 0)
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("captioning.files.os.fsync", full)
-    with pytest.raises(UserError, match="prepared cannot be written: No space left on device"):
+    with pytest.raises(UserError, match="prepared can't be written: No space left on device"):
         prepare(tmp_path, paths)
     assert not packs_in(tmp_path / "prepared")
 

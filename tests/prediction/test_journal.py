@@ -33,7 +33,7 @@ from captioning.prediction.journal import (
     lock_path,
     settings_path,
 )
-from captioning.prediction.outputs import check_output, is_complete, put_in_place
+from captioning.prediction.outputs import check_output, counts_if_complete, put_in_place
 from captioning.prediction.outputs.files import real_file
 
 SETTINGS = {"decoding": {"num_beams": 3}, "checkpoint": "läufe/best.ckpt"}
@@ -325,16 +325,16 @@ def test_a_run_does_not_go_on_from_lines_that_were_made_otherwise(tmp_path):
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_complete_output_has_nothing_to_resume(tmp_path, suffix):
     output = tmp_path / f"c{suffix}"
-    assert not is_complete(output, SETTINGS)
+    assert not counts_if_complete(output, SETTINGS)
     stopped(output, "a dog")
-    assert not is_complete(output, SETTINGS)
+    assert not counts_if_complete(output, SETTINGS)
     complete(output, "a dog", None, resume=True)
-    assert is_complete(output, SETTINGS)
+    assert counts_if_complete(output, SETTINGS)
     assert counts_of(output) == (1, 1)
     with pytest.raises(
         UserError, match=r"complete and was made otherwise: checkpoint was läufe/best\.ckpt and is None"
     ):
-        is_complete(output, {"decoding": {"num_beams": 3}})
+        counts_if_complete(output, {"decoding": {"num_beams": 3}})
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -444,7 +444,7 @@ def test_outputs_of_two_suffixes_of_one_name_are_made_and_resumed_at_the_same_ti
                 opened(name, resume=True).__enter__()
         complete(name, "a dog", "a cat", settings=settings, resume=True)
     for name, settings in zip(names, others, strict=True):
-        assert is_complete(name, settings)
+        assert counts_if_complete(name, settings)
     assert len(listing(tmp_path)) == 6
 
 

@@ -3,6 +3,7 @@
 A new format is an entry in `FORMATS`.
 """
 
+import json
 import logging
 from collections.abc import Mapping
 from contextlib import suppress
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from captioning.errors import UserError
 from captioning.prediction.journal import (
+    COUNTS,
     Journal,
     May,
     check_journal,
@@ -61,8 +63,8 @@ def check_output(output: str | Path, overwrite: bool, resume: bool = False) -> N
         longest.with_name(f".{longest.name}.1234567.tmp").lstat()
 
 
-def is_complete(output: str | Path, settings: Mapping[str, object]) -> bool:
-    """Whether there is nothing to resume, for `output` is whole and was made with these settings.
+def counts_if_complete(output: str | Path, settings: Mapping[str, object]) -> tuple[int, int] | None:
+    """Pictures with and without a caption where there is nothing to resume: `output` is whole, of these settings.
 
     Raises:
         UserError: if it was made with others.
@@ -70,13 +72,14 @@ def is_complete(output: str | Path, settings: Mapping[str, object]) -> bool:
     path = real_file(output)
     beside = settings_path(path)
     if has_lines(path) or not (path.is_file() and beside.is_file()):
-        return False
+        return None
     if differing := other_settings(beside, settings):
         raise UserError(
             f"output={output} is complete and was made otherwise: {differing}; replace it with overwrite=true alone, "
             "or name another"
         )
-    return True
+    captioned, failed = map(json.loads(beside.read_text(encoding="utf-8")).get, COUNTS)
+    return None if captioned is None else (captioned, failed)
 
 
 def put_in_place(journal: Journal) -> None:

@@ -3,10 +3,11 @@
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Self
 
-from captioning.errors import UserError
+from captioning.errors import UserError, writing
 from captioning.files import atomic_file, is_same_file
 from captioning.prediction.inputs import HEAT_MAPS
 from captioning.prediction.journal import NOTHING, CaptionedPicture, May, beside
@@ -75,16 +76,13 @@ class HeatMaps(Sink):
         """The next picture."""
         if record.heat_map is None:
             return
-        try:
-            with atomic_file(self._aside / self._names[record.place]) as file:
-                record.heat_map.save(file, "PNG")
-        except OSError as error:
-            raise self._failure(error) from error
+        with self._writing(), atomic_file(self._aside / self._names[record.place]) as file:
+            record.heat_map.save(file, "PNG")
 
     def finish(self) -> None:
         """Give the folder its name."""
         self._check()  # something may have got the name in the meantime
-        try:
+        with self._writing():
             if not self.path.exists():
                 self._aside.rename(self.path)
                 return
@@ -93,15 +91,13 @@ class HeatMaps(Sink):
                 raise self._exists()
             for file in made:
                 file.replace(self.path / file.name)
-        except OSError as error:
-            raise self._failure(error) from error
 
     def _exists(self) -> UserError:
         what = " and holds something else" if self._may.resume else ""
         return UserError(f"heat_maps: {self.path} exists already{what}; replace it with overwrite=true, or move it")
 
-    def _failure(self, error: OSError) -> UserError:
-        return UserError(f"heat_maps: {self.path} can't be written: {error.strerror}; make room, or leave them out")
+    def _writing(self) -> AbstractContextManager[None]:
+        return writing(f"heat_maps: {self.path}", "make room, or leave them out")
 
 
 def _file_names(paths: Sequence[Path], chosen: Sequence[int]) -> dict[int, str]:

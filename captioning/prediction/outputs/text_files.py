@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from captioning.errors import UserError
+from captioning.errors import UserError, writing
 from captioning.files import remove_unfinished, write_atomically
 from captioning.prediction.journal import NOTHING, CaptionedPicture, May
 from captioning.prediction.outputs.files import Sink
@@ -115,15 +115,11 @@ def _check_free(targets: Sequence[Path], overwrite: bool) -> None:
 
 
 def _check_folders(folders: Iterable[Path]) -> None:
+    way_out = "change its permissions, or leave the captions in the output alone with text_files=false"
     for folder in sorted(folders):
-        try:
+        with writing(f"text_files=true: {folder}", way_out):
             if folder.is_dir():  # else its pictures can't be read either, and get no caption
                 tempfile.TemporaryFile(dir=folder).close()
-        except OSError as error:
-            raise UserError(
-                f"text_files=true: {folder} can't be written: {error.strerror}; change its permissions, or leave the "
-                "captions in the output alone with text_files=false"
-            ) from error
 
 
 def _some(names: Sequence[str]) -> str:
