@@ -542,12 +542,11 @@ class OwnOptimizerConfig(Own):
     """A user's own optimizer."""
 
 
-Optimizer = Annotated[
-    Annotated[AdamWConfig, Tag("<adamw>")]
-    | Annotated[MuonConfig, Tag("<muon>")]
-    | Annotated[OwnOptimizerConfig, Tag("<own>")],
-    by_target(**{name: f"captioning.training.optimizers.{name}" for name in ("adamw", "muon")}),
-]
+OPTIMIZERS: dict[str, type[Built]] = {
+    "captioning.training.optimizers.adamw": AdamWConfig,
+    "captioning.training.optimizers.muon": MuonConfig,
+}
+Optimizer = Annotated[AdamWConfig | MuonConfig | OwnOptimizerConfig, by_target(OPTIMIZERS, OwnOptimizerConfig)]
 
 
 class CheckpointsConfig(Section):
