@@ -567,7 +567,7 @@ class ScoresConfig(Section):
 class TrainConfig(Section):
     """`conf/train.yaml`."""
 
-    seed: Seed = key("Of weights, order, augmentation and choice of captions.")
+    seed: Seed = key("Of weights, order, augmentation, choice of captions, and of splits where no list divides them.")
     run_dir: Text = key("The folder of everything that a run writes.", path=True)
     resume: Text | None = key("A run folder: continue there.", path=True)
     allow_pickle: bool = key("May weights of transformers come in a pickle? It is read as data.")

@@ -364,3 +364,19 @@ def test_every_key_of_conf_is_known_and_every_known_key_is_in_conf(name):
     lists = {key for key in known if re.search("(phases|callbacks|plugins)[.][*][.]", key)}
     of_lightning = {f"trainer.{field}" for field, of in TrainerConfig.model_fields.items() if not of.is_required()}
     assert known.keys() - met - lists <= of_lightning
+
+
+def runs_of_words(text, length=4):
+    words = re.findall(r"[a-z0-9_]+", text.lower())
+    return {tuple(words[i : i + length]) for i in range(len(words) - length + 1)}
+
+
+def test_a_comment_of_conf_says_no_sentence_of_config_again():
+    said = {}
+    for name, field in (pair for kind in KINDS.values() for pair in fields_of(kind)):
+        said.setdefault(name.rpartition(".")[2], set()).update(runs_of_words(field.description))
+    twice = []
+    for file in sorted(CONF.rglob("*.yaml")):
+        for name, comment in re.findall(r"^ *(\w+):.*? # (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE):
+            twice += [f"{file.name}: {name}: {comment}"] if runs_of_words(comment) & said.get(name, set()) else []
+    assert not twice
