@@ -8,14 +8,15 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from captioning.cli import one_sentence_errors, prepared_arguments
-from captioning.config import TrainConfig, checked
+from captioning.config import TrainConfig, checked, require_loggers
 from captioning.data.datasets import require_data
 from captioning.weights import find_weights
 
 
 def check_paths(config: TrainConfig) -> None:
-    """Raise UserError for data or weights that are not there."""
-    require_data(config.data)
+    """Raise UserError for data, weights or a logger that are not there."""
+    require_loggers(config.logger.values())
+    require_data(config.data, "; python train.py experiment=demo needs no data")
     if config.model.init_from is not None and not config.resume:
         find_weights(config.model.init_from, "model.init_from", config.allow_pickle)
 

@@ -24,7 +24,7 @@ from captioning.model.generation import Decoding, require_room
 from captioning.prediction.caption import Model, Work, autocast, caption, chosen_device, placed
 from captioning.prediction.inputs import InputPictures
 from captioning.prediction.journal import CaptionedPicture
-from captioning.prediction.plan import Prediction
+from captioning.prediction.plan import Prediction, run_dir_of
 from captioning.prediction.run import predict as run_prediction
 from captioning.prediction.strips import checked_layers, draw_heat_maps, seen_part
 from captioning.runs import keep_composition
@@ -188,7 +188,9 @@ def predict(*overrides: str, **keys: Any) -> Prediction:
     Raises:
         UserError: where the command would end with a sentence.
     """
-    return run_prediction(configured(PredictConfig, *prepared_arguments([*overrides, *_overrides(**keys)], "predict")))
+    arguments = prepared_arguments([*overrides, *_overrides(**keys)], "predict")
+    config = configured(PredictConfig, *arguments)
+    return run_prediction(configured(PredictConfig, *arguments, run_dir=config.run_dir or run_dir_of(config.output)))
 
 
 def _overrides(**keys: Any) -> list[str]:

@@ -261,7 +261,7 @@ def _check_key(override: Override, before: DictConfig) -> None:
         added = f"; +{key}=... passes an argument to lightning.Trainer that is not listed" if is_trainers else ""
         if choices := _choices_with(key):
             raise UserError(f"there is no key {key} as things are chosen; it is of {' or '.join(choices)}")
-        raise UserError(f"there is no key {key}{_meant(key, sorted(known), cutoff=0.8)}{added}; conf/ lists them all")
+        raise UserError(f"there is no key {key}; conf/ lists them all{added}{_meant(key, sorted(known), cutoff=0.8)}")
 
 
 def _choices_with(key: str) -> list[str]:
@@ -294,11 +294,14 @@ def _meant(name: str, names: list[str], cutoff: float) -> str:
 # What a script builds, and how it ends.
 
 
-def configured(kind: type[Kind], *overrides: str) -> Kind:
-    """The configuration that a command with these overrides has, for notebooks, tests and benchmarks."""
-    name = next(name for name, known in KINDS.items() if known is kind)
+def configured(kind: type[Kind], *overrides: str, **known: Any) -> Kind:
+    """The configuration that a command with these overrides has, for notebooks, tests and benchmarks.
+
+    `known` are values in place of those that are composed, see `checked`.
+    """
+    name = next(name for name, known_kind in KINDS.items() if known_kind is kind)
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return checked(_composed(name, [parsed_override(override) for override in overrides]), kind)
+        return checked(_composed(name, [parsed_override(override) for override in overrides]), kind, **known)
 
 
 def built(config: Any, key: str, **arguments: Any) -> Any:

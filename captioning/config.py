@@ -12,9 +12,10 @@ from __future__ import annotations
 import difflib
 import json
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
 from fnmatch import fnmatchcase
+from importlib.util import find_spec
 from itertools import pairwise
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -47,6 +48,7 @@ from pydantic_core import PydanticCustomError
 from captioning.errors import UserError
 from captioning.metrics import choosable
 
+SPLITS = ("train", "val", "test")  # of a data set of ours
 GROUPS = ("cross_attention", "decoder", "encoder")  # of a model's weights, which a stage trains or leaves
 
 Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
@@ -456,7 +458,7 @@ TARGETS = "a list of mappings, each with a _target_, such as [{_target_: my_modu
 class TrainerConfig(Own):
     """Arguments of lightning.Trainer: those that conf/ sets or that are looked at here; any other may be added."""
 
-    accelerator: Text = key("cpu, gpu, or auto: a GPU if there is one.")
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = key("auto takes a GPU if there is one.")
     devices: Annotated[int, Ge(-1)] | str | list[Whole] = key(
         "Devices of a machine, each with a process of its own.", must="auto, a number of devices, or a list of them"
     )
@@ -516,6 +518,12 @@ class WandbConfig(Built):
 
 class OwnLoggerConfig(Own):
     """A user's own logger, or one of Lightning's."""
+
+
+def require_loggers(loggers: Iterable[Section]) -> None:
+    """Raise UserError if W&B is to be logged to, and is not installed."""
+    if any(isinstance(one, WandbConfig) for one in loggers) and find_spec("wandb") is None:
+        raise UserError("logger=wandb needs wandb, which is not installed; pip install wandb, or take logger=csv")
 
 
 LOGGERS: dict[str, type[Built]] = {"captioning.training.wandb.wandb_logger": WandbConfig}
@@ -676,7 +684,10 @@ class PredictConfig(Section):
     num_workers: Whole | Literal["auto"] = key(
         "Processes that read pictures ahead.", must="auto, or a whole number of at least 0"
     )
-    device: Text = key("cpu, cuda, cuda:1, mps; auto takes a GPU if there is one.")
+    device: Annotated[str, Field(pattern=r"^(auto|(cpu|cuda|mps|xpu|hpu|mtia)(:\d+)?)$")] = key(
+        "Where the model is computed; auto takes a GPU if there is one.",
+        must="auto, cpu, cuda, cuda:1, mps or another accelerator's name in torch",
+    )
     trainer: ProcessesConfig = key("How many processes caption.")
     precision: Literal[32, "32", "bf16", 16, "16", "int8"] = key("Of the model's numbers.")
     seed: Seed = key("Of sampling, and of splits where no list divides the photographs.")
@@ -692,6 +703,10 @@ class PredictConfig(Section):
         if self.data is not None and self.input is not None:
             name = data_set_of(self.data.plain())
             raise UserError(f"input={shown(self.input)} and data={name} are both given; leave one out")
+        if isinstance(self.data, DataConfig) and self.split not in SPLITS:
+            raise UserError(
+                f"split={self.split} is none of {', '.join(SPLITS)}, the splits of {data_set_of(self.data.plain())}"
+            )
         if self.data is not None and self.text_files:
             raise UserError(
                 "text_files=true writes beside the pictures of input=..., not into a data set; leave it out"

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 from filelock import FileLock
 from omegaconf import ListConfig, OmegaConf
@@ -47,6 +48,8 @@ def checkpoint_file(checkpoint: str | Path, key: str = "checkpoint") -> Path:
         found = next((candidate for candidate in (path, *candidates) if candidate.is_file()), None)
     except OSError as error:
         raise UserError(f"{key}={checkpoint} can't be looked at: {error.strerror}; check the path") from error
+    if found and not is_zipfile(found):
+        raise UserError(f"{key}={checkpoint}: {found} is damaged or is no checkpoint; give one that train.py wrote")
     if found:
         return found
     names = " or ".join(str(candidate.relative_to(path)) for candidate in candidates)

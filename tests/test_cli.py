@@ -26,7 +26,7 @@ def check(*overrides, config="train"):
     ("override", "named"),
     [
         ("data=cocoo", "did you mean coco"),
-        ("trainer.max_epoch=3", "did you mean trainer.max_epochs"),
+        ("trainer.max_epoch=3", r"; conf/ lists them all; .* not listed; did you mean trainer.max_epochs\?$"),
         ("batch_size=3", "did you mean data.batch_size"),
         ("trainer.max_epochs=many", "trainer.max_epochs=many must be a whole number"),
         ("data.use_restval=3", "must be true or false"),

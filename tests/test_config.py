@@ -81,6 +81,7 @@ PHASES = "[{from_epoch: 0, train: [cross_attention]}"
         ("trainer.max_epochs=many", "trainer.max_epochs=many must be a whole number of at least 1"),
         ("trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches=0 must be a whole number of at least 1"),
         ("trainer.log_every_n_steps=0", "trainer.log_every_n_steps=0 must be a whole number of at least 1"),
+        ("trainer.accelerator=gup", "trainer.accelerator=gup is none of auto, cpu, gpu, cuda, mps; did you mean gpu?"),
         ("trainer.devices=0.5", "trainer.devices=0.5 must be auto, a number of devices, or a list of them"),
         ("trainer.limit_val_batches=1.5", "trainer.limit_val_batches=1.5 must be a whole number of at least 0, or a "
          "number from 0 to 1, or null"),
@@ -249,6 +250,7 @@ def test_so_are_values_of_decodings(decoding, change, said):
         ("input='a/${b}.jpg'", "input cannot be read: Interpolation key 'b' not found; ${ begins a reference to "
          "another key"),
         ("batch_size=0", "batch_size=0 must be a whole number of at least 1"),
+        ("device=gpu", "device=gpu must be auto, cpu, cuda, cuda:1, mps or another accelerator's name in torch"),
         ("num_workers=-1", "num_workers=-1 must be auto, or a whole number of at least 0"),
         ("trainer.devices=0", "trainer.devices=0 must be a whole number of at least 1"),
         ("precision=64", "precision=64 is none of 32, bf16, 16, int8"),
@@ -272,6 +274,9 @@ def test_so_are_values_of_prediction(change, said):
 def test_what_is_captioned_is_either_a_data_set_or_named_by_input():
     assert sentence("predict", ["data=coco"]) == "input=photos and data=coco are both given; leave one out"
     assert sentence("predict", ["data=shapes"]) == "input=photos and data=shapes are both given; leave one out"
+    of_coco = "split=vla is none of train, val, test, the splits of coco"
+    assert sentence("predict", ["data=coco"], "input=null", "split=vla") == of_coco
+    accepted("predict", [], "input=null", "split=dev", "data={_target_: mine.Data}")
     assert sentence("predict", ["data=coco"], "input=null", "text_files=true") == (
         "text_files=true writes beside the pictures of input=..., not into a data set; leave it out"
     )

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from zipfile import ZipFile
 
 from conftest import ROOT
 
@@ -28,6 +29,9 @@ ANSWERS = [
     ("predict.py checkpoint={folder}/none output={folder}/c.jsonl input={folder}", "none is not there"),
     ("predict.py checkpoint={folder}/a.ckpt output={folder}/c.jsonl input=nowhere", "neither a folder nor a file"),
     ("predict.py checkpoint={folder}/a.ckpt output={folder} input=nowhere", "is a folder; name a file"),
+    ("predict.py checkpoint={folder}/notes.txt output={folder}/c.jsonl input={folder}", "damaged or is no checkpoint"),
+    ("predict.py checkpoint={folder}/a.ckpt input={folder} device=gpu", "device=gpu must be auto, cpu, cuda"),
+    ("predict.py checkpoint={folder}/a.ckpt data=shapes split=vla", "split=vla is none of train, val, test"),
 ]
 
 # Each script as a shell would run it, and then whether anything heavy came with it; all of them are forked from one
@@ -57,7 +61,8 @@ for arguments, path in json.load(sys.stdin):
 
 
 def test_help_and_mistakes_are_answered_without_torch(tmp_path):
-    (tmp_path / "a.ckpt").touch()
+    ZipFile(tmp_path / "a.ckpt", "w").close()  # as far as is looked
+    (tmp_path / "notes.txt").write_text("words")
     asked = [
         (arguments.format(folder=tmp_path).split(), str(tmp_path / f"{number}.txt"))
         for number, (arguments, _) in enumerate(ANSWERS)

@@ -118,13 +118,13 @@ def find_photographs(dataset: str, root: Path, layout: str = "auto") -> list[Pho
     return photographs
 
 
-def require_data(data: Built) -> None:
-    """Raise UserError where `data` names photographs that are not there."""
+def require_data(data: Built, without: str = "") -> None:
+    """Raise UserError where `data` names photographs that are not there; it ends with what can be done `without`."""
     if isinstance(data, PhotographsConfig):
-        recognise(data.dataset, Path(data.root).expanduser(), data.layout)
+        recognise(data.dataset, Path(data.root).expanduser(), data.layout, without)
 
 
-def recognise(dataset: str, root: Path, layout: str = "auto") -> Layout:
+def recognise(dataset: str, root: Path, layout: str = "auto", without: str = "") -> Layout:
     """The layout that `find_photographs` reads, or its UserError; no file is opened, so this takes no time."""
     if dataset not in SOURCES:
         raise UserError(f"data.dataset={dataset} is none of {', '.join(SOURCES)}")
@@ -135,7 +135,7 @@ def recognise(dataset: str, root: Path, layout: str = "auto") -> Layout:
     candidates = source.layouts if layout == "auto" else (known[layout],)
     fitting = [one for one in candidates if one.fits(root)]
     if not fitting:
-        raise UserError(_nothing_fits(dataset, source, root, candidates))
+        raise UserError(_nothing_fits(dataset, source, root, candidates, without))
     return min(fitting, key=lambda one: not one.splits(root))
 
 
@@ -155,13 +155,13 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _nothing_fits(dataset: str, source: Source, root: Path, layouts: Sequence[Layout]) -> str:
+def _nothing_fits(dataset: str, source: Source, root: Path, layouts: Sequence[Layout], without: str) -> str:
     met = _met(source, root, layouts)
     if hint := next(_neighbours(dataset, source, root, layouts), None):
         return f"{met}; did you mean {hint}?"
     return (
         f"{met}; get {source.download} (and if you like {KARPATHY}), unpack them into one folder and set data.root to "
-        "that folder; python train.py experiment=demo needs no data"
+        f"that folder{without}"
     )
 
 

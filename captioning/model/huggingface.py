@@ -137,9 +137,10 @@ def _unavailable(source: HuggingFaceModel, file: str) -> UserError:
         damaged = ", which is damaged or cut short" if (name / file).is_file() else ""
         return UserError(f"{source} is a folder without a readable {file}{damaged}; set {key} to one that has it")
     files = "config.json, model.safetensors" + (" and preprocessor_config.json" if key != "model.decoder" else "")
+    tiny = ", or take model=tiny, which needs no weights" if key in ("model.encoder", "model.decoder") else ""
     return UserError(
         f"{source} could not be fetched from the Hugging Face hub and is not in its local cache; "
-        f"check the name and the network, or set {key} to a local folder that holds {files}"
+        f"check the name and the network, or set {key} to a local folder that holds {files}{tiny}"
     )
 
 

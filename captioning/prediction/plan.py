@@ -9,11 +9,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from captioning.config import PredictConfig, checked
+from captioning.config import PredictConfig, checked, require_loggers
 from captioning.data.datasets import require_data
 from captioning.errors import UserError
 from captioning.prediction.inputs import InputPictures, find_pictures
-from captioning.prediction.journal import Journal, May, has_lines, lines_of
+from captioning.prediction.journal import Journal, May, beside, has_lines, lines_of
 from captioning.prediction.outputs import check_output, counts_if_complete, format_of
 from captioning.prediction.outputs.files import Sink, real_file
 from captioning.prediction.outputs.gallery import Gallery, gallery_path
@@ -57,9 +57,13 @@ class Plan:
 
 def predict_config(cfg: DictConfig) -> PredictConfig:
     """The configuration checked; scores of a split join what W&B has of the run in whose own folder they lie."""
-    output = Path(str(cfg.output))
-    run_dir = output.parent if is_run(output.parent) else output.with_name(f"{output.stem}.wandb")
-    return checked(cfg, PredictConfig, run_dir=str(run_dir))
+    return checked(cfg, PredictConfig, run_dir=cfg.run_dir or run_dir_of(str(cfg.output)))
+
+
+def run_dir_of(output: str) -> str:
+    """Where loggers write: the run's folder that the output lies in, or else a folder beside it."""
+    path = Path(output)
+    return str(path.parent if is_run(path.parent) else beside(path, "wandb"))
 
 
 def planned(config: PredictConfig) -> Plan:
@@ -74,6 +78,7 @@ def planned(config: PredictConfig) -> Plan:
         settings = settings_of(config, weights, pictures.paths)
         complete = _complete(config, output, settings, pictures)
     elif config.data is not None:
+        require_loggers(config.logger.values())
         require_data(config.data)
     if not complete:
         check_output(output, config.overwrite, config.resume)

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from captioning.cli import built, quiet_libraries
-from captioning.config import PredictConfig
+from captioning.config import PredictConfig, WandbConfig
 from captioning.data.datamodule import PhotographFiles
 from captioning.data.tokenizer import CaptionTokenizer
 from captioning.model.build import load_captioner
@@ -31,9 +31,9 @@ from captioning.prediction.outputs.scores import SCORES, TABLE, SplitScores
 from captioning.prediction.plan import Plan, Prediction, Sinks, planned, settings_of
 from captioning.prediction.strips import checked_layers
 from captioning.progress import progress
-from captioning.runs import seed_of_run
+from captioning.runs import is_run, seed_of_run
 from captioning.training.loggers import log_split
-from captioning.training.wandb import wandb_runs
+from captioning.training.wandb import ID_FILE, wandb_runs
 
 log = logging.getLogger(__name__)
 
@@ -133,8 +133,12 @@ def _log_scores(config: PredictConfig, output: Path, made: SplitScores) -> None:
     log.info("scores: %s, of each picture: %s", *(output.with_name(name) for name in (SCORES, TABLE)))
     for sentence in made.scores.left_out:
         log.warning("%s", sentence)
-    loggers = [built(one.plain(), "logger") for one in config.logger.values()]
-    metrics = {"perplexity": made.perplexity, "loss": made.loss, **corpus}
     assert config.run_dir is not None
-    with wandb_runs(loggers, Path(config.run_dir)):
+    run_dir, chosen = Path(config.run_dir), list(config.logger.values())
+    if is_run(run_dir) and not (run_dir / ID_FILE).is_file():
+        chosen = [one for one in chosen if not isinstance(one, WandbConfig)]
+        log.info("not in W&B, as the run in %s is not; an output elsewhere has a W&B run of its own", run_dir)
+    loggers = [built(one, "logger") for one in chosen]
+    metrics = {"perplexity": made.perplexity, "loss": made.loss, **corpus}
+    with wandb_runs(loggers, run_dir):
         log_split(loggers, split, metrics, made.head, made.table)

@@ -5,6 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -151,8 +152,6 @@ def _heated(picture: Image.Image, heat: HeatMap) -> Image.Image:
 @cache
 def _font() -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which has the letters of most scripts; Pillow's own font has ASCII alone. It lies in matplotlib."""
-    import matplotlib  # here, since it takes long
-
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), FONT_SIZE)
 
 

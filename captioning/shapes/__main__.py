@@ -14,6 +14,7 @@ from pathlib import Path, PurePath
 from PIL import Image
 
 from captioning.errors import UserError, writing
+from captioning.files import readable
 from captioning.shapes.judge import is_true
 from captioning.shapes.scenes import SPLIT_STARTS, draw, scene_of, split_indices
 
@@ -97,6 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if given.command == "draw":
             draw_folder(given.folder, given.split, given.count, given.seed, given.image_size)
+            print(f"{given.count} pictures of the {given.split} split, seed {given.seed}: {readable(given.folder)}")
         else:
             print_verdict(given.captions)
     except UserError as error:

@@ -7,17 +7,15 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import lightning as L
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure  # and no pyplot, which holds every figure
 
 from captioning.config import GROUPS
 from captioning.files import atomic_file
 from captioning.metrics import EACH_EPOCH, EACH_STEP, PERPLEXITY, in_reading_order
 from captioning.runs import logged_rows
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +56,6 @@ def write_curves(run_dir: Path) -> None:
     panels = panels_in(rows)
     if not panels:
         return
-    from matplotlib.figure import Figure  # here, since it takes most of a second; no pyplot, which holds every figure
-
     height = 3.1 * len(panels) + 0.4  # in inches, as the margins: "constrained" finds them by drawing everything twice
     figure = Figure(figsize=(9, height), dpi=110)
     axes = list(figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0])

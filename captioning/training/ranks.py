@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import lightning as L
+import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from captioning.errors import Stopped, UserError
@@ -19,6 +20,16 @@ from captioning.training.lightning_internals import started_processes
 
 LOOK_SECONDS = 0.5
 GRACE_SECONDS = 3.0  # for a rank to end by itself, before Lightning's observer, which looks every 5, kills all
+
+
+def require_accelerator(name: str) -> None:
+    """Raise UserError if this machine has no device of the kind that `trainer.accelerator` names."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    there["gpu"] = any(there.values())
+    if not there.get(name, True):
+        raise UserError(
+            f"trainer.accelerator={name}: torch finds no such device on this machine; trainer=auto takes what is there"
+        )
 
 
 def check_strategy(trainer: L.Trainer) -> None:

@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from captioning.cli import built, quiet_libraries, resumable
-from captioning.config import TrainConfig
+from captioning.config import TrainConfig, require_loggers
 from captioning.data.datamodule import CaptionDataModule
 from captioning.errors import UserError
 from captioning.files import readable
@@ -27,7 +27,7 @@ from captioning.training.checkpoints import AtomicCheckpointIO, BestCheckpoint, 
 from captioning.training.curves import Curves
 from captioning.training.loggers import log_config, run_loggers
 from captioning.training.module import CaptioningModule
-from captioning.training.ranks import check_strategy, one_fate
+from captioning.training.ranks import check_strategy, one_fate, require_accelerator
 from captioning.training.reports import KnownFloor, MetricRows, ResultsTable, progress_reports
 from captioning.training.resume import (
     refuse_fewer_epochs,
@@ -73,6 +73,8 @@ def train(config: TrainConfig) -> Run:
 
 def _train(config: TrainConfig, run_dir: Path, last: Path | None) -> Run:
     weights = _first_weights(config, last)
+    require_loggers(config.logger.values())
+    require_accelerator(config.trainer.accelerator)
     quiet_libraries()
     L.seed_everything(config.seed, workers=True, verbose=False)
     check_strategy(built(config.trainer, "trainer", logger=False))  # what it objects to is met before data and weights

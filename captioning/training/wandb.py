@@ -19,7 +19,6 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
-from captioning.errors import UserError
 from captioning.files import readable, write_atomically
 from captioning.metrics import METRICS
 from captioning.model.captioner import ImageCaptioner
@@ -29,6 +28,8 @@ from captioning.training.loggers import Follower
 from captioning.training.module import CaptioningModule
 
 log = logging.getLogger(__name__)
+
+ID_FILE = "wandb-run-id.txt"  # in a run's folder, whose W&B run has this id
 
 
 class WandbRows(Follower, WandbLogger):
@@ -77,14 +78,10 @@ def wandb_logger(run_dir: str, project: str, name: str | None, group: str | None
 
     Without an API key it logs offline and never asks for one; `WANDB_MODE` is respected.
     """
-    try:
-        import wandb
-    except ModuleNotFoundError as error:
-        raise UserError(
-            "logger=wandb needs wandb, which is not installed; pip install wandb, or take logger=csv"
-        ) from error
+    import wandb
+
     folder = Path(run_dir)
-    id_file = folder / "wandb-run-id.txt"
+    id_file = folder / ID_FILE
     if not id_file.is_file():
         write_atomically(id_file, uuid.uuid4().hex[:8] + "\n")
     mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False, verify=False) else "offline")

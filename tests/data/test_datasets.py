@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from data_sets import coco, draw, flickr8k, flickr30k, karpathy, write, write_json
 
-from captioning.data.datasets import find_photographs
+from captioning.data.datasets import find_photographs, recognise
 from captioning.errors import UserError
 
 ALL_TRAIN = {"a.jpg": "train", "b.jpg": "train", "c.jpg": "train", "d.jpg": "val"}
@@ -116,11 +116,11 @@ def test_an_empty_folder_gives_directions(tmp_path, dataset, wanted, source):
     root = tmp_path / "deep" / "here"
     root.mkdir(parents=True)
     with pytest.raises(UserError) as error:
-        find_photographs(dataset, root)
+        recognise(dataset, root, without="; or use none")
     message = str(error.value)
     for part in (f"data.root={root}", wanted, source, f"dataset_{dataset}.json", "caption_datasets.zip"):
         assert part in message
-    assert message.endswith("set data.root to that folder; python train.py experiment=demo needs no data")
+    assert message.endswith("set data.root to that folder; or use none")
     assert "\n" not in message
 
 

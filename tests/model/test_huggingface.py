@@ -365,7 +365,8 @@ def test_a_model_of_another_architecture_is_refused(load, tmp_path, checkpoints)
 def test_a_name_that_cannot_be_fetched_is_named_with_the_way_to_a_local_folder(load, name):
     for key in ("encoder", "decoder"):
         expected = (
-            rf"model\.{key}={re.escape(name)} could not be fetched.*set model\.{key} to a local folder that holds"
+            rf"model\.{key}={re.escape(name)} could not be fetched.*set model\.{key} to a local folder that "
+            r"holds .*, or take model=tiny, which needs no weights$"
         )
         with pytest.raises(UserError, match=expected):
             load(**{key: name})

@@ -103,6 +103,18 @@ def test_scores_join_the_run_in_whose_folder_they_lie(predicted, trained, tmp_pa
     assert not (folder / "test.wandb").exists()
 
 
+def test_scores_are_not_in_wandb_where_their_run_is_not(command, trained, tmp_path):
+    folder = shutil.copytree(trained.run_dir, tmp_path / "run")
+    given = [f"checkpoint={folder}", f"output={folder / 'test.jsonl'}", "split=test", "overwrite=true"]
+    (folder / "wandb-run-id.txt").unlink(missing_ok=True)
+    status, output = command("predict.py", *given, *DATA)
+    assert status == 0 and f"not in W&B, as the run in {folder} is not" in output
+    assert "scores.json" in listing(folder) and not {"wandb-run-id.txt", "wandb", "test.wandb"} & listing(folder)
+    status, output = command("predict.py", *given, *DATA, f"output={folder / 'val.jsonl'}", "overwrite=false")
+    assert status == 1 and f"output={folder / 'val.jsonl'}: {folder / 'results.json'} exists already" in output
+    assert "name an output in another folder" in output
+
+
 def test_another_seed_than_the_runs_is_told(command, trained, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(trained.run_dir, folder)
@@ -117,7 +129,7 @@ def test_another_seed_than_the_runs_is_told(command, trained, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["split=train2"], "split=train2 is not in this data set; it has train, val, test"),
+        (["split=train2"], "split=train2 is none of train, val, test, the splits of shapes"),
         (["input=photos"], "input=photos and data=shapes are both given; leave one out"),
         (["text_files=true"], "text_files=true writes beside the pictures of input"),
     ],

@@ -292,6 +292,11 @@ def test_a_missing_captions_file_is_named(tmp_path: Path):
         main(["judge", str(tmp_path / "nothing.jsonl")])
 
 
+def test_what_was_drawn_is_said(tmp_path: Path, capsys):
+    main(["draw", str(tmp_path / "pictures"), "--count", "2", "--split", "val"])
+    assert capsys.readouterr().out == f"2 pictures of the val split, seed 42: {tmp_path / 'pictures'}\n"
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SystemExit, match="file/pictures can't be written"):

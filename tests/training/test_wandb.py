@@ -4,15 +4,22 @@ import sys
 
 import pytest
 from PIL import Image
+from small_runs import composed
 
 from captioning.errors import UserError
-from captioning.training.wandb import of_one_size, wandb_logger
+from captioning.training.run import train
+from captioning.training.wandb import of_one_size
 
 
-def test_wandb_that_is_not_installed_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match="pip install wandb, or take logger=csv"):
-        wandb_logger(str(tmp_path), "captions", None, None)
+def test_what_is_not_on_this_machine_is_named_before_anything_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("captioning.training.run.model_and_data", None)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="pip install wandb, or take logger=csv"):
+        patch.setitem(sys.modules, "wandb", None)
+        train(composed(tmp_path, "logger=wandb"))
+    with pytest.raises(UserError, match=r"trainer\.accelerator=gpu: torch finds no such device on this machine"):
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+        monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+        train(composed(tmp_path, "trainer.accelerator=gpu"))
 
 
 def test_pictures_of_one_log_have_one_size_for_wandb():

@@ -23,6 +23,11 @@ def check_score_files(output: Path, overwrite: bool) -> None:
         path = output.with_name(name)
         if path == output:
             raise UserError(f"output={output} is the name of a file that lies beside it; take output=captions.jsonl")
+        if path.exists() and not overwrite:
+            raise UserError(
+                f"output={output}: {path} exists already, and a split has its scores beside it; replace it with "
+                "overwrite=true, or name an output in another folder"
+            )
         check_file("output", path, overwrite)
 
 
