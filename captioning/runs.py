@@ -49,7 +49,8 @@ def checkpoint_file(checkpoint: str | Path, key: str = "checkpoint") -> Path:
     except OSError as error:
         raise UserError(f"{key}={checkpoint} can't be looked at: {error.strerror}; check the path") from error
     if found and not is_zipfile(found):
-        raise UserError(f"{key}={checkpoint}: {found} is damaged or is no checkpoint; give one that train.py wrote")
+        where = f": {found}" if found != path else ""
+        raise UserError(f"{key}={checkpoint}{where} is damaged or is no checkpoint; give one that train.py wrote")
     if found:
         return found
     names = " or ".join(str(candidate.relative_to(path)) for candidate in candidates)

@@ -7,6 +7,7 @@ import time
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 import torch
@@ -44,11 +45,14 @@ def test_a_captioner_comes_back_ready_to_generate(path):
 def test_the_best_checkpoint_of_a_run_is_meant_or_else_its_last(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     last, best = (tmp_path / "checkpoints" / f"{name}.ckpt" for name in ("last", "best"))
-    last.touch()
+    ZipFile(last, "w").close()
     assert checkpoint_file(tmp_path) == last
-    best.touch()
+    ZipFile(best, "w").close()
     assert checkpoint_file(tmp_path) == best
     assert checkpoint_file(str(last)) == last
+    best.write_text("words")
+    with pytest.raises(UserError, match=rf"checkpoint={tmp_path}: {best} is damaged or is no checkpoint; give one"):
+        checkpoint_file(tmp_path)
 
 
 def test_what_is_no_run_folder_is_refused(tmp_path):

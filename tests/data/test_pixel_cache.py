@@ -309,7 +309,7 @@ def test_unreadable_pictures_are_the_last_word(command, root):
     ("override", "told"),
     [
         ("size=8", "size=8 must be a whole number from 32 to 4096; data.prepared=null trains on"),
-        ("sizes=256", "there is no key sizes; did you mean size?"),
+        ("sizes=256", "there is no key sizes; conf/ lists them all; did you mean size?"),
         ("num_workers=many", "num_workers=many must be a whole number"),
         ("data.root=nowhere", "data.root=nowhere does not exist"),
         ("data.prepared=null", "data.prepared=null names no folder"),

@@ -266,6 +266,7 @@ def test_drawn_files_carry_the_scene_in_their_names_and_can_be_judged(tmp_path: 
     captions = [captions_of(42, index)[0] for index in indices[:3]] + ["a red hexagon"]
     rows = [json.dumps({"path": str(f), "caption": c}) for f, c in zip(files, captions, strict=True)]
     (tmp_path / "captions.jsonl").write_text("\n".join(rows) + "\n")
+    assert capsys.readouterr().out == f"4 pictures of the test split, seed 42: {folder}\n"
     main(["judge", str(tmp_path / "captions.jsonl")])
     assert capsys.readouterr().out == f"3 of 4 captions are true (75.0%)\nfalse: {files[3]}: a red hexagon\n"
 
@@ -290,11 +291,6 @@ def test_a_file_that_cannot_be_judged_ends_in_one_sentence(tmp_path: Path, capsy
 def test_a_missing_captions_file_is_named(tmp_path: Path):
     with pytest.raises(SystemExit, match=r"nothing\.jsonl can't be read"):
         main(["judge", str(tmp_path / "nothing.jsonl")])
-
-
-def test_what_was_drawn_is_said(tmp_path: Path, capsys):
-    main(["draw", str(tmp_path / "pictures"), "--count", "2", "--split", "val"])
-    assert capsys.readouterr().out == f"2 pictures of the val split, seed 42: {tmp_path / 'pictures'}\n"
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path):
