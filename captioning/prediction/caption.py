@@ -176,14 +176,14 @@ def collate(items: Sequence[Item]) -> tuple[list[CaptionedPicture], Tensor | Non
     return [picture for picture, _ in items], torch.stack(pixels) if pixels else None
 
 
-def share(first: int, count: int, batch_size: int, process: int = 0, processes: int = 1) -> list[range]:
+def share(first: int, count: int, batch_size: int, process: int = 0, processes: int = 1) -> list[list[int]]:
     """Batches of the places from `first` on: of `processes` that take turns, those of number `process`.
 
     >>> share(first=4, count=11, batch_size=2, process=1, processes=2)
-    [range(6, 8), range(10, 11)]
+    [[6, 7], [10]]
     """
     starts = range(first + process * batch_size, count, processes * batch_size)
-    return [range(start, min(count, start + batch_size)) for start in starts]
+    return [list(range(start, min(count, start + batch_size))) for start in starts]
 
 
 def picture_loader(
