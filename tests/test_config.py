@@ -121,7 +121,7 @@ PHASES = "[{from_epoch: 0, train: [cross_attention]}"
          "clipped by their norm, trainer.gradient_clip_val=1.0; leave it out"),
         ("trainer.limit_train_batches=0", "trainer.limit_train_batches=0 must be a whole number of at least 1, or a "
          "number above 0 and at most 1, or null"),
-        ("trainer.callbacks=[mine]", "trainer.callbacks.0=mine must be a list of mappings, each with a _target_, such "
+        ("trainer.callbacks=[mine]", "trainer.callbacks=[mine] must be a list of mappings, each with a _target_, such "
          "as [{_target_: my_module.MyClass, size: 3}]"),
         ("nothing=3", "there is no key nothing; conf/ lists them all"),
         ("data.images=3", "there is no key data.images; conf/ lists them all"),
