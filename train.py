@@ -31,7 +31,7 @@ def main(cfg: DictConfig) -> float:
         from captioning.training.run import train  # takes seconds: help, a typo or a wrong path is answered before
 
         # There is none with trainer.limit_val_batches=0.
-        return train(config).metrics.get(f"best/{config.stage.best_by}", math.nan)
+        return train(config, HydraConfig.get().overrides.task).metrics.get(f"best/{config.stage.best_by}", math.nan)
 
 
 if __name__ == "__main__":

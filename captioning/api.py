@@ -27,7 +27,6 @@ from captioning.prediction.journal import CaptionedPicture
 from captioning.prediction.plan import Prediction, run_dir_of
 from captioning.prediction.run import predict as run_prediction
 from captioning.prediction.strips import checked_layers, draw_heat_maps, seen_part
-from captioning.runs import keep_composition
 from captioning.training.run import Run
 from captioning.training.run import train as run_training
 from captioning.weights import find_weights
@@ -177,9 +176,7 @@ def train(*overrides: str, **keys: Any) -> Run:
     """
     arguments = prepared_arguments([*overrides, *_overrides(**keys)], "train")
     config = configured(TrainConfig, *arguments)
-    if not config.resume:
-        keep_composition(Path(config.run_dir), config, arguments)
-    return run_training(config)
+    return run_training(config, arguments)
 
 
 def predict(*overrides: str, **keys: Any) -> Prediction:

@@ -62,3 +62,20 @@ def rows_of(run_dir: Path) -> list[dict[str, str]]:
     """The rows of a run's metrics.csv."""
     with (run_dir / "metrics.csv").open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def row(step: int, epoch: int | str = "", **metrics: float | str) -> dict:
+    """A row of metrics.csv; names are written with `_` for `/` after their first part."""
+    return {"step": str(step), "epoch": str(epoch)} | {
+        name.replace("_", "/", 1): str(value) for name, value in metrics.items()
+    }
+
+
+def written(folder: Path, rows: list[dict]) -> Path:
+    """The folder, with these rows as its metrics.csv."""
+    names = list(dict.fromkeys(name for one in rows for name in one))
+    with (folder / "metrics.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
+    return folder

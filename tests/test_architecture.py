@@ -34,7 +34,7 @@ MAY_IMPORT = {
 # Where everything is put together, as in a script.
 SEE_ALL = {
     *("captioning.training.run", "captioning.prediction.run", "captioning.data.prepare"),
-    *("captioning.evaluation.__main__", "captioning.api", "captioning"),
+    *("captioning.evaluation.__main__", "captioning.api", "captioning.compare", "captioning"),
 }
 WITHOUT_TORCH = (
     *("captioning.cli", "captioning.config", "captioning.runs", "captioning.weights"),

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure  # and no pyplot, which holds every figure
 
 from captioning.config import GROUPS
 from captioning.files import atomic_file
-from captioning.metrics import EACH_EPOCH, EACH_STEP, PERPLEXITY, in_reading_order
+from captioning.metrics import EACH_EPOCH, EACH_STEP, PERPLEXITY, SCORES, in_reading_order
 from captioning.runs import logged_rows
 
 log = logging.getLogger(__name__)
@@ -22,9 +22,10 @@ log = logging.getLogger(__name__)
 Row = Mapping[str, str]
 Curve = tuple[list[float], list[float]]  # optimizer steps, values
 
+FLATTEST, SMALLEST_SCORES = 1e-3, 1e-3  # the least that an axis shows: of its values, and of scores, which go from 0 up
 PAUSE_SECONDS = 20.0  # at least, before and between drawings of a run, of which one takes a sixth of a second
 TRAIN, VAL, FLOOR, SWITCH = "#8a8f98", "#1f5fbf", "#2e8b57", "#b36b00"
-BESIDE_LINE: dict = {"rotation": 90, "fontsize": 8, "va": "top", "ha": "left"}
+ABOVE, LINE = 1.1, 0.06  # of a panel's height: where switches are named, over the legend, and a line of text
 
 
 class Curves(L.Callback):
@@ -56,20 +57,38 @@ def write_curves(run_dir: Path) -> None:
     panels = panels_in(rows)
     if not panels:
         return
-    height = 3.1 * len(panels) + 0.4  # in inches, as the margins: "constrained" finds them by drawing everything twice
+    height = 3.3 * len(panels) + 1.1  # in inches, as the margins: "constrained" finds them by drawing everything twice
     figure = Figure(figsize=(9, height), dpi=110)
     axes = list(figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0])
-    figure.subplots_adjust(left=0.8 / 9, right=1 - 0.1 / 9, bottom=0.5 / height, top=1 - 0.1 / height, hspace=0.06)
+    figure.subplots_adjust(left=0.8 / 9, right=1 - 0.2 / 9, bottom=0.5 / height, top=1 - 0.9 / height, hspace=0.16)
     for ax, (title, curves) in zip(axes, panels.items(), strict=True):
-        draw_panel(ax, title, curves, [step for step, _ in switches(rows)])
+        draw_panel(ax, title, curves, [step for step, _ in switches(rows)], legend=OVER)
     before: list[str] = []
-    for step, groups in switches(rows):
+    for line, (step, groups) in enumerate(switches(rows)):
         at = axes[0].get_xaxis_transform()  # data across, 0..1 upwards
-        axes[0].text(step, 0.98, f" {_switched(before, groups)}", transform=at, color=SWITCH, **BESIDE_LINE)
+        axes[0].text(step, ABOVE + line * LINE, _switched(before, groups), transform=at, color=SWITCH, fontsize=8)
         before = groups
     axes[-1].set_xlabel("optimizer step")
     with atomic_file(run_dir / "curves.png") as file:
         figure.savefig(file, format="png")
+
+
+def write_comparison(runs: Mapping[str, Sequence[Row]], file: Path) -> None:
+    """Draw the validation curves of several runs, by their labels, over each other: a panel for each metric."""
+    panels: dict[str, dict[str, Curve]] = {}
+    for run, rows in runs.items():
+        for title, curves in panels_in(rows).items():
+            for label, curve in curves.items():
+                if label == "val" or title == SCORES:
+                    panels.setdefault(title if label == "val" else label, {})[run] = curve
+    if not panels:
+        return
+    figure = Figure(figsize=(9, 3 * len(panels) + 0.5), dpi=110, layout="constrained")
+    for ax, (title, curves) in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels.items(), strict=True):
+        draw_panel(ax, title, curves)
+    ax.set_xlabel("optimizer step")
+    with atomic_file(file) as opened:
+        figure.savefig(opened, format="png")
 
 
 def switches(rows: Sequence[Row]) -> list[tuple[int, list[str]]]:
@@ -117,7 +136,13 @@ def _value(row: Row, name: str) -> float | None:
     return float(text) if text and math.isfinite(float(text)) else None
 
 
-def draw_panel(ax: Axes, title: str, curves: Mapping[str, Curve], switched_at: Sequence[int]) -> None:
+WITHIN: dict = {"fontsize": 7}
+OVER: dict = {"fontsize": 8, "loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 4, "borderpad": 0}
+
+
+def draw_panel(
+    ax: Axes, title: str, curves: Mapping[str, Curve], switched_at: Sequence[int] = (), legend: dict = WITHIN
+) -> None:
     """The curves of one panel, with a line at each step after which a stage began."""
     styles = {
         EACH_STEP: {"color": TRAIN, "linewidth": 0.8, "alpha": 0.45},
@@ -127,7 +152,7 @@ def draw_panel(ax: Axes, title: str, curves: Mapping[str, Curve], switched_at: S
     }
     for label, (steps, values) in curves.items():
         style: dict = styles.get(label, {"linewidth": 1.8, "marker": "o", "markersize": 3})
-        last = f"{label} ({values[-1]:.3g})"
+        last = f"{label} ({values[-1]:.4g})"
         ax.plot(steps, values, label=label if label == EACH_STEP else last, **style)
     for step in switched_at:
         ax.axvline(step, color=SWITCH, linewidth=1, linestyle=":")
@@ -138,7 +163,17 @@ def draw_panel(ax: Axes, title: str, curves: Mapping[str, Curve], switched_at: S
     ax.set_ylabel(title)
     ax.grid(alpha=0.25)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, fontsize=8)
+    _no_flatter(ax, SMALLEST_SCORES if title == SCORES else 0.0)
+    ax.legend(frameon=False, **legend)
+
+
+def _no_flatter(ax: Axes, least: float) -> None:
+    """Let the axis show a thousandth of its values at least: less would draw the last digits' noise as a mountain."""
+    low, high = ax.get_ylim()
+    least = max(least, FLATTEST * max(abs(low), abs(high)))
+    if high - low < least:
+        middle = (low + high) / 2
+        ax.set_ylim(max(middle - least / 2, 0), max(middle - least / 2, 0) + least)
 
 
 def _close(curves: Mapping[str, Curve]) -> bool:

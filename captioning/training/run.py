@@ -1,13 +1,13 @@
 """A training run from its configuration: `train(config)` puts the parts together, fits, tests the best weights."""
 
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from hydra.core.hydra_config import HydraConfig
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from captioning.cli import built, quiet_libraries, resumable
@@ -62,16 +62,20 @@ class Run:
     run_dir: Path
 
 
-def train(config: TrainConfig) -> Run:
-    """Put the parts together, fit, and test the best checkpoint; the run's folder is this process's own meanwhile."""
+def train(config: TrainConfig, overrides: Sequence[str] | None = None) -> Run:
+    """Put the parts together, fit, and test the best checkpoint; the run's folder is this process's own meanwhile.
+
+    A run can be resumed by `train.py` where the `overrides` are known that its configuration was composed with.
+    """
     run_dir = Path(config.run_dir)
+    keep = partial(_keep_composition, config, overrides)
     with owned(run_dir, resumes=config.resume is not None):
         if config.resume is None:
-            _keep_composition(config)
-        return _train(config, run_dir, last_checkpoint(run_dir) if config.resume else None)
+            keep()
+        return _train(config, run_dir, last_checkpoint(run_dir) if config.resume else None, keep)
 
 
-def _train(config: TrainConfig, run_dir: Path, last: Path | None) -> Run:
+def _train(config: TrainConfig, run_dir: Path, last: Path | None, keep_composition: Callable[[], None]) -> Run:
     weights = _first_weights(config, last)
     require_loggers(config.logger.values())
     require_accelerator(config.trainer.accelerator)
@@ -101,7 +105,11 @@ def _train(config: TrainConfig, run_dir: Path, last: Path | None) -> Run:
         refuse_other_settings(last, settings | {"processes": trainer.world_size})
         refuse_other_architecture(last, **module.checkpoint_extras)
         refuse_fewer_epochs(last, config.trainer.max_epochs)
-    _take_folder(config, trainer)
+    if trainer.is_global_zero:
+        tidy(run_dir)
+    if config.resume:  # now it is known that it can go on with these overrides
+        keep_composition()
+    log.info("run folder: %s", readable(run_dir))
 
     with wandb_runs(loggers, run_dir), resumable(run_dir), one_fate(trainer, run_dir), logging_redirect_tqdm():
         if config.trainer.enable_autolog_hparams:
@@ -126,20 +134,10 @@ def _first_weights(config: TrainConfig, last: Path | None) -> Path | HuggingFace
     return find_weights(last or config.model.init_from, "model.init_from", config.allow_pickle)
 
 
-def _take_folder(config: TrainConfig, trainer: L.Trainer) -> None:
-    """From here on the run goes on: what a killed one left is removed, and its overrides are kept for `resume`."""
-    run_dir = Path(config.run_dir)
-    if trainer.is_global_zero:
-        tidy(run_dir)
-    if config.resume:  # now it is known that it can go on with these
-        _keep_composition(config)
-    log.info("run folder: %s", readable(run_dir))
-
-
-def _keep_composition(config: TrainConfig) -> None:
+def _keep_composition(config: TrainConfig, overrides: Sequence[str] | None) -> None:
     """Let the next `resume` start from the overrides of this command."""
-    if HydraConfig.initialized() and is_first_rank():
-        keep_composition(Path(config.run_dir), config, HydraConfig.get().overrides.task)
+    if overrides is not None and is_first_rank():
+        keep_composition(Path(config.run_dir), config, overrides)
 
 
 def _best(trainer: L.Trainer) -> BestCheckpoint | None:

@@ -1,23 +1,13 @@
 """The picture of a run's curves, from its metrics.csv."""
 
-import csv
 import logging
-from pathlib import Path
 
 import pytest
 from PIL import Image
-from small_runs import TINY
+from small_runs import TINY, row, written
 
 from captioning.training import curves
 from captioning.training.curves import Curves, switches, write_curves
-
-
-def row(step: int, epoch: int | str = "", **metrics: float | str) -> dict:
-    """Names are written with `_` for `/` after their first part."""
-    return {"step": str(step), "epoch": str(epoch)} | {
-        name.replace("_", "/", 1): str(value) for name, value in metrics.items()
-    }
-
 
 RUN = [
     row(5, 0, train_loss=4.0, train_perplexity=54.6, lr_cross_attention=1e-4, lr_decoder=0.0, lr_encoder=0.0),
@@ -27,15 +17,6 @@ RUN = [
     row(25, 2, train_loss=1.5, train_perplexity=4.5, lr_cross_attention=1e-4, lr_decoder=1e-5, lr_encoder=0.0),
     row(30, "", test_loss=1.0),
 ]
-
-
-def written(folder: Path, rows: list[dict]) -> Path:
-    names = list(dict.fromkeys(name for one in rows for name in one))
-    with (folder / "metrics.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(rows)
-    return folder
 
 
 @pytest.fixture
@@ -72,6 +53,20 @@ def test_curves_switches_and_the_floor_are_drawn(tmp_path, drawn):
 def test_scores_have_a_panel_where_they_were_logged(tmp_path, drawn):
     write_curves(written(tmp_path, [*RUN, row(30, 2, val_cider=0.8), row(40, 3, val_cider=0.9)]))
     assert drawn["val scores"] == {"CIDEr (0.9)": ([30, 40], [0.8, 0.9])}
+
+
+def test_an_axis_shows_no_noise_as_a_mountain(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    limits = {}
+    monkeypatch.setattr(
+        Figure, "savefig", lambda figure, *_, **__: limits.update({a.get_ylabel(): a.get_ylim() for a in figure.axes})
+    )
+    write_curves(written(tmp_path, [row(n, n, val_bleu_4=n * 1e-18, val_loss=3 + n * 1e-6) for n in (1, 2)]))
+    low, high = limits["val scores"]
+    assert low >= 0 and high - low == pytest.approx(1e-3)
+    low, high = limits["loss (nats per token)"]
+    assert high - low == pytest.approx(3e-3, rel=0.01) and low < 3.000001 < 3.000002 < high
 
 
 def test_what_is_switched_off_again_is_named_whole():

@@ -228,6 +228,8 @@ def test_each_job_of_a_multirun_has_its_own_folder_and_wandb_run(command, tmp_pa
     assert len(ids) == 2
     losses = [rows_of(tmp_path / job)[-1]["test/loss"] for job in ("0", "1")]
     assert losses[0] != losses[1]
+    assert "| run | seed | val/perplexity" in output and "± " in (tmp_path / "comparison.md").read_text()
+    assert (tmp_path / "comparison.png").is_file()
 
 
 @pytest.fixture
