@@ -101,10 +101,8 @@ def _require_known_halves(config: dict[str, Any], given: str | Path, key: str) -
     kind = config.get("model_type")
     for half, known in HALVES.items():
         if kind in known:
-            raise UserError(
-                f"{key}={given} is a {kind} model alone, half a captioner; {way_out}, or train one with "
-                f"model.{half}={given}"
-            )
+            or_train = f", or train with model.{half}={given}" if key.startswith("model.") else ""
+            raise UserError(f"{key}={given} is a {kind} model alone, half a captioner; {way_out}{or_train}")
     if kind != "vision-encoder-decoder":
         raise UserError(f"{key}={given} is a {kind} model, by its config.json; {way_out}")
     for half, known in HALVES.items():

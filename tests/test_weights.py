@@ -82,8 +82,8 @@ def test_a_folder_of_neither_kind_is_refused(tmp_path):
             {"model_type": "bert"},
             r"is a bert model, by its config\.json; give a VisionEncoderDecoderModel of a ViT and",
         ),
-        ({"model_type": "vit"}, r"is a vit model alone, half a captioner; .* model\.encoder="),
-        ({"model_type": "gpt2"}, r"is a gpt2 model alone, half a captioner; .* model\.decoder="),
+        ({"model_type": "vit"}, r"is a vit model alone, half a captioner; give .*-captioning$"),
+        ({"model_type": "gpt2"}, r"is a gpt2 model alone, half a captioner; give .*-captioning$"),
         (VIT_GPT2 | {"decoder": {"model_type": "bert"}}, r"has a bert as its decoder, and a gpt2 is needed; give"),
         (VIT_GPT2 | {"encoder": {"model_type": "swin"}}, r"has a swin as its encoder, and a vit is needed; give"),
         (VIT_GPT2 | {"encoder": None}, r"has a None as its encoder"),
@@ -94,6 +94,11 @@ def test_a_folder_of_neither_kind_is_refused(tmp_path):
 def test_another_architecture_is_refused_by_name(tmp_path, config, said):
     with pytest.raises(UserError, match=rf"^checkpoint={tmp_path} {said}"):
         find_weights(folder_with(tmp_path, config))
+
+
+def test_half_a_captioner_can_be_trained_with(tmp_path):
+    with pytest.raises(UserError, match=rf", or train with model\.encoder={tmp_path}$"):
+        find_weights(folder_with(tmp_path, {"model_type": "vit"}), "model.init_from")
 
 
 PRETRAINED = {"model": {"init_from": "X", "encoder": "E", "image_size": None, "dropout": 0.1}}
