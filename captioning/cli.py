@@ -196,10 +196,13 @@ def check_overrides(arguments: list[str], config_name: str, multirun: bool = Fal
         values = [o for o in overrides if not _is_group(o)]
         for override in groups:
             _check_choice(override)
-        before = _composed(config_name, groups)
-        for override in values:
-            _check_key(override, before)
-        whole = _composed(config_name, overrides, with_hydra=True)
+        try:
+            whole = _composed(config_name, overrides, with_hydra=True)
+        except UserError:  # Hydra's own words, where none of ours fit
+            before = _composed(config_name, groups)
+            for override in values:
+                _check_key(override, before)
+            raise
         config = OmegaConf.masked_copy(whole, [str(name) for name in whole if name != "hydra"])
         if "model" in config:
             refuse_overruled(config, [override.key_or_group for override in values])

@@ -23,7 +23,7 @@ from typing import IO
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -100,20 +100,15 @@ class EncodedFile:
     def __getstate__(self) -> dict:
         return {name: value for name, value in self.__dict__.items() if name != "_map"}
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Alone among the processes that write this file; waits for another one to end."""
+    def locked(self) -> AcquireReturnProxy:
+        """A context, alone among the processes that write this file; waits for another one to end."""
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / "lock")
         try:
-            lock.acquire(timeout=0)
+            return lock.acquire(timeout=0)
         except Timeout:
             log.info("encoder cache: another run is filling %s; waiting for it", self.folder)
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
+            return lock.acquire()
 
     @contextmanager
     def appending(self) -> Iterator[Callable[[list[bytes], Tensor], None]]:

@@ -185,11 +185,8 @@ def wandb_runs(loggers: list[Logger], run_dir: Path) -> Iterator[None]:
 
     An ended run lets the next job of a multirun begin its own.
     """
-    runs = (
-        [logger for logger in loggers if isinstance(logger, WandbLogger)]
-        if not getattr(rank_zero_only, "rank", 0)
-        else []
-    )
+    is_first = not getattr(rank_zero_only, "rank", 0)
+    runs = [logger for logger in loggers if is_first and isinstance(logger, WandbLogger)]
     staging = "WANDB_DATA_DIR"  # tables wait there for their upload; W&B's default is in the home folder
     ours = staging not in os.environ
     if ours and runs:
