@@ -17,10 +17,11 @@ from torch import Tensor
 from transformers import GPT2Config, VisionEncoderDecoderModel, ViTConfig
 
 from captioning.data.batch import PictureFormat
+from captioning.machine import chosen_device
 from captioning.model.captioner import ImageCaptioner
 from captioning.model.generation import Beam, Caption, Decoding, Greedy, Sampling, generate
 from captioning.model.huggingface import captioner_of, compose
-from captioning.prediction.caption import chosen_device, placed
+from captioning.prediction.caption import placed
 
 TOKENS, PICTURES = 20, 16
 NEVER = -1  # an EOS that no token is, so that no caption ends early

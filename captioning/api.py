@@ -19,9 +19,10 @@ from captioning.config import PredictConfig, TrainConfig
 from captioning.data.batch import Row, pack
 from captioning.data.images import UnreadablePicture, fetch_picture, picture_in_memory, read_picture
 from captioning.data.transforms import EvaluationTransform
+from captioning.machine import Machine, for_prediction
 from captioning.model.build import load_captioner
 from captioning.model.generation import Decoding, require_room
-from captioning.prediction.caption import Model, Work, autocast, caption, chosen_device, placed
+from captioning.prediction.caption import Model, Work, autocast, caption, placed
 from captioning.prediction.inputs import InputPictures
 from captioning.prediction.journal import CaptionedPicture
 from captioning.prediction.plan import Prediction, run_dir_of
@@ -61,7 +62,7 @@ class Captioner:
             UserError: if there is none, or it can't compute so on this machine.
         """
         config = configured(PredictConfig, *_overrides(checkpoint=checkpoint, input="-", **keys))
-        device = chosen_device(config.device)
+        config, (device, *_) = for_prediction(config)
         autocast(device, config.precision)  # refuses what this device can't compute in
         captioner, tokenizer = load_captioner(find_weights(config.checkpoint, allow_pickle=config.allow_pickle))
         return cls(Model(placed(captioner, device, config.precision), tokenizer, device), config.precision)
@@ -156,7 +157,9 @@ class Captioner:
         names = [_name_of(picture, place) for place, picture in enumerate(pictures)]
         inputs = InputPictures([Path(name) for name in names], drawn=lambda place: _read(pictures[place]))
         options: dict[str, Any] = {"num_workers": 0, "heat_maps": heat_maps, "layers": layers}
-        work = Work(inputs, chosen, self._precision, config.batch_size, **options)
+        usual = Machine(self._model.device.type).captioned_pictures()
+        batch_size = usual if config.batch_size == "auto" else config.batch_size
+        work = Work(inputs, chosen, self._precision, batch_size, **options)
         return [
             replace(record, path=names[record.place])  # a URL is no Path
             for batch in caption(work, self._model)

@@ -59,6 +59,7 @@ Share = Annotated[float, Ge(0), Lt(1)]  # a probability, or a change relative to
 Limit = Annotated[int, Ge(0)] | Annotated[float, Ge(0), Le(1)]  # so many, or a part of all
 Part = Annotated[float, Gt(0), Le(1)]
 Word = Annotated[str, MinLen(1)]
+Auto = Literal["auto"]  # as this machine has it: `machine.py`
 Text = Annotated[Word, BeforeValidator(lambda v: str(v) if type(v) in (int, float) else v)]  # a folder named 2024
 
 
@@ -177,10 +178,10 @@ class DataConfig(Built):
     tokenizer: Text | None = key(
         "GPT-2 tokenizer: hub name or folder; null trains a small one on the captions.", path=True
     )
-    batch_size: Count = key("Rows of a step and process: pictures, each with its captions.")
+    batch_size: Auto | Count = key("Rows of a step and process: pictures, each with its captions.")
     captions_per_image: Count = key("Captions that share one encoded picture.")
     max_tokens: Annotated[int, Ge(2)] = key("Tokens of a caption, EOS included; longer ones are cut.")
-    num_workers: Whole = key("Processes that load pictures.")
+    num_workers: Auto | Whole = key("Processes that load pictures.")
     augmentation: AugmentationConfig = key("How training pictures are varied.")
     overfit_images: Count | None = key("Train and validate on the first so many photographs, one caption each.")
     seed: Seed = key("Of order, augmentation and choice of captions, and of splits where no list divides them.")
@@ -248,7 +249,7 @@ class ModelConfig(Built):
     dropout: Share = key("Of the decoder's embeddings and residual branches.")
     attention_dropout: Share = key("Of the decoder's attention weights; above 0 its fast kernels cannot be used.")
     gradient_checkpointing: bool = key("Recompute activations in the backward pass: less memory, a third more time.")
-    compile: bool = key("torch.compile both halves.")
+    compile: Auto | bool = key("torch.compile of each layer; auto: on a GPU, where there are compilers.")
 
 
 class TinyModelConfig(ModelConfig):
@@ -445,7 +446,7 @@ Decoding = Annotated[
 
 Precision = Annotated[
     Literal[
-        "32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "32", "16", "bf16", "64",
+        "auto", "32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "32", "16", "bf16", "64",
         "transformer-engine", "transformer-engine-float16",
     ],
     BeforeValidator(lambda v: str(v) if type(v) is int else v),
@@ -464,7 +465,7 @@ class TrainerConfig(Own):
     )
     num_nodes: Count = key("Machines.", default=1)
     strategy: Text | dict[str, Any] = key("auto: one process, or DDP for several devices.")
-    precision: Precision = key("32-true, 16-mixed or bf16-mixed.")
+    precision: Precision = key("auto, 32-true, 16-mixed or bf16-mixed.")
     max_epochs: Count = key("Epochs of the run.")
     gradient_clip_val: Annotated[float, Ge(0)] | None = key("Norm at most of a step's mean gradient.")
     accumulate_grad_batches: Count = key("Batches of an optimizer step.")
@@ -641,7 +642,9 @@ class TrainConfig(Section):
 class ProcessesConfig(Section):
     """Of a prediction."""
 
-    devices: Count = key("Processes that divide the pictures: each has its own GPU, on a CPU they share the cores.")
+    devices: Auto | Count = key(
+        "Processes that divide the pictures: each has its own GPU, on a CPU they share the cores."
+    )
 
 
 class PredictConfig(Section):
@@ -680,16 +683,14 @@ class PredictConfig(Section):
     resume: bool = key(
         "Go on from what a stopped prediction left.", way_out="true goes on where output=... was stopped"
     )
-    batch_size: Count = key("Pictures captioned together.")
-    num_workers: Whole | Literal["auto"] = key(
-        "Processes that read pictures ahead.", must="auto, or a whole number of at least 0"
-    )
+    batch_size: Auto | Count = key("Pictures captioned together.")
+    num_workers: Auto | Whole = key("Processes that read pictures ahead.")
     device: Annotated[str, Field(pattern=r"^(auto|(cpu|cuda|mps|xpu|hpu|mtia)(:\d+)?)$")] = key(
         "Where the model is computed; auto takes a GPU if there is one.",
         must="auto, cpu, cuda, cuda:1, mps or another accelerator's name in torch",
     )
     trainer: ProcessesConfig = key("How many processes caption.")
-    precision: Literal[32, "32", "bf16", 16, "16", "int8"] = key("Of the model's numbers.")
+    precision: Literal["auto", 32, "32", "bf16", 16, "16", "int8"] = key("Of the model's numbers.")
     seed: Seed = key("Of sampling, and of splits where no list divides the photographs.")
     run_dir: Text | None = key("Where W&B's files of a split lie.", path=True)
     data: SerializeAsAny[Data] | None = key("A data set instead of input.", default=None)
@@ -860,6 +861,8 @@ def _allowed(annotation: Any, metadata: list[Any]) -> str:
         return "true or false"
     if annotation in (int, float):
         return ("a whole number" if annotation is int else "a number") + _range(metadata)
+    if get_origin(annotation) is Literal:
+        return ", ".join(map(shown, get_args(annotation)))
     return "text" if annotation is str else "a list" if get_origin(annotation) is list else "a section of keys"
 
 

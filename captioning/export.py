@@ -21,7 +21,7 @@ from captioning.files import atomic_folder, readable, write_atomically
 from captioning.hub import pushed, require_push
 from captioning.metrics import METRICS, caption_scores
 from captioning.model.encoders import ENCODERS
-from captioning.runs import logged_rows
+from captioning.runs import LAST, logged_rows, settings_in
 from captioning.weights import HuggingFaceModel, find_weights
 
 log = logging.getLogger(__name__)
@@ -216,6 +216,8 @@ class RunRecord:
     def _selected(self, key: str) -> Any:
         """The value of a key of the configuration, None where there is no such thing."""
         value = OmegaConf.select(self.config, key) if self.config else None
+        if value == "auto" and self.folder and (self.folder / LAST).is_file():
+            value = settings_in(self.folder / LAST).get(key, value)  # what the run made of it
         return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
     def _text(self, name: str) -> str:

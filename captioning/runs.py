@@ -86,7 +86,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
+def settings_in(path: Path | None) -> dict[str, Any]:
+    """What the run of the checkpoint at `path` was set to, as far as that is kept, by dotted key; of none, nothing."""
+    return (read_checkpoint(path).get(SETTINGS) or {}) if path else {}
+
+
 LAST = Path("checkpoints", "last.ckpt")
+SETTINGS = "settings"  # of a run, in its checkpoints
 LOCK = ".lock"
 SWEEP = "hydra.sweep.dir"
 WHOLE = (  # that are written aside

@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "prediction": SMALL | {"config", "cli", "runs", "weights", "data", "model", "evaluation"},
     "export": SMALL | {"config", "cli", "runs", "weights", "data", "model"},
     "config": SMALL,
+    "machine": SMALL | {"config"},
     "cli": SMALL | {"config", "runs", "weights"},
     "runs": SMALL | {"config"},
     "weights": SMALL | {"runs", "model.encoders"},

@@ -48,14 +48,14 @@ PHASES = "[{from_epoch: 0, train: [cross_attention]}"
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("data.batch_size=abc", "data.batch_size=abc must be a whole number of at least 1"),
-        ("data.batch_size=0", "data.batch_size=0 must be a whole number of at least 1"),
-        ("data.batch_size=true", "data.batch_size=true must be a whole number of at least 1"),
-        ("data.batch_size=null", "data.batch_size=null must be a whole number of at least 1"),
-        ("data.batch_size=1.5", "data.batch_size=1.5 must be a whole number of at least 1"),
+        ("data.batch_size=abc", "data.batch_size=abc must be auto, or a whole number of at least 1"),
+        ("data.batch_size=0", "data.batch_size=0 must be auto, or a whole number of at least 1"),
+        ("data.batch_size=true", "data.batch_size=true must be auto, or a whole number of at least 1"),
+        ("data.batch_size=null", "data.batch_size=null must be auto, or a whole number of at least 1"),
+        ("data.batch_size=1.5", "data.batch_size=1.5 must be auto, or a whole number of at least 1"),
         ("data.captions_per_image=0", "data.captions_per_image=0 must be a whole number of at least 1"),
         ("data.max_tokens=1", "data.max_tokens=1 must be a whole number of at least 2"),
-        ("data.num_workers=-1", "data.num_workers=-1 must be a whole number of at least 0"),
+        ("data.num_workers=-1", "data.num_workers=-1 must be auto, or a whole number of at least 0"),
         ("data.overfit_images=0", "data.overfit_images=0 must be a whole number of at least 1, or null"),
         ("data.fraction=0", "data.fraction=0 must be a number above 0 and at most 1"),
         ("data.fraction=half", "data.fraction=half must be a number above 0 and at most 1"),
@@ -207,7 +207,7 @@ def test_a_cache_of_encodings_needs_the_same_encoder_and_the_same_pictures():
 
 def test_keys_that_a_data_set_of_ones_own_shares_with_ours_are_checked_as_theirs():
     own = "data={_target_: mine.Data, root: 3, batch_size: many}"
-    assert sentence("train", [], own) == "data.batch_size=many must be a whole number of at least 1"
+    assert sentence("train", [], own) == "data.batch_size=many must be auto, or a whole number of at least 1"
 
 
 @pytest.mark.parametrize(
@@ -249,11 +249,11 @@ def test_so_are_values_of_decodings(decoding, change, said):
         ("input=null", "input is missing; say which, for example input=my_photos, or data=coco split=val"),
         ("input='a/${b}.jpg'", "input cannot be read: Interpolation key 'b' not found; ${ begins a reference to "
          "another key"),
-        ("batch_size=0", "batch_size=0 must be a whole number of at least 1"),
+        ("batch_size=0", "batch_size=0 must be auto, or a whole number of at least 1"),
         ("device=gpu", "device=gpu must be auto, cpu, cuda, cuda:1, mps or another accelerator's name in torch"),
         ("num_workers=-1", "num_workers=-1 must be auto, or a whole number of at least 0"),
-        ("trainer.devices=0", "trainer.devices=0 must be a whole number of at least 1"),
-        ("precision=64", "precision=64 is none of 32, bf16, 16, int8"),
+        ("trainer.devices=0", "trainer.devices=0 must be auto, or a whole number of at least 1"),
+        ("precision=64", "precision=64 is none of auto, 32, bf16, 16, int8"),
         ("resume=x", "resume=x must be true or false; true goes on where output=... was stopped"),
         ("overwrite=x", "overwrite=x must be true or false"),
         ("text_files=yes", "text_files=yes must be true or false; true writes a.txt beside a.jpg"),

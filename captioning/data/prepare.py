@@ -1,7 +1,6 @@
 """`prepare(config)`: the training pictures are stored small, once, so that training loads them faster."""
 
 import logging
-import os
 
 from captioning.cli import built
 from captioning.config import PrepareConfig
@@ -9,6 +8,7 @@ from captioning.data.datamodule import PhotographDataModule
 from captioning.data.pixel_cache import packs_in
 from captioning.errors import UserError
 from captioning.files import readable
+from captioning.machine import cores, data_for_one_process
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ def prepare(config: PrepareConfig) -> int:
 
     Raises UserError at the end, when all others are stored, if some could not be read.
     """
-    datamodule: PhotographDataModule = built(config.data, "data")
+    datamodule: PhotographDataModule = built(data_for_one_process(config.data), "data")
     try:
         outcome = datamodule.prepare(config.size, cores() if config.num_workers is None else config.num_workers)
     except KeyboardInterrupt:
@@ -35,8 +35,3 @@ def prepare(config: PrepareConfig) -> int:
             "data.on_missing=skip; all others are prepared"
         )
     return outcome.stored
-
-
-def cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -38,8 +38,9 @@ def cross_attention(
     decoder: Any = captioner.network.decoder
     chosen = range(decoder_layers(captioner)) if layers is None else layers
     fed = [decoder.config.bos_token_id, *token_ids[:-1]]
-    with _weights_of([decoder.transformer.h[i].crossattention for i in chosen], decoder) as weights:
-        decoder.transformer.forward(  # not called: a compiled decoder would be compiled anew for this
+    layers_shown = [decoder.transformer.h[i].crossattention for i in chosen]
+    with captioner.eagerly(), _weights_of(layers_shown, decoder) as weights:
+        decoder.transformer(
             input_ids=torch.tensor([fed], device=pixel_values.device),
             encoder_hidden_states=captioner.encode(pixel_values),  # (1, P, D)
             use_cache=False,

@@ -14,9 +14,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from hydra.utils import get_method
 from torch import nn
 from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel, VisionEncoderDecoderConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from captioning.config import ModelConfig, OwnModelConfig, PretrainedModelConfig, TinyModelConfig
 from captioning.data.batch import PictureFormat
@@ -40,6 +42,7 @@ from captioning.weights import DECODERS, HuggingFaceModel
 log = logging.getLogger(__name__)
 
 NEW = "cross_attention"  # the group that no checkpoint has pretrained
+MOST_GRAPHS = 64  # of a layer's code
 POSITION_SPREAD = 0.7  # standard deviation of a new encoder's position embeddings
 WEIGHTS = "captioner."  # the captioner's name in the LightningModule, and so in its state dict
 
@@ -143,7 +146,7 @@ def _dropout(config: Any) -> dict[str, float]:
 
 
 def _switches(config: Any) -> dict[str, bool]:
-    return {"gradient_checkpointing": config.gradient_checkpointing, "compile": config.compile}
+    return {"gradient_checkpointing": config.gradient_checkpointing, "compile": config.compile is True}
 
 
 def _layers_together(names: Iterable[str]) -> list[str]:
@@ -153,23 +156,28 @@ def _layers_together(names: Iterable[str]) -> list[str]:
 
 
 def switched(captioner: ImageCaptioner, *, gradient_checkpointing: bool, compile: bool) -> ImageCaptioner:
-    """The same captioner, its activations recomputed in the backward pass, or its halves compiled, or both.
+    """The same captioner, its activations recomputed in the backward pass, or its layers compiled, or both.
 
-    Neither changes a number.
+    Neither changes a number. Each layer is compiled by itself: all of a half are one piece of code, so that this takes
+    seconds, and minutes for a half as a whole. What has another shape, of gradients that are wanted or of mode, is
+    compiled anew: three stages and their validations come to `MOST_GRAPHS` at most, and past torch's own limit of 8 a
+    layer would run uncompiled from there on.
 
     Raises:
         UserError: if there is no compiler.
     """
-    halves: tuple[Any, Any] = (captioner.network.encoder, captioner.network.decoder.transformer)
     if gradient_checkpointing:
+        halves: tuple[Any, Any] = (captioner.network.encoder, captioner.network.decoder.transformer)
         for half in halves:  # by its newer name where transformers has it
             enable = getattr(half, "activation_checkpointing_enable", None) or half.gradient_checkpointing_enable
             enable({"use_reentrant": False})
     if compile:
         _require_compiler()
-        # In place, so that the names of the weights stay as they are.
-        for half in halves:
-            half.compile(dynamic=True)
+        torch._dynamo.config.recompile_limit = MOST_GRAPHS
+        for layer in captioner.network.modules():
+            if isinstance(layer, GradientCheckpointingLayer):  # transformers' mark of one
+                layer.compile()  # in place, so that the names of the weights stay as they are
+        captioner.compiled = True
     return captioner
 
 

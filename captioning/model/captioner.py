@@ -7,6 +7,7 @@ positions of the batch, D decoder width, V vocabulary, H and W picture height an
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -36,6 +37,7 @@ class ImageCaptioner(nn.Module):
 
     pixel_mean: Tensor
     pixel_std: Tensor
+    compiled = False  # whether its layers are, see `build.switched`
 
     def __init__(self, network: VisionEncoderDecoderModel, picture_format: PictureFormat):
         super().__init__()
@@ -45,6 +47,7 @@ class ImageCaptioner(nn.Module):
         mean, std = torch.tensor(picture_format.mean), torch.tensor(picture_format.std)
         self.register_buffer("pixel_mean", mean.view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", std.view(3, 1, 1), persistent=False)
+        self._rows_before: dict[str, int] = {}  # of each half's last training step
 
     @property
     def max_positions(self) -> int:
@@ -72,7 +75,8 @@ class ImageCaptioner(nn.Module):
         autograd state is kept: nothing in it requires a gradient.
         """
         pixels = (pixel_values.float() / 255 - self.pixel_mean) / self.pixel_std
-        return self.network.encoder(pixel_values=pixels).last_hidden_state
+        with self._compiled_for("encoder", len(pixels)):
+            return self.network.encoder(pixel_values=pixels).last_hidden_state
 
     def project(self, encoder_states: Tensor) -> Tensor:
         """The encoder's states at the decoder's width, (B, P, D), where the widths differ."""
@@ -89,13 +93,14 @@ class ImageCaptioner(nn.Module):
     def hidden_states(self, batch: CaptionBatch, attended: Tensor) -> Tensor:
         """The decoder's last hidden states (B, S, D); every caption sees its own past and its row's `attended`."""
         gpt2: Any = self.network.decoder.transformer
-        return gpt2(
-            input_ids=batch.input_ids,
-            position_ids=batch.position_ids,
-            attention_mask=same_caption_causal_mask(batch.caption_index),
-            encoder_hidden_states=attended,
-            use_cache=False,
-        ).last_hidden_state
+        with self._compiled_for("decoder", len(batch)):
+            return gpt2(
+                input_ids=batch.input_ids,
+                position_ids=batch.position_ids,
+                attention_mask=same_caption_causal_mask(batch.caption_index),
+                encoder_hidden_states=attended,
+                use_cache=False,
+            ).last_hidden_state
 
     def loss(self, batch: CaptionBatch) -> LossSum:
         """Cross-entropy summed over the labelled positions; padding never reaches the vocabulary projection."""
@@ -113,6 +118,20 @@ class ImageCaptioner(nn.Module):
             return LossSum(summed_nats(hidden, projection, labels), tokens)
         weights = None if label_weights is None else label_weights.flatten().index_select(0, batch.labelled)
         return LossSum(summed_cross_entropy(hidden, projection.weight, labels, weights), tokens)
+
+    def eagerly(self) -> AbstractContextManager:
+        """Inside it compiled layers run as they are written: for shapes that are met once, such as a token a step."""
+        return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
+
+    def _compiled_for(self, part: str, rows: int) -> AbstractContextManager:
+        """Inside it the layers of a part run compiled where they take a training step of as many rows as the last one.
+
+        An epoch's last batch, which is smaller, and a validation are not worth the seconds that compiling takes.
+        """
+        again = torch.is_grad_enabled() and self._rows_before.get(part) == rows
+        if torch.is_grad_enabled():
+            self._rows_before[part] = rows
+        return nullcontext() if again else self.eagerly()
 
     def parameters_of(self, group: str) -> Iterator[tuple[str, nn.Parameter]]:
         """The named parameters of one of `GROUPS`; together the groups hold each parameter once."""

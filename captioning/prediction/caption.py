@@ -37,7 +37,6 @@ from captioning.prediction.strips import draw_heat_maps, seen_part
 from captioning.randomness import addressed_seed
 from captioning.weights import HuggingFaceModel
 
-MOST_READERS = 16
 PRECISIONS = {"32": None, "bf16": torch.bfloat16, "16": torch.float16, "int8": None}
 AHEAD = 2  # batches that a process may have made before theirs is written
 LOOK_SECONDS = 1.0  # between looks at whether the other side still lives
@@ -319,52 +318,6 @@ def _taken(results: Any, process: Any) -> CaptionedBatch:
         if isinstance(one, Exception):
             raise one
         return one
-
-
-def chosen_device(name: str) -> torch.device:
-    """The device of this name; `auto` takes a GPU if there is one.
-
-    Raises:
-        UserError: if this machine has no such device.
-    """
-    if name == "auto":
-        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return found or torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device).item()  # "meta" has no values: nothing runs there
-    except (RuntimeError, AssertionError, TypeError, ImportError) as error:  # each from another kind of device
-        raise UserError(f"device={name} is not available on this machine; device=auto takes what is") from error
-    return device
-
-
-def chosen_devices(name: str, processes: int) -> list[torch.device]:
-    """A device for each of so many processes: on a CPU the same one, else the first so many of their kind.
-
-    Raises:
-        UserError: as `chosen_device`, or if there are not so many.
-    """
-    device = chosen_device(name)
-    if processes == 1 or device.type == "cpu":
-        return [device] * processes
-    there = torch.accelerator.device_count()
-    if processes > there or ":" in name:
-        raise UserError(
-            f"trainer.devices={processes} wants so many devices of a kind, and this machine has {there} of "
-            f"device={name}; take fewer, or name the kind alone"
-        )
-    return [torch.device(device.type, index) for index in range(processes)]
-
-
-def reading_processes(device: torch.device, wanted: int | str) -> int:
-    """How many processes read pictures while the model computes: as many as wanted, or for `auto` as the device wants.
-
-    Beside an accelerator, one a core. Where the model computes on the cores itself, none: it would wait for each of
-    its threads that a reader has displaced, and is up to four times slower so (`benchmarks/prediction.py`).
-    """
-    if wanted != "auto":
-        return int(wanted)
-    return 0 if device.type == "cpu" else min(MOST_READERS, os.cpu_count() or 1)
 
 
 def autocast(device: torch.device, precision: str | int) -> AbstractContextManager:

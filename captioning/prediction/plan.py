@@ -1,6 +1,7 @@
 """What a prediction is to do, checked as far as that takes no time: no torch and no weights are loaded for it."""
 
 import hashlib
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,15 @@ from captioning.config import PredictConfig, checked, require_loggers
 from captioning.data.datasets import require_data
 from captioning.errors import UserError
 from captioning.prediction.inputs import InputPictures, find_pictures
-from captioning.prediction.journal import Journal, May, beside, has_lines, lines_of
+from captioning.prediction.journal import (
+    Journal,
+    May,
+    beside,
+    has_lines,
+    journal_settings_path,
+    lines_of,
+    settings_path,
+)
 from captioning.prediction.outputs import check_output, counts_if_complete, format_of
 from captioning.prediction.outputs.files import Sink, real_file
 from captioning.prediction.outputs.gallery import Gallery, gallery_path
@@ -41,12 +50,14 @@ class Plan:
     """A prediction whose paths are checked.
 
     Attributes:
+        config: where it goes on from what a stopped one left, with what that has chosen in the place of `auto`.
         pictures: None where they are a split's, which is read when the model's tokenizer is known.
         settings: what the captions depend on, see `settings_of`; None where the pictures are not known yet.
         sinks: what is made beside the output, likewise.
         complete: what there is, where it leaves nothing to do.
     """
 
+    config: PredictConfig
     output: Path
     weights: Path | HuggingFaceModel
     pictures: InputPictures | None
@@ -70,6 +81,7 @@ def planned(config: PredictConfig) -> Plan:
     """Raise UserError for paths that are not there, and files that can't be written."""
     output = Path(config.output)
     check_output(output, config.overwrite or config.resume, config.resume)
+    config = _going_on(config, real_file(output)) if config.resume else config
     weights = find_weights(config.checkpoint, allow_pickle=config.allow_pickle)
     complete = pictures = settings = sinks = None
     if config.input is not None:
@@ -86,7 +98,15 @@ def planned(config: PredictConfig) -> Plan:
             check_score_files(output, config.overwrite or (config.resume and has_lines(real_file(output))))
         if pictures and settings:
             sinks = Sinks.of(config, output, pictures, settings)
-    return Plan(output, weights, pictures, settings, sinks, complete)
+    return Plan(config, output, weights, pictures, settings, sinks, complete)
+
+
+def _going_on(config: PredictConfig, output: Path) -> PredictConfig:
+    """With the precision and the batches of before in the place of `auto`: on them a caption's last digits depend."""
+    files = (path for path in (journal_settings_path(output), settings_path(output)) if path.is_file())
+    saved = json.loads(path.read_text(encoding="utf-8")) if (path := next(files, None)) else {}
+    before = {key: saved[key] for key in ("precision", "batch_size") if getattr(config, key) == "auto" and key in saved}
+    return config.model_copy(update=before)
 
 
 def _complete(

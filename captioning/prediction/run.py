@@ -10,6 +10,7 @@ from captioning.cli import built, quiet_libraries
 from captioning.config import PredictConfig, WandbConfig
 from captioning.data.datamodule import PhotographFiles
 from captioning.data.tokenizer import CaptionTokenizer
+from captioning.machine import data_for_one_process, for_prediction
 from captioning.model.build import load_captioner
 from captioning.model.captioner import ImageCaptioner
 from captioning.model.generation import require_room
@@ -19,9 +20,7 @@ from captioning.prediction.caption import (
     Work,
     autocast,
     captioned,
-    chosen_devices,
     placed,
-    reading_processes,
 )
 from captioning.prediction.inputs import InputPictures
 from captioning.prediction.journal import Journal, May, settings_path
@@ -44,17 +43,18 @@ def predict(config: PredictConfig, plan: Plan | None = None) -> Prediction:
     if plan.complete:
         return plan.complete
     quiet_libraries()
+    config, devices = for_prediction(plan.config)
     decoding, output = built(config.decoding.plain(), "decoding"), plan.output
-    devices = chosen_devices(config.device, config.trainer.devices)
-    num_workers = reading_processes(devices[0], config.num_workers)
     autocast(devices[0], config.precision)  # refuses what this device can't compute in
     captioner, tokenizer = load_captioner(plan.weights)
     require_room(captioner, decoding)
     layers = checked_layers(config.heat_maps_layers, captioner)
     pictures = plan.pictures or _split_of(config, captioner, tokenizer)
     settings = plan.settings or settings_of(config, plan.weights, pictures.paths)
+    settings |= {"precision": config.precision, "batch_size": config.batch_size}  # no `auto`
     sinks = plan.sinks or Sinks.of(config, output, pictures, settings)
-    devices = devices[: max(1, math.ceil(len(pictures) / config.batch_size))]  # not more of them than batches
+    batch_size = int(config.batch_size)
+    devices = devices[: max(1, math.ceil(len(pictures) / batch_size))]  # not more of them than batches
     if len(devices) == 1:
         captioner = placed(captioner, devices[0], config.precision)
     with ExitStack() as stack:
@@ -68,9 +68,9 @@ def predict(config: PredictConfig, plan: Plan | None = None) -> Prediction:
             pictures=pictures,
             decoding=decoding,
             precision=config.precision,
-            batch_size=config.batch_size,
-            num_workers=num_workers,
-            first=0 if sinks.on_the_way else journal.done - journal.done % config.batch_size,
+            batch_size=batch_size,
+            num_workers=int(config.num_workers),
+            first=0 if sinks.on_the_way else journal.done - journal.done % batch_size,
             thumbnails=sinks.gallery is not None,
             heat_maps=sinks.heat_map_places,
             layers=layers,
@@ -104,7 +104,7 @@ def _split_of(config: PredictConfig, captioner: ImageCaptioner, tokenizer: Capti
     if trained_with not in (None, config.seed):  # where a seed divides photographs, val has some of the training's
         words = "the run divided its data with seed=%s and this is seed=%s; say the same"
         log.warning(words, trained_with, config.seed)
-    datamodule = built(config.data.plain(), "data")
+    datamodule = built(data_for_one_process(config.data), "data")
     datamodule.connect(tokenizer, captioner.picture_format, captioner.max_positions, only=config.split)
     split, tokens = datamodule.splits[config.split], datamodule.tokens[config.split]
     if isinstance(split.load, PhotographFiles):

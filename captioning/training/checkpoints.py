@@ -24,6 +24,7 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 
 from captioning.errors import Stopped, UserError
 from captioning.files import atomic_file
+from captioning.runs import SETTINGS
 from captioning.training.lightning_internals import (
     BestOnly,
     cluster_environment,
@@ -32,7 +33,6 @@ from captioning.training.lightning_internals import (
     settle_loops,
     validation_is_next,
 )
-from captioning.training.resume import SAVED_AS
 
 log = logging.getLogger(__name__)
 
@@ -246,7 +246,7 @@ class LastCheckpoint(Checkpoint):
             self._signals.end(trainer)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint[SAVED_AS] = self._settings | {"processes": trainer.world_size}
+        checkpoint[SETTINGS] = self._settings | {"processes": trainer.world_size}
         settle_loops(checkpoint["loops"]["fit_loop"], self._validation_due)
 
     def _between_steps(self, trainer: L.Trainer) -> bool:

@@ -114,9 +114,16 @@ class CaptioningModule(L.LightningModule):
         self.on_train_loss: list[Callable[[Tensor, Tensor], None]] = []  # called with each batch's sums, (nats, tokens)
 
     def on_train_start(self) -> None:
-        """A resumed run's optimizer has its state from the checkpoint; its settings are those of this run."""
-        for group, options in zip(self.trainer.optimizers[0].param_groups, self._optimizer_options, strict=True):
+        """A resumed run's optimizer has its state from the checkpoint; its settings are those of this run.
+
+        Between fp16 and another precision these are of another kernel, which counts steps elsewhere.
+        """
+        optimizer = self.trainer.optimizers[0]
+        for group, options in zip(optimizer.param_groups, self._optimizer_options, strict=True):
             group.update(options)
+            for parameter in group["params"]:
+                if "step" in (state := optimizer.state.get(parameter, {})):
+                    state["step"] = state["step"].to(parameter.device if group["fused"] else "cpu")
 
     def training_step(self, batch: CaptionBatch, batch_index: int) -> Tensor:
         """The batch's summed loss, in units of `NOMINAL_TOKENS` tokens."""

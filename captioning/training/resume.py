@@ -13,10 +13,9 @@ from omegaconf import OmegaConf
 from captioning.config import TrainConfig, data_set_of
 from captioning.errors import UserError
 from captioning.files import readable
-from captioning.runs import read_checkpoint
+from captioning.runs import SETTINGS, read_checkpoint
 from captioning.training.lightning_internals import unfinished_epoch
 
-SAVED_AS = "settings"  # in a checkpoint
 # These make a run what it is. A seed also divides photographs into splits where no list does.
 OF_A_RUN = ("seed", "data", "optimizer", "stage.best_by", "stage.self_critical")
 # On these depends which pictures the rest of an epoch, known by the number of batches done, would be.
@@ -24,6 +23,7 @@ OF_AN_EPOCH = (
     *("data.batch_size", "data.captions_per_image", "data.overfit_images", "data.fraction", "data.use_restval"),
     *("data.train_pictures", "trainer.accumulate_grad_batches", "trainer.limit_train_batches", "training pictures"),
 )
+MAY_CHANGE = ("trainer.precision",)  # kept to be said
 
 
 def settings_of(config: TrainConfig, training_pictures: Sequence[int | str]) -> dict[str, Any]:
@@ -36,13 +36,13 @@ def settings_of(config: TrainConfig, training_pictures: Sequence[int | str]) -> 
         "stage.self_critical": config.stage.self_critical is not None,
         "training pictures": hashlib.blake2b(pictures, digest_size=8).hexdigest(),
     }
-    return {key: special.get(key, OmegaConf.select(values, key)) for key in (*OF_A_RUN, *OF_AN_EPOCH)}
+    return {key: special.get(key, OmegaConf.select(values, key)) for key in (*OF_A_RUN, *OF_AN_EPOCH, *MAY_CHANGE)}
 
 
 def refuse_other_settings(path: Path, now: dict[str, Any]) -> None:
     """Raise UserError if a run cannot go on from the checkpoint at `path` with these settings."""
     checkpoint = read_checkpoint(path)
-    saved = checkpoint.get(SAVED_AS)
+    saved = checkpoint.get(SETTINGS)
     anew = f"start a new run from its weights with model.init_from={readable(path.parents[1])}"
     if saved is None:
         raise UserError(f"{path} was written by an older version, which cannot be resumed exactly; {anew}")

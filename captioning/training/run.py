@@ -15,13 +15,14 @@ from captioning.config import TrainConfig, require_loggers
 from captioning.data.datamodule import CaptionDataModule
 from captioning.errors import UserError
 from captioning.files import readable
+from captioning.machine import for_training, packed_multiple
 from captioning.metrics import METRICS, choosable
 from captioning.model.build import Vocabulary, fine_tuned, load_captioner, new_captioner
 from captioning.model.captioner import ImageCaptioner
 from captioning.model.generation import Decoding, require_room
 from captioning.prediction.strips import draw_heat_maps
 from captioning.randomness import addressed_seed
-from captioning.runs import LAST, is_first_rank, keep_composition, last_checkpoint, owned, tidy
+from captioning.runs import LAST, is_first_rank, keep_composition, last_checkpoint, owned, settings_in, tidy
 from captioning.training.callbacks import AddressedDropout, CaptionScores, EncodeOnce, SkippedSteps
 from captioning.training.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, Saving, StopEarly
 from captioning.training.curves import Curves
@@ -80,6 +81,7 @@ def _train(config: TrainConfig, run_dir: Path, last: Path | None, keep_compositi
     require_loggers(config.logger.values())
     require_accelerator(config.trainer.accelerator)
     quiet_libraries()
+    config = for_training(config, settings_in(last))
     L.seed_everything(config.seed, workers=True, verbose=False)
     check_strategy(built(config.trainer, "trainer", logger=False))  # what it objects to is met before data and weights
 
@@ -176,7 +178,8 @@ def model_and_data(
     else:
         tokenizer = datamodule.new_tokenizer()
         captioner = new_captioner(config.model, Vocabulary.of(tokenizer))
-    datamodule.connect(tokenizer, captioner.picture_format, captioner.max_positions)
+    of_model = tokenizer, captioner.picture_format, captioner.max_positions
+    datamodule.connect(*of_model, packed_multiple=packed_multiple(config))
     return captioner, datamodule
 
 

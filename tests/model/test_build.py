@@ -87,11 +87,11 @@ def test_the_whole_model_computes_the_same_with_gradient_checkpointing(batch):
         torch.testing.assert_close(found[name], gradient, msg=name)
 
 
-def test_compiling_keeps_the_names_of_weights_and_compiles_both_halves():
+def test_compiling_keeps_the_names_of_weights_and_compiles_every_layer():
     plain, compiled = small_captioner(50), small_captioner(50, compile=True)
     assert list(compiled.state_dict()) == list(plain.state_dict())
-    halves = (compiled.network.encoder, compiled.network.decoder.transformer)
-    assert all(half._compiled_call_impl is not None for half in halves)
+    layers = {name for name, module in compiled.network.named_modules() if module._compiled_call_impl is not None}
+    assert layers == {f"{half}.{n}" for half in ("encoder.layers", "decoder.transformer.h") for n in (0, 1)}
 
 
 def test_compiling_without_a_compiler_is_refused_with_the_way_out(monkeypatch):

@@ -103,7 +103,7 @@ def test_mistakes_are_the_command_lines_sentences(captioner, run_dir, photos):
         captioner.caption(photos / "2.png", "beem")
     with pytest.raises(UserError, match="checkpoint=nowhere is not there"):
         Captioner.from_pretrained("nowhere")
-    with pytest.raises(UserError, match="precision=8 is none of 32, bf16, 16, int8"):
+    with pytest.raises(UserError, match="precision=8 is none of auto, 32, bf16, 16, int8"):
         Captioner.from_pretrained(run_dir, precision=8)
 
 

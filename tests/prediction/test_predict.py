@@ -196,7 +196,7 @@ def no_weights(monkeypatch):
         (["decoding=beem"], "decoding=beem is none of"),
         (["device=nowhere"], "device=nowhere must be auto, cpu, cuda"),
         (["device=hpu"], "device=hpu is not available on this machine; device=auto"),
-        (["batch_size=0"], "batch_size=0 must be a whole number of at least 1"),
+        (["batch_size=0"], "batch_size=0 must be auto, or a whole number of at least 1"),
         (["input=/nowhere/at/all"], "input=/nowhere/at/all is neither a folder nor a file"),
         (["inptu=photos"], "did you mean input?"),
         (["output=captions.txt"], "output=captions.txt ends in .txt; name a .jsonl, a .csv or a .json file"),

@@ -269,8 +269,11 @@ def test_resuming_with_another_architecture_is_refused(command, commanded):
     ("arguments", "said"),
     [
         (["data=coco", "data.root=/nowhere"], "experiment=demo"),
-        (["experiment=demo", "data.batch_size=0"], "data.batch_size=0 must be a whole number of at least 1"),
-        (["experiment=demo", "trainer.precision=17"], "trainer.precision=17 is none of 32-true, 16-mixed, bf16-mixed"),
+        (["experiment=demo", "data.batch_size=0"], "data.batch_size=0 must be auto, or a whole number of at least 1"),
+        (
+            ["experiment=demo", "trainer.precision=17"],
+            "trainer.precision=17 is none of auto, 32-true, 16-mixed, bf16-mixed",
+        ),
         (["data=shapes", "model=vit_gpt2", "data.image_size=32"], "model.encoder"),
         (["experiment=demo", "decoding.max_new_tokens=1000"], "this model's limit of 127"),
         (["experiment=demo", "trainer.strategy=fsdp"], "trainer cannot be set up so"),

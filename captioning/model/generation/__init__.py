@@ -41,6 +41,7 @@ def generate_from(
 ) -> list[Caption]:
     """`generate`, of pictures encoded already: `attended` (B, P, D) is what `ImageCaptioner.attended` gives."""
     require_room(captioner, decoding)
-    decoder = StepwiseDecoder(captioner, attended, decoding)
     addresses = range(len(attended)) if addresses is None else addresses
-    return searched(decoder, decoding.search(decoder), decoding, addresses)
+    with captioner.eagerly():
+        decoder = StepwiseDecoder(captioner, attended, decoding)
+        return searched(decoder, decoding.search(decoder), decoding, addresses)
