@@ -131,10 +131,11 @@ def to_json(value: object, indent: int | None = None) -> str:
 def beside(output: Path, what: str) -> Path:
     """A file that belongs to an output, named so that outputs of two suffixes share none.
 
-    >>> [beside(Path(name), "settings.json").name for name in ("captions.jsonl", "captions.csv")]
-    ['captions.settings.json', 'captions.csv.settings.json']
+    >>> [beside(Path(name), "settings.json").name for name in ("captions.jsonl", "captions.csv", "captions")]
+    ['captions.settings.json', 'captions.csv.settings.json', 'captions.lines.settings.json']
     """
-    return output.with_name(f"{output.stem if output.suffix == '.jsonl' else output.name}.{what}")
+    name = f"{output.name}{'' if output.suffix else '.lines'}"
+    return output.with_name(f"{name.removesuffix('.jsonl')}.{what}")
 
 
 def journal_path(output: Path) -> Path:
