@@ -510,11 +510,15 @@ class WandbConfig(Built):
     """Weights & Biases."""
 
     run_dir: Text | None = key("Where its files lie.")
-    project: Annotated[str, Field(pattern=r"^[\w.-]{1,128}$")] = key(
-        "The project there.", must="a name of letters, digits, '-', '_' and '.'"
+    project: Annotated[str, Field(pattern=r"^[^/\\#?%:]{1,128}$")] = key(
+        "The project there.", must="a name of at most 128 characters, none of them / \\ # ? % or :"
     )
     name: Text | None = key("The run's name there; null is the run folder's.")
     group: Text | None = key("The group of runs there.")
+    entity: Text | None = key("Whose project it is: a user or a team.")
+    job_type: Text | None = key("What kind of run it is.")
+    tags: list[Text] = key("Its tags.", must="a list of words, such as [baseline,coco]")
+    notes: Text | None = key("A longer description.")
 
 
 class OwnLoggerConfig(Own):

@@ -110,8 +110,8 @@ PHASES = "[{from_epoch: 0, train: [cross_attention]}"
             (f"model.dropout={value}", f"model.dropout={value} must be a number from 0 to below 1")
             for value in ("1", "-0.5", "true", "much")
         ),
-        ("logger.wandb.project=my project", "logger.wandb.project=my project must be a name of letters, digits, '-', "
-         "'_' and '.'"),
+        ("logger.wandb.project=a/b", "logger.wandb.project=a/b must be a name of at most 128 characters, none of them "
+         "/ \\ # ? % or :"),
         ("logger.mine=3", "logger.mine=3 must be a section of keys"),
         ("trainer.logger=false", "trainer.logger=false is not taken: the group logger chooses them; logger=csv writes "
          "metrics.csv alone, which each run needs to resume"),

@@ -86,6 +86,12 @@ def without_anonymous(logger: WandbLogger) -> WandbLogger:
     return logger
 
 
+def log_offline(logger: WandbLogger) -> None:
+    """Let a logger whose run could not be opened open it offline."""
+    logger._wandb_init.update(mode="offline", resume=None)
+    _ = logger.experiment
+
+
 class BestOnly(ModelCheckpoint):
     """Lightning's, with the writing left to `save`; what that could not write is not remembered as the best."""
 

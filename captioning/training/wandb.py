@@ -4,9 +4,15 @@ wandb itself is imported where it is used, so that a run with another logger nee
 """
 
 import logging
+import netrc
 import os
 import shutil
+import ssl
 import sys
+import threading
+import urllib.error
+import urllib.parse
+import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +22,7 @@ from typing import Any, ClassVar
 import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
@@ -23,7 +30,8 @@ from captioning.files import readable, write_atomically
 from captioning.metrics import METRICS
 from captioning.model.captioner import ImageCaptioner
 from captioning.model.generation import Caption, Decoding, generate
-from captioning.training.lightning_internals import without_anonymous
+from captioning.runs import is_first_rank
+from captioning.training.lightning_internals import log_offline, without_anonymous
 from captioning.training.loggers import Follower
 from captioning.training.module import CaptioningModule
 
@@ -73,30 +81,102 @@ class WandbRows(Follower, WandbLogger):
         self._warned = bool(problem)
 
 
-def wandb_logger(run_dir: str, project: str, name: str | None, group: str | None) -> WandbLogger:
+def wandb_logger(run_dir: str, project: str, name: str | None, **of_run: Any) -> Logger:
     """A W&B logger whose run lies in `run_dir`, and continues there if the folder already has one.
 
-    Without an API key it logs offline and never asks for one; `WANDB_MODE` is respected.
+    Without an API key, or where the server does not answer, it logs offline and never asks; `WANDB_MODE` and `wandb
+    offline|disabled` are respected.
+
+    Args:
+        run_dir: the run's folder.
+        project: W&B's.
+        name: of the run; None is `WANDB_NAME`, or else the folder's.
+        of_run: `entity`, `group`, `job_type`, `tags`, `notes`; None is what W&B's own settings say.
     """
     import wandb
 
+    if not is_first_rank():
+        return DummyLogger()
+    settings = wandb.setup().settings
+    if settings.mode == "disabled":
+        log.info("W&B is disabled (WANDB_MODE, or wandb disabled); metrics.csv has each row")
+        return DummyLogger()
     folder = Path(run_dir)
-    id_file = folder / ID_FILE
-    if not id_file.is_file():
-        write_atomically(id_file, uuid.uuid4().hex[:8] + "\n")
-    mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False, verify=False) else "offline")
+    run_id, project, entity = _place(folder, project, of_run.get("entity") or settings.entity)
+    mode = _mode(settings)
     return without_anonymous(
         WandbRows(
+            **{key: value for key, value in of_run.items() if value} | ({"entity": entity} if entity else {}),
             project=project,
-            name=name or folder.name,
-            group=group,
+            name=name or os.environ.get("WANDB_NAME") or folder.name,
             save_dir=run_dir,
-            id=id_file.read_text(encoding="utf-8").strip(),
+            id=run_id,
             resume="allow" if mode == "online" else None,
             mode=mode,
             settings=wandb.Settings(console="off", silent=mode == "offline"),
         )
     )
+
+
+def _place(folder: Path, project: str, entity: str | None) -> tuple[str, str, str]:
+    """Where the run of a folder lies at W&B: its id, project and entity, as they were when it began.
+
+    A sweep's agent gives the id of a new one.
+    """
+    file = folder / ID_FILE
+    if not file.is_file():
+        run_id = os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8]
+        write_atomically(file, f"{run_id}\n{project}\n{entity or ''}\n")
+    run_id, began_in, of_whom = [*file.read_text(encoding="utf-8").splitlines(), project, entity or ""][:3]
+    if began_in != project:
+        log.warning("the W&B run of %s stays in its project, %s, and not %s", readable(folder), began_in, project)
+    return run_id, began_in, of_whom
+
+
+def _mode(settings: Any) -> str:
+    """`online` where there is an API key and the server answers; `wandb.login` would wait for it."""
+    if settings.mode not in ("online", "run"):
+        return settings.mode
+    if not (os.environ.get("WANDB_API_KEY") or settings.identity_token_file or _has_logged_in(settings.base_url)):
+        if "WANDB_MODE" in os.environ:
+            log.warning("WANDB_MODE=%s needs an API key (wandb login); this run is logged offline", settings.mode)
+        return "offline"
+    if why := _unreachable(settings.base_url):
+        log.warning("W&B's server %s does not answer (%s); this run is logged offline", settings.base_url, why)
+        return "offline"
+    return "online"
+
+
+def _has_logged_in(url: str) -> bool:
+    """Whether `wandb login` has left a key in .netrc."""
+    host = urllib.parse.urlsplit(url).hostname
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host or "") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+ANSWER_SECONDS = 5
+
+
+def _unreachable(url: str) -> str:
+    """Why a server does not answer; empty where it does, whatever it says."""
+    found: list[str] = []
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(url, timeout=ANSWER_SECONDS).close()
+            found.append("")
+        except urllib.error.HTTPError:
+            found.append("")
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", error)  # W&B has certificates of its own
+            found.append("" if isinstance(reason, ssl.SSLError) else getattr(reason, "strerror", None) or str(reason))
+
+    asking = threading.Thread(target=ask, daemon=True)  # a name server may take longer than any timeout
+    asking.start()
+    asking.join(ANSWER_SECONDS + 1)
+    return found[0] if found else f"for {ANSWER_SECONDS + 1} seconds"
 
 
 class SampleTable(L.Callback):
@@ -193,6 +273,8 @@ def wandb_runs(loggers: list[Logger], run_dir: Path) -> Iterator[None]:
         os.environ[staging] = str(run_dir.resolve() / "wandb")
     failed = True
     try:
+        for logger in runs:
+            _begin(logger)
         yield
         failed = False
     finally:
@@ -202,6 +284,19 @@ def wandb_runs(loggers: list[Logger], run_dir: Path) -> Iterator[None]:
             log.info("%s", words)
         if ours:
             os.environ.pop(staging, None)
+
+
+def _begin(logger: WandbLogger) -> None:
+    """Open its run: offline where the server does not take it, such as for a wrong API key."""
+    import wandb
+
+    try:
+        _ = logger.experiment
+    except wandb.Error as error:
+        reason = str(error).splitlines()[0]
+        log.warning("W&B's server does not take this run (%s); it is logged offline", reason)
+        wandb.teardown()  # which keeps the run's id for the one that failed
+        log_offline(logger)
 
 
 def _how_to_browse(logger: WandbLogger, run_dir: Path) -> str:
