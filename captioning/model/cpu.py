@@ -1,16 +1,24 @@
-"""A CPU's linear layers by oneDNN: its products in training, its own weight layout and int8 for captioning.
+"""What makes a CPU fast: freed memory kept, its linear layers by the faster library, int8 for captioning.
 
-A captioner spends nine tenths of its time in linear layers. torch hands their float32 products to MKL, which on
-processors that are not Intel's reaches half the speed of oneDNN (AMD EPYC with AVX-512, one core: 105 against 220
-GFLOP/s at GPT-2's shapes, both exact to rounding): by oneDNN a training step takes 0.6 of its time at full size, 0.67
-for model=tiny. For captioning, where weights stay as they are, they are laid out once in the blocks that oneDNN wants,
-not at every call; and in int8, a quarter of the bytes. Where there is no MKL, and for small matrices, for which
-oneDNN's kernels are not worth their making, training is as torch does it.
+A captioner spends most of its time in linear layers. torch hands their float32 products to MKL, which on an Intel
+processor is the fastest there is (Xeon with AVX-512, two cores, at full size's shapes: 310 GFLOP/s, where oneDNN
+has 280 forward and 220 for the gradient of a weight, for which it copies what is transposed). On other processors MKL
+reaches half the speed of oneDNN (AMD EPYC with AVX-512, one core: 105 against 220 GFLOP/s; with AVX2 alone oneDNN gains
+1.1 to 1.6): there products go to oneDNN. Both are exact to rounding. It is a rule and no measurement at the start, so
+that a run gives the same numbers whenever it is started.
+
+For captioning, where weights stay as they are, they are laid out once in the blocks that oneDNN wants, not at every
+call; and in int8, a quarter of the bytes. Where there is no MKL, and for small matrices, for which oneDNN's kernels are
+not worth their making, training is as torch does it.
 """
 
 import copy
+import ctypes
+import functools
+import platform
 from collections.abc import Callable
 from itertools import chain
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -22,8 +30,27 @@ from transformers.pytorch_utils import Conv1D
 
 Model = TypeVar("Model", bound=nn.Module)
 
-LEAST_WEIGHTS = 2**14  # elements of a matrix
-MKL_MULTIPLIES = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+_CPUINFO = Path("/proc/cpuinfo")
+PROCESSOR = _CPUINFO.read_text() if _CPUINFO.is_file() else platform.processor()  # its maker, and what it can do
+IS_INTEL = "GenuineIntel" in PROCESSOR
+ONEDNN_IS_FASTER = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available() and not IS_INTEL
+LEAST_WEIGHTS = 2**14  # elements of a matrix that is worth a kernel of oneDNN's
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what is freed, for the next tensor of that size: to be called once, as a run starts.
+
+    glibc gives memory of 32 MB and more back to the system at once, and the next step's tensors are fresh pages, each
+    cleared in a page fault of its own: a tenth of a training step at full size, and a quarter with `model=tiny` and
+    GPT-2's vocabulary. The process then holds its peak to its end, which the next step would reach again anyway.
+    Elsewhere (musl, macOS, Windows) memory stays in the hands of the C library.
+
+    `captioning/__init__.py` asks for large pages.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        library = ctypes.CDLL(None)
+        library.mallopt(-4, 0)  # M_MMAP_MAX: no allocation gets pages of its own, see mallopt(3)
+        library.mallopt(-1, -1)  # M_TRIM_THRESHOLD: nothing goes back
 
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -31,6 +58,34 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     if _worth_it(a, b):
         return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
     return F.linear(a, b, bias)
+
+
+def add_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+    """total + a @ b.T in float32, (M, N), for a (M, K) and b (N, K), written over `total`; without autograd.
+
+    No sum of its own over (M, N) is taken, save where oneDNN or a half-precision CPU multiplies.
+    """
+    if a.device.type == "cuda" and a.dtype != torch.float32 and _cuda_adds_in_float32():
+        if total is None:
+            return torch.mm(a, b.T, out_dtype=torch.float32)
+        return torch.addmm(total, a, b.T, out_dtype=torch.float32, out=total)
+    if a.dtype == torch.float32 and not _worth_it(a, b):
+        return torch.mm(a, b.T) if total is None else total.addmm_(a, b.T)
+    # oneDNN copies its first matrix where that is transposed, and (N, M) is transposed after: the smaller of the two.
+    part = product(b, a).T if a.shape[1] > len(b) else product(a, b).float()
+    return part.contiguous() if total is None else total.add_(part)
+
+
+@functools.cache
+def _cuda_adds_in_float32() -> bool:
+    """Whether this torch adds a product of half-precision matrices to a float32 one: some before 2.11 do not."""
+    half = torch.ones(16, 16, device="cuda", dtype=torch.float16)
+    try:
+        total = torch.mm(half, half, out_dtype=torch.float32)
+        torch.addmm(total, half, half, out_dtype=torch.float32, out=total)
+    except (RuntimeError, TypeError):
+        return False
+    return True
 
 
 def use_products(network: nn.Module) -> None:
@@ -48,7 +103,7 @@ def use_products(network: nn.Module) -> None:
 
 def _worth_it(a: Tensor, b: Tensor) -> bool:
     return (
-        MKL_MULTIPLIES
+        ONEDNN_IS_FASTER
         and b.numel() >= LEAST_WEIGHTS
         and a.numel() > 0
         and a.device.type == "cpu"

@@ -1,6 +1,6 @@
 """Cross-entropy over the whole vocabulary without ever holding the logits of all tokens.
 
-Letters: N tokens, C tokens of a chunk, D width, V vocabulary.
+Letters: N labels, C labels of a chunk, D width, V vocabulary, padded on a GPU.
 
 For GPT-2's 50,257 tokens the logits of 2,000 labels take 400 MB, and their softmax and gradient as much again. Here
 a chunk's logits live only until its loss and gradients are known: both come in the forward pass, as in Liger Kernel's
@@ -15,16 +15,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from captioning.model.cpu import product
+from captioning.model.cpu import add_product, product
 
-CHUNK_TOKENS = 512  # 100 MB of float32 logits
+CHUNK_LABELS = {"cpu": 512, "cuda": 4096}  # for GPT-2's tokens 100 and 800 MB of float32 logits: a GPU wants more
+# A GPU's products are fast where rows begin at multiples of 16 bytes, and 50,257 is odd: it becomes 50,304.
+VOCABULARY_MULTIPLES = {"cuda": 128}
 
 
 def summed_nats(hidden: Tensor, projection: nn.Module, labels: Tensor) -> Tensor:
     """What `summed_cross_entropy` gives, without gradients, of a projection of any kind: one in int8 has no matrix."""
     nats = torch.zeros((), device=hidden.device)
-    for here in _chunks(len(hidden)):
-        log_p = F.log_softmax(projection(hidden[here]).float(), -1)  # (C, V)
+    for here in _chunks(hidden):
+        log_p = F.log_softmax(projection(hidden[here]), -1, dtype=torch.float32)  # (C, V)
         nats -= log_p.gather(-1, labels[here, None]).sum()
     return nats
 
@@ -42,13 +44,31 @@ def summed_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, label_w
     """
     kind = hidden.device.type
     multiplied_in = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-    if label_weights is None:
-        label_weights = torch.ones(len(labels), device=hidden.device)
     return _SummedCrossEntropy.apply(hidden, weight, labels, label_weights, multiplied_in, torch.is_grad_enabled())
 
 
-def _chunks(tokens: int) -> Iterator[slice]:
-    return (slice(start, start + CHUNK_TOKENS) for start in range(0, tokens, CHUNK_TOKENS))
+def _chunks(hidden: Tensor) -> Iterator[slice]:
+    size = CHUNK_LABELS.get(hidden.device.type, CHUNK_LABELS["cpu"])
+    return (slice(start, start + size) for start in range(0, len(hidden), size))
+
+
+def _matrix(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weight (V, D) as it is multiplied: in this type, and with rows of zeros at its end where V is padded."""
+    more = -len(weight) % VOCABULARY_MULTIPLES.get(weight.device.type, 1)
+    return F.pad(weight.to(dtype), (0, 0, 0, more)) if more else weight.to(dtype)
+
+
+def _log_p_and_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The labels' log-probabilities (C, 1) float32, and minus their sum's gradient, written over the logits (C, V)."""
+    if logits.dtype == torch.float32:
+        of_labels = logits.gather(-1, targets) - logits.amax(-1, keepdim=True)
+        softmax = torch.softmax(logits, -1, out=logits)
+        of_labels += softmax.amax(-1, keepdim=True).log()  # the largest logit's is 1 / sum(exp(logits - largest))
+    else:
+        log_p = F.log_softmax(logits, -1, dtype=torch.float32)
+        of_labels = log_p.gather(-1, targets)
+        softmax = torch.exp(log_p, out=logits)
+    return of_labels, softmax.scatter_(-1, targets, (of_labels.exp() - 1).to(logits.dtype))
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
@@ -58,30 +78,33 @@ class _SummedCrossEntropy(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         labels: Tensor,
-        label_weights: Tensor,
+        label_weights: Tensor | None,
         dtype: torch.dtype,
         with_gradients: bool,
     ) -> Tensor:
         wants_hidden, wants_weight = (with_gradients and needed for needed in ctx.needs_input_grad[:2])
         nats = torch.zeros((), device=hidden.device)
         of_hidden = torch.empty_like(hidden) if wants_hidden else None  # (N, D)
-        of_weight: Tensor | None = None  # (V, D)
-        matrix = weight.to(dtype)
-        for here in _chunks(len(hidden)):
+        of_weight: Tensor | None = None  # (V, D) float32
+        matrix = _matrix(weight, dtype)
+        for here in _chunks(hidden):
             inputs, targets = hidden[here].to(dtype), labels[here, None]  # (C, D), (C, 1)
-            weights = label_weights[here, None]  # (C, 1)
-            log_p = F.log_softmax(product(inputs, matrix).float(), -1)  # (C, V)
-            nats -= (log_p.gather(-1, targets) * weights).sum()
+            weights = None if label_weights is None else label_weights[here, None]  # (C, 1)
+            logits = product(inputs, matrix)  # (C, V)
+            logits[:, len(weight) :] = -torch.inf
+            of_labels, of_logits = _log_p_and_gradient(logits, targets)
+            nats -= (of_labels if weights is None else of_labels * weights).sum()
             if not (wants_hidden or wants_weight):
                 continue
-            of_logits = log_p.exp_().scatter_add_(-1, targets, -torch.ones_like(targets, dtype=log_p.dtype))
-            of_logits = of_logits.mul_(weights).to(dtype)
             if of_hidden is not None:
-                of_hidden[here] = product(of_logits, matrix.T)
+                part = product(of_logits, matrix.T)
+                of_hidden[here] = part if weights is None else part * weights
             if wants_weight:
-                part = product(of_logits.T, inputs.T).float()
-                of_weight = part if of_weight is None else of_weight.add_(part)
-        ctx.gradients = of_hidden, of_weight, weight.dtype
+                if weights is not None:
+                    inputs = (inputs * weights).to(dtype)
+                of_weight = add_product(of_weight, of_logits.T, inputs.T)
+            del logits, of_logits  # before the next chunk's are made
+        ctx.gradients = of_hidden, None if of_weight is None else of_weight[: len(weight)], weight.dtype
         return nats
 
     @staticmethod

@@ -28,7 +28,7 @@ from captioning.data.transforms import EvaluationTransform
 from captioning.errors import UserError
 from captioning.model.build import load_captioner
 from captioning.model.captioner import ImageCaptioner
-from captioning.model.cpu import with_int8_weights, with_packed_weights
+from captioning.model.cpu import keep_freed_memory, with_int8_weights, with_packed_weights
 from captioning.model.generation import Caption, Decoding, generate_from
 from captioning.prediction.inputs import InputPictures
 from captioning.prediction.journal import CaptionedPicture
@@ -339,5 +339,6 @@ def placed(captioner: ImageCaptioner, device: torch.device, precision: str | int
     captioner = captioner.to(device)
     if device.type != "cpu":
         return captioner
+    keep_freed_memory()
     relaid = {"32": with_packed_weights, "int8": with_int8_weights}.get(str(precision))
     return captioner if relaid is None else relaid(captioner)

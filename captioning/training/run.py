@@ -19,6 +19,7 @@ from captioning.machine import for_training, packed_multiple
 from captioning.metrics import METRICS, choosable
 from captioning.model.build import Vocabulary, fine_tuned, load_captioner, new_captioner
 from captioning.model.captioner import ImageCaptioner
+from captioning.model.cpu import keep_freed_memory
 from captioning.model.generation import Decoding, require_room
 from captioning.prediction.strips import draw_heat_maps
 from captioning.randomness import addressed_seed
@@ -103,6 +104,8 @@ def _train(config: TrainConfig, run_dir: Path, last: Path | None, keep_compositi
         use_distributed_sampler=False,  # EpochBatches deals the rows out to the ranks
     )
     check_limits(trainer, datamodule)
+    if trainer.strategy.root_device.type == "cpu":
+        keep_freed_memory()
     if last:
         refuse_other_settings(last, settings | {"processes": trainer.world_size})
         refuse_other_architecture(last, **module.checkpoint_extras)

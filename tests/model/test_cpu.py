@@ -23,12 +23,13 @@ from captioning.model.cpu import (
 from captioning.model.generation import Beam, Greedy, generate
 
 BEAM = Beam(12, 3, 1.0, False, 0, 0, 1)
-needs_mkl = pytest.mark.skipif(not cpu.MKL_MULTIPLIES, reason="this torch does not multiply by MKL")
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 
 
 @pytest.fixture
 def every_size(monkeypatch):
+    """As on a processor that is not Intel's, for matrices of any size."""
+    monkeypatch.setattr(cpu, "ONEDNN_IS_FASTER", torch.backends.mkldnn.is_available())
     monkeypatch.setattr(cpu, "LEAST_WEIGHTS", 1)
 
 
@@ -46,7 +47,7 @@ def counted(monkeypatch):
     return calls
 
 
-@needs_mkl
+@needs_onednn
 @pytest.mark.parametrize(
     "make", [lambda: nn.Linear(12, 7), lambda: nn.Linear(12, 7, bias=False), lambda: Conv1D(7, 12)]
 )
@@ -67,7 +68,7 @@ def test_a_layers_output_and_gradients_stay(every_size, counted, make, trained):
     assert len(counted) == 1 + sum(trained), "one for the output, one for each gradient"
 
 
-@needs_mkl
+@needs_onednn
 def test_a_captioners_loss_and_gradients_stay(every_size, counted, monkeypatch):
     tokenizer = trained_tokenizer()
     batch = pack(encoded_rows(tokenizer, [CAPTIONS[:3], CAPTIONS[3:5]]))
@@ -93,7 +94,9 @@ def test_any_number_of_rows_can_be_multiplied(every_size, rows):
     torch.testing.assert_close(product(a.T.contiguous().T, b.T.contiguous().T), a @ b.T)
 
 
-def test_small_and_half_precision_matrices_and_autocast_are_left_to_torch(monkeypatch, counted):
+@needs_onednn
+def test_small_and_half_precision_matrices_and_autocast_are_left_to_torch(every_size, monkeypatch, counted):
+    monkeypatch.setattr(cpu, "LEAST_WEIGHTS", 7 * 12 + 1)
     product(torch.randn(4, 12), torch.randn(7, 12))
     monkeypatch.setattr(cpu, "LEAST_WEIGHTS", 1)
     product(torch.randn(4, 12).bfloat16(), torch.randn(7, 12).bfloat16())

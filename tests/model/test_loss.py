@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from captioning.model import cpu, loss
 from captioning.model.loss import summed_cross_entropy, summed_nats
 
 TOKENS, WIDTH, VOCABULARY = 23, 16, 61
@@ -11,7 +12,21 @@ TOKENS, WIDTH, VOCABULARY = 23, 16, 61
 
 @pytest.fixture(params=[1, 8, 23, 512])
 def chunks(request, monkeypatch):
-    monkeypatch.setattr("captioning.model.loss.CHUNK_TOKENS", request.param)
+    monkeypatch.setitem(loss.CHUNK_LABELS, "cpu", request.param)
+
+
+def as_on_a_gpu(monkeypatch):
+    """Larger chunks of a padded vocabulary, as torch multiplies by itself."""
+    monkeypatch.setitem(loss.CHUNK_LABELS, "cpu", 16)
+    monkeypatch.setitem(loss.VOCABULARY_MULTIPLES, "cpu", 64)
+    monkeypatch.setattr(cpu, "ONEDNN_IS_FASTER", False)
+
+
+def by_onednn(monkeypatch):
+    """As on a processor that is not Intel's; the first chunk has more labels than the width, the last one fewer."""
+    monkeypatch.setitem(loss.CHUNK_LABELS, "cpu", 18)
+    monkeypatch.setattr(cpu, "ONEDNN_IS_FASTER", torch.backends.mkldnn.is_available())
+    monkeypatch.setattr(cpu, "LEAST_WEIGHTS", 1)
 
 
 def drawn(weight_trains=True, tokens=TOKENS, dtype=torch.float32):
@@ -37,6 +52,21 @@ def test_loss_and_gradients_are_those_of_cross_entropy(chunks, weight_trains):
     assert (results[1][2] is not None) == weight_trains
     for expected, found in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", [as_on_a_gpu, by_onednn])
+@pytest.mark.parametrize("label_weights", [None, torch.linspace(-1, 2, TOKENS)], ids=["alike", "weighted"])
+def test_every_way_to_multiply_gives_the_same_to_a_millionth(monkeypatch, way, label_weights):
+    results = []
+    for change in (lambda _: None, way):
+        change(monkeypatch)
+        hidden, weight, labels = drawn()
+        nats = summed_cross_entropy(hidden, weight, labels, label_weights)
+        nats.backward()
+        results.append((nats.detach(), hidden.grad, weight.grad))
+    for expected, found in zip(*results, strict=True):
+        assert found.shape == expected.shape
+        assert (found - expected).norm() <= 1e-6 * expected.norm()
 
 
 def test_a_weight_that_is_also_the_embedding_gets_both_gradients(chunks):
@@ -85,23 +115,27 @@ def test_no_labels_cost_nothing():
 
 
 def test_no_gradient_is_made_where_none_is_wanted(monkeypatch):
-    made = []
-    monkeypatch.setattr(torch.Tensor, "scatter_add_", lambda *a: made.append(1))
+    multiplied = []
+    monkeypatch.setattr(loss, "product", lambda a, b: multiplied.append(a.shape) or a @ b.T)
     with torch.no_grad():
         summed_cross_entropy(*drawn())
-    assert not made
+    assert multiplied == [(TOKENS, WIDTH)]
 
 
 def test_the_logits_of_all_tokens_are_never_held_at_once(monkeypatch):
-    monkeypatch.setattr("captioning.model.loss.CHUNK_TOKENS", 4)
-    largest = []
-    softmax = F.log_softmax
-    monkeypatch.setattr(F, "log_softmax", lambda logits, axis: largest.append(len(logits)) or softmax(logits, axis))
+    monkeypatch.setitem(loss.CHUNK_LABELS, "cpu", 4)
+    largest, softmax = [], torch.softmax
+    monkeypatch.setattr(torch, "softmax", lambda x, *a, **k: largest.append(len(x)) or softmax(x, *a, **k))
     hidden, weight, labels = drawn()
     nats = summed_cross_entropy(hidden, weight, labels)
     assert max(largest) == 4 and sum(largest) == TOKENS
     kept = sum(t.numel() for t in nats.grad_fn.gradients if isinstance(t, torch.Tensor))
     assert kept == hidden.numel() + weight.numel()
+
+
+def test_a_label_that_is_next_to_impossible_has_a_loss_nevertheless():
+    hidden, weight = torch.tensor([[300.0, 0.0]], requires_grad=True), torch.eye(2).requires_grad_()
+    assert summed_cross_entropy(hidden, weight, torch.tensor([1])) == 300
 
 
 def test_each_labels_nats_are_multiplied_by_its_weight(chunks):
