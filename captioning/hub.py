@@ -49,6 +49,7 @@ def _is_name(text: str) -> bool:
     return True
 
 
+@cache  # a command looks at a name before it imports what loads it, and then once more
 def fetched_file(name: str, file: str) -> Path:
     """One file of the hub's model `name`, from the local cache if the hub is out of reach.
 

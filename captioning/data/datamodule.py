@@ -142,6 +142,10 @@ class CaptionDataModule(L.LightningDataModule):
                     f"caption of {name} has {tokens.longest} tokens; lower it"
                 )
             self.tokens[name] = tokens
+        self.fit_pictures(list(self.tokens))
+
+    def fit_pictures(self, splits: Sequence[str]) -> None:
+        """What the pictures of these splits owe to `picture_format`, which is known by now; here nothing."""
 
     def encode(self, encoder: FrozenEncoder, folder: Path, stored_as: str) -> None:
         """Have every picture encoded that the cache in `folder` lacks; from now on batches hold its outputs.
@@ -302,30 +306,17 @@ class PhotographDataModule(CaptionDataModule):
         paths = [photograph.path for photograph in self._divided()["train"]]
         return prepare_pictures(self.prepared_folder, self._root, paths, size, num_workers)
 
-    def connect(
-        self,
-        tokenizer: CaptionTokenizer,
-        picture_format: PictureFormat,
-        max_positions: int,
-        only: str | None = None,
-        packed_multiple: int = 1,
-    ) -> None:
-        """As before; it also settles from where training reads its pictures, for that depends on their size."""
-        super().connect(tokenizer, picture_format, max_positions, only, packed_multiple)
-        if only is None:
-            pixels = picture_format.resize_shortest or max(picture_format.size)
-            self.training_pictures = self._prepared_files(pixels)
-
-    def _prepared_files(self, pixels: int) -> PhotographFiles | None:
-        """The training photographs as prepared, if they are wanted, and of so many pixels on the shorter side."""
-        files = copy(self.splits["train"].load)
+    def fit_pictures(self, splits: Sequence[str]) -> None:
+        """Where training reads its photographs: prepared, if that is wanted and they are large enough."""
+        if len(splits) < len(self.splits):
+            return  # one alone is not trained on
+        files, wanted = copy(self.splits["train"].load), self._prepared is not None and self._overfit_images is None
         assert isinstance(files, PhotographFiles)
-        wanted = self._prepared is not None and self._overfit_images is None
+        pixels = self.picture_format.resize_shortest or max(self.picture_format.size)
         files.prepared = self._large_enough(files.paths, pixels) if wanted else None
+        self.training_pictures = None if files.prepared is None else files
         if files.prepared is None:
             log.info("training pictures: read from their own files")
-            return None
-        return files
 
     def _large_enough(self, paths: list[Path], pixels: int) -> Places | None:
         """The prepared pictures, if there are any, of at least so many pixels on the shorter side."""

@@ -10,10 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from captioning.data.batch import PictureFormat
 from captioning.data.datamodule import CaptionDataModule
 from captioning.data.records import Split
-from captioning.data.tokenizer import CaptionTokenizer
 from captioning.shapes.grammar import captions_of, perplexity_floor
 from captioning.shapes.scenes import draw, scene_of, split_indices
 
@@ -66,20 +64,12 @@ class ShapesDataModule(CaptionDataModule):
         captions = [captions_of(self.seed, index) for index in indices]
         return Split(list(indices), captions, DrawnPictures(self.seed, indices))
 
-    def connect(
-        self,
-        tokenizer: CaptionTokenizer,
-        picture_format: PictureFormat,
-        max_positions: int,
-        only: str | None = None,
-        packed_multiple: int = 1,
-    ) -> None:
-        """As before, and draw the pictures."""
-        super().connect(tokenizer, picture_format, max_positions, only, packed_multiple)
-        for name in [only] if only else self.splits:
+    def fit_pictures(self, splits: Sequence[str]) -> None:
+        """Draw them, as large as the model takes them."""
+        for name in splits:
             pictures = self.splits[name].load
             assert isinstance(pictures, DrawnPictures)
-            pictures.draw(self._image_size or max(picture_format.size))
+            pictures.draw(self._image_size or max(self.picture_format.size))
 
     @cached_property
     def perplexity_floor(self) -> float | None:  # type: ignore[override]  # costs a second, so only where it is shown
