@@ -129,7 +129,7 @@ class Own(Built):
     model_config = ConfigDict(extra="allow")
 
 
-def by_target(kinds: dict[str, type[Built]], own: type[Own]) -> PlainValidator:
+def by_target(kinds: dict[str, type[Built]], own: type[Own] = Own) -> PlainValidator:
     """Makes the section of the kind that `_target_` names, the user's own for any other."""
 
     def made(value: Any) -> Section:
@@ -429,17 +429,11 @@ class BeamConfig(DecodingConfig):
         return self
 
 
-class OwnDecodingConfig(Own):
-    """A user's own decoding."""
-
-
 DECODINGS: dict[str, type[Built]] = {
     f"captioning.model.generation.{name}": kind
     for name, kind in (("Greedy", GreedyConfig), ("Sampling", SamplingConfig), ("Beam", BeamConfig))
 }
-Decoding = Annotated[
-    GreedyConfig | SamplingConfig | BeamConfig | OwnDecodingConfig, by_target(DECODINGS, OwnDecodingConfig)
-]
+Decoding = Annotated[GreedyConfig | SamplingConfig | BeamConfig | Own, by_target(DECODINGS)]
 
 # ----------------------------------------------------------------------------------------------- the rest of a training
 
@@ -521,10 +515,6 @@ class WandbConfig(Built):
     notes: Text | None = key("A longer description.")
 
 
-class OwnLoggerConfig(Own):
-    """A user's own logger, or one of Lightning's."""
-
-
 def require_loggers(loggers: Iterable[Section]) -> None:
     """Raise UserError if W&B is to be logged to, and is not installed."""
     if any(isinstance(one, WandbConfig) for one in loggers) and find_spec("wandb") is None:
@@ -532,7 +522,7 @@ def require_loggers(loggers: Iterable[Section]) -> None:
 
 
 LOGGERS: dict[str, type[Built]] = {"captioning.training.wandb.wandb_logger": WandbConfig}
-Logger = Annotated[WandbConfig | OwnLoggerConfig, by_target(LOGGERS, OwnLoggerConfig)]
+Logger = Annotated[WandbConfig | Own, by_target(LOGGERS)]
 
 
 class AdamWConfig(Built):
@@ -551,15 +541,11 @@ class MuonConfig(AdamWConfig):
     update_rms: Positive = key("Root mean square of a matrix's step, in units of its group's learning rate.")
 
 
-class OwnOptimizerConfig(Own):
-    """A user's own optimizer."""
-
-
 OPTIMIZERS: dict[str, type[Built]] = {
     "captioning.training.optimizers.adamw": AdamWConfig,
     "captioning.training.optimizers.muon": MuonConfig,
 }
-Optimizer = Annotated[AdamWConfig | MuonConfig | OwnOptimizerConfig, by_target(OPTIMIZERS, OwnOptimizerConfig)]
+Optimizer = Annotated[AdamWConfig | MuonConfig | Own, by_target(OPTIMIZERS)]
 
 
 class CheckpointsConfig(Section):
