@@ -104,7 +104,7 @@ def test_a_path_reaches_the_configuration_as_it_was_typed(path):
 
 
 def test_a_value_that_cannot_be_meant_leaves_no_folder_behind(tmp_path):
-    with pytest.raises(UserError, match=r"data\.batch_size=abc must be a whole number of at least 1"):
+    with pytest.raises(UserError, match=r"data\.batch_size=abc must be auto, or a whole number of at least 1"):
         prepared_arguments(["data=shapes", "data.batch_size=abc", f"run_dir={tmp_path / 'run'}"], "train")
     assert not (tmp_path / "run").exists()
 
