@@ -14,7 +14,7 @@ phases that `DIR/result.json` has are kept. `--small` runs all of them tiny, als
     loop         train.py on drawn pictures and on JPEGs, from files and from packs; the loader alone; a checkpoint
     predict      predict.py on JPEGs
     lengths      steps at packed lengths that are met for the first time, and again
-    graphs       generation captured as CUDA graphs, where the package does that
+    graphs       generation captured as CUDA graphs
     compile      a step with model.compile=true
 
 Weights are random; ViT-B/16 at 224 pixels and GPT-2 small, five captions a picture of COCO's lengths. A step is
@@ -62,7 +62,7 @@ class Phase:
     Attributes:
         alone: whether it has a process of its own.
         files: whether it reads what on_gpu/files.py writes.
-        needs: modules, and files of the project, beside those that all need.
+        needs: modules beside those that all need.
     """
 
     rows: str
@@ -81,7 +81,7 @@ PHASES = {
     "loop": Phase("commands.loop", 150, alone=True, files=True, needs=COMMANDS),
     "predict": Phase("commands.predicting", 75, alone=True, files=True, needs=COMMANDS),
     "lengths": Phase("model.lengths", 70, alone=True),
-    "graphs": Phase("captions.graphs", 60, alone=True, needs=("captioning/model/generation/graphs.py",)),
+    "graphs": Phase("captions.graphs", 60, alone=True),
     "compile": Phase("commands.compiled", 150, alone=True, needs=COMMANDS),
 }
 
@@ -227,12 +227,8 @@ def kill(process: subprocess.Popen[str] | None) -> None:
 
 
 def lacking(needs: Sequence[str]) -> list[str]:
-    """Those modules, and files of the project, that are not there."""
-    return [
-        need
-        for need in needs
-        if not ((HERE.parent / need).is_file() if need.endswith(".py") else importlib.util.find_spec(need))
-    ]
+    """Those modules that are not there."""
+    return [need for need in needs if not importlib.util.find_spec(need)]
 
 
 def number(value: Any) -> str:

@@ -1,18 +1,18 @@
-"""Phases of generation: ours, captured as CUDA graphs where the package has that, and transformers."""
+"""Phases of generation: ours, step by step and as CUDA graphs, and transformers."""
 
 import contextlib
-import importlib
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from captioning.model.generation import Beam, Greedy, generate
+from captioning.model.generation import Beam, Decoding, Greedy, Sampling, generate
+from captioning.model.generation import graphs as recorded
+from captioning.model.generation.graphs import with_half_weights
 from on_gpu.work import NEVER, TOKENS, Figures, Setting, Work, figure, forget, number_format, peak_gib, timed
 
-GRAPHS = "captioning.model.generation.graphs"  # its `generate` replays CUDA graphs, where there is one
 MEAN_LENGTH = 13  # tokens, of captions with real ends
 
 
@@ -45,41 +45,59 @@ def peer_generate(work: Work, pictures: Tensor, num_beams: int) -> Tensor:
     return work.peer.eval().generate(pixel_values=normalised, **settings)
 
 
-def beam_search() -> Beam:
-    """With transformers' defaults."""
-    return Beam(TOKENS, 5, 1.0, False, 0, 0, 1)
+# With transformers' defaults; and transformers' number of beams.
+DECODINGS: dict[str, tuple[Decoding, int]] = {
+    "greedy": (Greedy(TOKENS), 1),
+    "beam 5": (Beam(TOKENS, 5, 1.0, False, 0, 0, 1), 5),
+    "sampling": (Sampling(TOKENS, 1.0, None, 1.0, seed=0), 1),
+}
 
 
 def generation(setting: Setting) -> Figures:
     """Captions of exactly 20 tokens, encoding included; then with real ends."""
-    yield from generated(setting, "eager", generate, peers=True)
+    yield from generated(setting, "eager", static=False)
 
 
 def graphs(setting: Setting) -> Figures:
-    """The same, captured."""
-    yield from generated(setting, "graphs", importlib.import_module(GRAPHS).generate, peers=False)
-
-
-def generated(setting: Setting, way: str, make: Callable, peers: bool) -> Figures:
-    """Pictures a second."""
-    work, device = Work(setting), setting.device
+    """The same over fixed buffers, captured where there is a GPU; first, that the captions are the same."""
+    work = Work(setting)
     work.captioner.eval()
-    decodings = {"greedy": (Greedy(TOKENS), 1), "beam 5": (beam_search(), 5)}
+    pictures = noise(setting, 2 * setting.batches[0])
+    with number_format("fp32", setting.device):
+        let_captions_end(work, pictures)
+        with ends(work, work.size["vocab_size"] - 1):
+            for name, (decoding, _) in DECODINGS.items():
+                both = (generate(work.captioner, pictures, decoding, static=static) for static in (True, False))
+                same = statistics.fmean(a.token_ids == b.token_ids for a, b in zip(*both, strict=True))
+                yield figure(f"{name}: captions equal to those step by step, fp32", same, "of all")
+                if same < 0.75 or work.captioner in recorded.unrecorded:  # a tie of two words may fall either way
+                    raise AssertionError("graphs make other captions, or none could be recorded; see worker.log")
+    yield from generated(setting, "graphs", static=True)
+
+
+def generated(setting: Setting, way: str, *, static: bool) -> Figures:
+    """Pictures a second, ours as predict.py has the model; without `static` transformers', too."""
+    work, device, peers = Work(setting), setting.device, not static
+    work.captioner = with_half_weights(work.captioner.eval(), torch.bfloat16)
     few, many = setting.batches
     pictures = noise(setting, 2 * many)
-    cases = [(name, size, way) for size in (few, many, 2 * many) for name in decodings]
+    cases = [(name, size, way) for size in (few, many, 2 * many) for name in ("greedy", "beam 5")]
+    cases.append(("sampling", few, way))
     theirs = [("greedy", few), ("greedy", many), ("beam 5", few), ("beam 5", many)]
     if peers:
         cases += [(*case, "transformers") for case in theirs]
         work.peer.eval()
 
     def row(name: str, size: int, whose: str, suffix: str = "") -> dict[str, Any]:
-        decoding, beams = decodings[name]
+        decoding, beams = DECODINGS[name]
         some = pictures[:size]
 
         def run() -> None:
             with number_format("bf16", device):
-                peer_generate(work, some, beams) if whose == "transformers" else make(work.captioner, some, decoding)
+                if whose == "transformers":
+                    peer_generate(work, some, beams)
+                else:
+                    generate(work.captioner, some, decoding, static=static)
 
         forget(device)
         seconds = timed(run, device, setting.seconds)
@@ -119,7 +137,7 @@ def let_captions_end(work: Work, pictures: Tensor) -> list[int]:
             gpt2.wpe.weight.data.copy_(plain + strength * ramp * towards)
             lengths = [
                 min(TOKENS, len(caption.token_ids) + 1)
-                for caption in generate(work.captioner, pictures, Greedy(TOKENS))
+                for caption in generate(work.captioner, pictures, Greedy(TOKENS), static=False)
             ]
             low, high = (strength, high) if statistics.fmean(lengths) > MEAN_LENGTH else (low, strength)
     work.peer.load_state_dict(work.captioner.network.state_dict())

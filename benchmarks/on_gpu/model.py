@@ -172,7 +172,7 @@ def same_captions(work: Work, batch: CaptionBatch) -> float:
     work.captioner.eval()
     assert batch.pixel_values is not None and work.peer
     with ends(work, NEVER), number_format("fp32", work.device):
-        ours = generate(work.captioner, batch.pixel_values, Greedy(TOKENS))
+        ours = generate(work.captioner, batch.pixel_values, Greedy(TOKENS), static=False)
         theirs = peer_generate(work, batch.pixel_values, 1).tolist()
     return statistics.fmean(a.token_ids == b[1:] for a, b in zip(ours, theirs, strict=True))
 

@@ -31,9 +31,9 @@ def profile(setting: Setting) -> Figures:
 
         def greedy() -> None:
             with number_format("bf16", setting.device):
-                generate(work.captioner, few, Greedy(TOKENS))
+                generate(work.captioner, few, Greedy(TOKENS), static=False)
 
-        yield from profiled(setting, f"greedy, batch {len(few)}", greedy, 1, parts=TOKENS)
+        yield from profiled(setting, f"greedy, batch {len(few)}, eager", greedy, 1, parts=TOKENS)
 
 
 def profiled(setting: Setting, what: str, run: Callable[[], None], runs: int, parts: int = 1) -> Figures:

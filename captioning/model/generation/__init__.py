@@ -11,6 +11,7 @@ from torch import Tensor
 
 from captioning.model.captioner import ImageCaptioner
 from captioning.model.generation.beam import Beam
+from captioning.model.generation.graphs import statically_from
 from captioning.model.generation.sampling import Greedy, Rollouts, Sampling
 from captioning.model.generation.steps import Caption, Decoding, StepwiseDecoder, require_room, searched
 
@@ -19,7 +20,12 @@ __all__ = ["Beam", "Caption", "Decoding", "Greedy", "Rollouts", "Sampling", "gen
 
 @torch.inference_mode()
 def generate(
-    captioner: ImageCaptioner, pixel_values: Tensor, decoding: Decoding, addresses: Sequence[int] | None = None
+    captioner: ImageCaptioner,
+    pixel_values: Tensor,
+    decoding: Decoding,
+    addresses: Sequence[int] | None = None,
+    *,
+    static: bool | None = None,
 ) -> list[Caption]:
     """One caption for each picture of (B, 3, H, W) uint8.
 
@@ -28,20 +34,28 @@ def generate(
         pixel_values: uint8, on the captioner's device.
         decoding: how tokens are chosen.
         addresses: B whole numbers that tell the pictures apart in sampling; 0, 1, ... if not given.
+        static: whether over fixed buffers, from CUDA graphs where there is CUDA, see graphs.py; None: where there is.
 
     Raises:
         UserError: if `max_new_tokens` is more than the decoder has positions for.
     """
-    return generate_from(captioner, captioner.encode(pixel_values), decoding, addresses)
+    return generate_from(captioner, captioner.encode(pixel_values), decoding, addresses, static=static)
 
 
 @torch.inference_mode()
 def generate_from(
-    captioner: ImageCaptioner, attended: Tensor, decoding: Decoding, addresses: Sequence[int] | None = None
+    captioner: ImageCaptioner,
+    attended: Tensor,
+    decoding: Decoding,
+    addresses: Sequence[int] | None = None,
+    *,
+    static: bool | None = None,
 ) -> list[Caption]:
     """`generate`, of pictures encoded already: `attended` (B, P, D) is what `ImageCaptioner.attended` gives."""
     require_room(captioner, decoding)
     addresses = range(len(attended)) if addresses is None else addresses
     with captioner.eagerly():
+        if attended.is_cuda if static is None else static:
+            return statically_from(captioner, attended, decoding, addresses)
         decoder = StepwiseDecoder(captioner, attended, decoding)
         return searched(decoder, decoding.search(decoder), decoding, addresses)

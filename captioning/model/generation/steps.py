@@ -191,16 +191,14 @@ class StepwiseDecoder:
         return self._fed_with(token_ids, mask)
 
     def _fed_with(self, token_ids: Tensor, mask: Tensor | None) -> Tensor:
-        # A compiled decoder, too: torch.compile can't do with caches that are views of room written into.
-        with torch.compiler.set_stance("force_eager"):
-            outputs: Any = self._decoder(
-                input_ids=token_ids,
-                position_ids=self.step.expand(1, token_ids.shape[1]),
-                attention_mask=mask,
-                encoder_hidden_states=self._encoded,
-                past_key_values=self._cache,
-                use_cache=True,
-            )
+        outputs: Any = self._decoder(
+            input_ids=token_ids,
+            position_ids=self.step.expand(1, token_ids.shape[1]),
+            attention_mask=mask,
+            encoder_hidden_states=self._encoded,
+            past_key_values=self._cache,
+            use_cache=True,
+        )
         return outputs.logits
 
     def descend(self, parents: Tensor) -> None:
