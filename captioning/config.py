@@ -1,7 +1,7 @@
 """The configuration: every key of `conf/` once, with its type, its range and a sentence that says what it is.
 
 `checked(cfg, TrainConfig)` turns what Hydra composed into a frozen object, or ends in one sentence on the first value
-that cannot be meant: `data.batch_size=abc must be a whole number of at least 1`. Defaults stand in `conf/` alone. What
+that cannot be meant: `data.max_tokens=abc must be a whole number of at least 2`. Defaults stand in `conf/` alone. What
 depends on the machine, on a model's weights or on files is checked where those are known.
 
 A new key is one line in its section here and one in its file of `conf/`.

@@ -12,7 +12,7 @@ ANSWERS = [
     ("train.py trainer.max_epoch=3", "did you mean trainer.max_epochs"),
     ("train.py data=cocoo", "did you mean coco"),
     ("train.py data=coco data.root=nowhere run_dir={folder}", "data.root=nowhere does not exist"),
-    ("train.py experiment=demo data.batch_size=abc run_dir={folder}/run", "must be a whole number of at least 1"),
+    ("train.py experiment=demo data.batch_size=abc run_dir={folder}/run", "must be auto, or a whole number of at"),
     ("prepare.py --help", "size: 256"),
     ("prepare.py data.root=nowhere", "data.root=nowhere does not exist"),
     ("train.py resume={folder}/none", "is not a run folder"),
