@@ -5,7 +5,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from captioning.cli import one_sentence_errors, prepared_arguments
+from captioning.cli import heavy_imports, one_sentence_errors, prepared_arguments
 from captioning.prediction.plan import planned, predict_config
 
 
@@ -15,7 +15,8 @@ def main(cfg: DictConfig) -> None:
     with one_sentence_errors():
         config = predict_config(cfg)
         plan = planned(config)
-        from captioning.prediction.run import predict  # takes seconds: help, a typo or a wrong path is answered before
+        with heavy_imports():  # takes seconds: help, a typo or a wrong path is answered before
+            from captioning.prediction.run import predict
 
         if predict(config, plan).failed:
             sys.exit(2)

@@ -5,7 +5,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from captioning.cli import one_sentence_errors, prepared_arguments, quiet_libraries
+from captioning.cli import heavy_imports, one_sentence_errors, prepared_arguments, quiet_libraries
 from captioning.config import PrepareConfig, checked
 from captioning.data.datasets import require_data
 
@@ -16,7 +16,8 @@ def main(cfg: DictConfig) -> None:
     with one_sentence_errors():
         config = checked(cfg, PrepareConfig)
         require_data(config.data)
-        from captioning.data.prepare import prepare  # takes seconds: a typo or a wrong path is answered before
+        with heavy_imports():  # takes seconds: a typo or a wrong path is answered before
+            from captioning.data.prepare import prepare
 
         quiet_libraries()
         prepare(config)

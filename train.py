@@ -7,7 +7,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from captioning.cli import one_sentence_errors, prepared_arguments
+from captioning.cli import heavy_imports, one_sentence_errors, prepared_arguments
 from captioning.config import TrainConfig, checked, require_loggers
 from captioning.data.datasets import require_data
 from captioning.weights import find_weights
@@ -28,7 +28,8 @@ def main(cfg: DictConfig) -> float:
         # Each job of a multirun has a folder of its own.
         config = checked(cfg, TrainConfig, run_dir=HydraConfig.get().runtime.output_dir)
         check_paths(config)
-        from captioning.training.run import train  # takes seconds: help, a typo or a wrong path is answered before
+        with heavy_imports():  # takes seconds: help, a typo or a wrong path is answered before
+            from captioning.training.run import train
 
         # There is none with trainer.limit_val_batches=0.
         return train(config, HydraConfig.get().overrides.task).metrics.get(f"best/{config.stage.best_by}", math.nan)

@@ -5,7 +5,9 @@ mistake ends in one sentence, before Hydra makes a run's folder and before anyth
 does then stands under `one_sentence_errors`; it builds from its configuration by `built`.
 """
 
+import atexit
 import difflib
+import gc
 import logging
 import os
 import re
@@ -13,6 +15,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +143,7 @@ def quoted(argument: str) -> str:
         value = os.path.expanduser(value)  # noqa: PTH111  # leaves the name of an unknown user as it is
         argument = f"{key}={value}"
     try:
-        parsed = OverridesParser.create().parse_override(argument)
+        parsed = _parsed(argument)
         if not parsed.is_sweep_override() and (parsed.value() in (value, None) or key in NOT_ALWAYS_PATHS):
             return argument
     except HydraException:
@@ -151,7 +154,7 @@ def quoted(argument: str) -> str:
 
 def _is_sweep(argument: str) -> bool:
     try:
-        return OverridesParser.create().parse_override(argument).is_sweep_override()
+        return _parsed(argument).is_sweep_override()
     except HydraException:
         return False
 
@@ -171,12 +174,17 @@ ALWAYS_NEEDED = ("data", "model", "stage", "optimizer", "decoding", "trainer")
 def parsed_override(argument: str) -> Override:
     """One `KEY=VALUE`; raises UserError if it is none."""
     try:
-        return OverridesParser.create().parse_override(argument)
+        return _parsed(argument)
     except HydraException as error:
         raise UserError(
             f"{argument} is not an override that can be read; write KEY=VALUE, and put a value with spaces, commas or "
             "brackets into quotes twice: 'KEY=\"VALUE\"'"
         ) from error
+
+
+@cache  # each is looked at several times, and takes a millisecond
+def _parsed(argument: str) -> Override:
+    return OverridesParser.create().parse_override(argument)
 
 
 def check_overrides(arguments: list[str], config_name: str, multirun: bool = False) -> DictConfig:
@@ -305,6 +313,25 @@ def configured(kind: type[Kind], *overrides: str, **known: Any) -> Kind:
     name = next(name for name, known_kind in KINDS.items() if known_kind is kind)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return checked(_composed(name, [parsed_override(override) for override in overrides]), kind, **known)
+
+
+@contextmanager
+def heavy_imports() -> Iterator[None]:
+    """Where a script imports torch and all that is built on it, without looking for garbage meanwhile.
+
+    There is none, and among half a million objects the looks take a second of the five. What is there then stays, so
+    later looks pass over it (`gc.freeze`), but for the last: Triton complains of what that has not taken away.
+    """
+    if "torch" in sys.modules:  # in a notebook or a test, whose objects may go
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        atexit.register(gc.unfreeze)
+        gc.enable()
 
 
 def built(config: Any, key: str, **arguments: Any) -> Any:

@@ -1,5 +1,7 @@
 """What the tests share."""
 
+import atexit
+import gc
 import logging
 import os
 import resource
@@ -19,6 +21,16 @@ ROOT = Path(__file__).parents[1]
 
 # The models of tests are too small for two threads to help, and on a busy machine they wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# What is imported is never garbage: see `heavy_imports` of `captioning/cli.py`.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    atexit.register(gc.unfreeze)
+    gc.enable()
+
 
 # A test never talks to a hub or to W&B's servers, whatever the machine's own settings are.
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", WANDB_MODE="offline")

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
+from small_runs import composition
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -234,5 +234,4 @@ class Touches:
 def prediction(checkpoint: Path, pictures: Path, output: Path, *overrides: str) -> PredictConfig:
     """The configuration of a prediction of a folder, which reads it in this process."""
     given = {"checkpoint": checkpoint, "input": pictures, "output": output, "num_workers": 0}
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return predict_config(compose("predict", [*(quoted(f"{k}={v}") for k, v in given.items()), *overrides]))
+    return predict_config(composition("predict", *(quoted(f"{k}={v}") for k, v in given.items()), *overrides))

@@ -1,13 +1,12 @@
 """Every key of conf/ is known, with its type and range, and a wrong value is one clear sentence."""
 
 import re
-from functools import cache
 from itertools import product
 
 import pytest
 from conftest import ROOT
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from small_runs import composition
 
 from captioning.cli import parsed_override
 from captioning.config import KINDS, TrainerConfig, checked, fields_of
@@ -18,15 +17,13 @@ FROM = {"predict": ["checkpoint=runs/mine", "input=photos"]}  # what a command c
 SCST = ["experiment=demo_scst", "model.init_from=runs/mine"]
 
 
-@cache
 def composed(name, *overrides):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(name, [*FROM.get(name, []), *overrides])
+    return composition(name, *FROM.get(name, []), *overrides)
 
 
 def changed(name, chosen, changes):
     """The configuration of these choices, in which keys are then set as a command line would."""
-    config = composed(name, *chosen).copy()
+    config = composed(name, *chosen)
     for change in changes:
         override = parsed_override(change)
         OmegaConf.update(config, override.key_or_group, override.value(), force_add=True)
@@ -332,10 +329,10 @@ def choices(group):
     return [f"{group}={file.stem}" for file in files if not file.stem.startswith("_")]
 
 
-GROUPS = ("data", "model", "stage", "optimizer", "decoding", "trainer", "logger")
+GROUPS = ("data", "model", "stage", "optimizer", "decoding", "trainer", "logger", "callbacks")
 EVERY = {  # so that each choice of each group is in one of these
     "train": [
-        *([choice] for group in (*GROUPS, "callbacks") for choice in choices(group)),
+        *([choice, *SCST[1:]] if "scst" in choice else [choice] for group in GROUPS for choice in choices(group)),
         *([*SCST, choice] if "demo" not in choice else [choice] for choice in choices("debug")),
         *([choice, "model.init_from=runs/mine"] for choice in choices("experiment")),
         *(["data=shapes", "model=tiny", choice] for choice in choices("debug")),
@@ -355,13 +352,17 @@ def names_in(values, prefix=""):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_every_key_of_conf_is_known_and_every_known_key_is_in_conf(name):
+def test_every_choice_composes_every_key_is_known_and_every_known_key_is_in_conf(name):
     known = dict(fields_of(KINDS[name]))
     silent = [key for key, field in known.items() if not field.description]
     assert not silent, "each says what it is"
     met = set()
+    assert {folder.name for folder in CONF.iterdir() if folder.is_dir()} == {*GROUPS, "debug", "experiment"}
     for chosen in EVERY[name]:
-        values = OmegaConf.to_container(composed(name, *chosen))
+        config = composed(name, *chosen)
+        if name == "train":
+            checked(config, KINDS[name])
+        values = OmegaConf.to_container(config)
         met |= {re.sub("(logger|callbacks)[.][a-z_]+", r"\1.*", key) for key in names_in(values)}
     of_others = ("trainer.profiler.", "callbacks.*.")
     met = {key for key in met if not key.startswith(of_others)} - {"logger.*", "callbacks.*"}

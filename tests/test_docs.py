@@ -9,9 +9,9 @@ from urllib.parse import unquote
 import pytest
 from conftest import ROOT
 from data_sets import draw_photograph, write
-from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
+from small_runs import composition
 from worked_examples import EXAMPLES
 
 from captioning.cli import quoted
@@ -128,8 +128,7 @@ def commands() -> dict[tuple[str, ...], str]:
 
 def composed(script: str, arguments: list[str]) -> object:
     arguments = [quoted(argument) for argument in arguments if not argument.startswith(("-", "hydra"))]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(script, arguments)
+    return composition(script, *arguments)
 
 
 def test_every_command_composes_to_a_configuration_that_is_allowed():

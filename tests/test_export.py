@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_runs import configured
 from support import noise_pictures, prediction, transformers_captions
 from transformers import AutoTokenizer, VisionEncoderDecoderModel
 
-from captioning.cli import configured
 from captioning.config import TrainConfig
 from captioning.errors import UserError
 from captioning.export import export, main

@@ -9,11 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small_runs import SMALL_DEMO, composed, rows_of
+from small_runs import SMALL_DEMO, composed, configured, rows_of
 from support import CAPTIONS, encoded_rows, small_captioner, trained_tokenizer
 from torch.utils.data import DataLoader
 
-from captioning.cli import configured
 from captioning.config import TrainConfig
 from captioning.data.batch import pack
 from captioning.evaluation.scoring import score

@@ -11,9 +11,9 @@ import torch
 from conftest import ROOT
 from data_sets import flickr8k
 from interrupted import at_call, differences, kill_a_worker
-from small_runs import TINY, composed
+from small_runs import TINY, composed, configured
 
-from captioning.cli import LOADER_DIED, configured
+from captioning.cli import LOADER_DIED
 from captioning.config import TrainConfig
 from captioning.data.datamodule import PhotographFiles
 from captioning.errors import UserError

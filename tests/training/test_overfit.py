@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_runs import configured
 from support import CAPTIONS
 
-from captioning.cli import configured
 from captioning.config import TrainConfig
 from captioning.data.datamodule import CaptionDataModule
 from captioning.data.records import Split

@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_runs import SMALL_DEMO, composed, rows_of
+from small_runs import SMALL_DEMO, composed, configured, rows_of
 from support import saved_model
 
-from captioning.cli import configured
 from captioning.config import TrainConfig
 from captioning.errors import UserError
 from captioning.model.build import load_captioner
