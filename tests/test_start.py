@@ -35,11 +35,11 @@ ANSWERS = [
 ]
 
 # Each script as a shell would run it, and then whether anything heavy came with it; all of them are forked from one
-# process that has imported Hydra and no more.
+# process that has imported what they begin with.
 AS_A_SHELL_WOULD = """
 import json, os, runpy, sys
-import hydra
 sys.path.insert(0, os.getcwd())
+import captioning.cli, captioning.prediction.plan
 for arguments, path in json.load(sys.stdin):
     if (child := os.fork()) == 0:
         answers = os.open(path, os.O_WRONLY | os.O_CREAT)

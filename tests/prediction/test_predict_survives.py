@@ -302,7 +302,7 @@ def test_more_processes_than_batches_make_the_file_of_one(predicted, photos, tmp
 
 def test_more_processes_than_devices_of_a_kind_or_none_are_refused(predicted, tmp_path, monkeypatch):
     status, output = predicted("trainer.devices=0")
-    assert status == 1 and "trainer.devices=0 must be a whole number of at least 1" in error_line(output)
+    assert status == 1 and "trainer.devices=0 must be auto, or a whole number of at least 1" in error_line(output)
 
 
 @pytest.mark.slow
