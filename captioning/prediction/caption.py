@@ -30,6 +30,7 @@ from captioning.model.build import load_captioner
 from captioning.model.captioner import ImageCaptioner
 from captioning.model.cpu import keep_freed_memory, with_int8_weights, with_packed_weights
 from captioning.model.generation import Caption, Decoding, generate_from
+from captioning.model.generation.graphs import with_half_weights
 from captioning.prediction.inputs import InputPictures
 from captioning.prediction.journal import CaptionedPicture
 from captioning.prediction.outputs.gallery import thumbnail
@@ -104,8 +105,8 @@ def caption(work: Work, model: Model, process: int = 0, processes: int = 1) -> I
             if work.pictures.tokens is not None:
                 loss = captioner.loss_from(attended, own_captions(work.pictures, places).to(device))
                 nats, tokens = loss.nats.item(), int(loss.tokens)
-        made = zip(captions, pixel_values, strict=True)
-        done = [_captioned(work, model, one, *next(made)) if one.error is None else one for one in pictures]
+            made = zip(captions, pixel_values, strict=True)
+            done = [_captioned(work, model, one, *next(made)) if one.error is None else one for one in pictures]
         yield CaptionedBatch(done, nats, tokens)
 
 
@@ -335,10 +336,12 @@ def autocast(device: torch.device, precision: str | int) -> AbstractContextManag
 
 
 def placed(captioner: ImageCaptioner, device: torch.device, precision: str | int) -> ImageCaptioner:
-    """The captioner on its device, for inference only: on a CPU its linear layers are laid out anew."""
+    """The captioner on its device, for inference at `precision` only: weights of linear layers are cast or laid out."""
     captioner = captioner.to(device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    if dtype := PRECISIONS[str(precision)]:
+        return with_half_weights(captioner, dtype)
     if device.type != "cpu":
         return captioner
-    keep_freed_memory()
-    relaid = {"32": with_packed_weights, "int8": with_int8_weights}.get(str(precision))
-    return captioner if relaid is None else relaid(captioner)
+    return with_int8_weights(captioner) if str(precision) == "int8" else with_packed_weights(captioner)

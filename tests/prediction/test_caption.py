@@ -95,16 +95,19 @@ def test_a_data_sets_captions_are_measured_in_the_precision_that_encoded_the_pic
     paths, own = noise_pictures(tmp_path, 2), [["a man", "a dog"], ["a cat sleeps"]]
     pictures = InputPictures(paths, [0, 1], own, TokenArrays.encode(own, TOKENIZER, 20, "val"))
     model = Model(placed(captioner, CPU, precision), TOKENIZER, CPU)
-    (batch,) = caption(Work(pictures, Greedy(3), precision, batch_size=2, num_workers=0), model)
+    (batch,) = caption(Work(pictures, Greedy(3), precision, batch_size=2, num_workers=0, heat_maps={1}), model)
     assert batch.tokens == sum(len(ids) - 1 for of_one in own for ids in TOKENIZER.encode(of_one))
     assert 0 < batch.nats / batch.tokens < 20
     assert [picture.references for picture in batch.pictures] == own
+    assert batch.pictures[1].heat_map is not None
 
 
 @pytest.mark.parametrize(("precision", "layer"), [(32, PackedLinear), ("int8", Int8Linear), ("bf16", torch.nn.Linear)])
 def test_on_a_cpu_the_precision_decides_the_linear_layers(precision, layer):
     captioner = placed(small_captioner(40), CPU, precision)
-    assert isinstance(captioner.network.decoder.lm_head, layer)
+    head = captioner.network.decoder.lm_head
+    assert isinstance(head, layer)
+    assert precision != "bf16" or head.weight.dtype is torch.bfloat16, "not cast anew for each batch"
 
 
 def test_another_device_gets_stock_layers():
