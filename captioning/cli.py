@@ -248,17 +248,10 @@ def _check_choice(override: Override) -> None:
     if override.is_delete() and group in ALWAYS_NEEDED:
         raise UserError(f"~{group} leaves nothing to go by; choose one with {group}=...")
     choices = sorted(path.stem for path in (CONF / group).glob("*.yaml") if not path.stem.startswith("_"))
-    for choice in _choices_named(override):
-        if choice is not None and choice not in choices:
+    named = override.sweep_string_iterator() if override.is_sweep_override() else [override.value()]
+    for choice in (str(choice) for choice in named if choice is not None):
+        if choice not in choices:
             raise UserError(f"{group}={choice} is none of {', '.join(choices)}{_meant(choice, choices, cutoff=0.6)}")
-
-
-def _choices_named(override: Override) -> Iterator[str | None]:
-    if override.is_sweep_override():
-        yield from (str(value) for value in override.sweep_string_iterator())
-    else:
-        value = override.value()
-        yield None if value is None else str(value)
 
 
 def _check_key(override: Override, before: DictConfig) -> None:

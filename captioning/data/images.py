@@ -1,9 +1,7 @@
 """Picture files -> upright RGB pictures, whatever real folders hold; or one short reason why not."""
 
 import stat
-import struct
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
@@ -27,22 +25,6 @@ START_OF_SCAN = b"\xff\xda"  # within a scan, 0xff is always followed by another
 
 # Rasters only: other formats of Pillow's start programs (EPS) or are recognised by a name rather than by content.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM")
-
-# What Pillow's decoders raise on malformed files: most are OSError, SyntaxError and ValueError, the others are rare.
-DECODER_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    AttributeError,
-    RuntimeError,
-    EOFError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-)
 
 # EXIF 2.32, tag 0x0112: how the stored picture must be turned to stand upright.
 UPRIGHT = {
@@ -103,7 +85,7 @@ def picture_in_memory(picture: Image.Image | np.ndarray) -> Image.Image:
     with _strict_pillow():
         try:
             return _rgb(_upright(picture, picture))
-        except DECODER_ERRORS as error:
+        except Exception as error:  # see `_decode`
             raise UnreadablePicture(f"broken picture: {error}") from error
 
 
@@ -166,7 +148,9 @@ def _decode(data: bytes, max_pixels: int) -> Image.Image:
         raise UnreadablePicture("not a picture, or damaged at its start") from None
     except MemoryError as error:
         raise UnreadablePicture(f"this {name} needs more memory than there is") from error
-    except DECODER_ERRORS as error:
+    except UnreadablePicture:
+        raise
+    except Exception as error:  # on malformed files Pillow's decoders raise nearly all that there is
         if isinstance(error, EOFError) or "truncated" in str(error).lower():
             raise UnreadablePicture(f"truncated {name}") from error
         raise UnreadablePicture(f"broken {name}: {error}") from error
@@ -198,7 +182,7 @@ def _upright(pixels: Image.Image, image: Image.Image) -> Image.Image:
     """The pixels turned as the metadata of the image says."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except DECODER_ERRORS:
+    except Exception:
         return pixels  # damaged metadata beside sound pixels: they are shown as they are stored
     return pixels.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else pixels
 
