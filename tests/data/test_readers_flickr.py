@@ -1,12 +1,13 @@
 """Text files of Flickr8k and Flickr30k, and every way in which one can be malformed."""
 
+import csv
 import logging
 
 import pytest
 from data_sets import flickr8k, flickr30k, write
 
 from captioning.data.datasets import find_photographs
-from captioning.data.readers.flickr import csv_rows_8k
+from captioning.data.readers.flickr import csv_rows_8k, csv_rows_30k
 from captioning.errors import UserError
 
 TOKENS = "Flickr8k_text/Flickr8k.token.txt"
@@ -111,6 +112,12 @@ def test_kaggles_captions_may_be_quoted_or_not(tmp_path):
         "a.jpg,one , two",
         'a.jpg,"a sign "" sale "" hangs"',
         'a.jpg,"sale" is on the "sign"',
+        "a.jpg,a 6' 2\" man, tall",
+        'a.jpg,"A dog runs,',
+        'and a ""cat""."',
+        "",
+        '"b, c.jpg",no, comma',
+        '"b, c.jpg" , "two"',
         "a.jpg,",
         end="\r\n",
     )
@@ -119,8 +126,31 @@ def test_kaggles_captions_may_be_quoted_or_not(tmp_path):
         "one , two",
         'a sign " sale " hangs',
         '"sale" is on the "sign"',
+        "a 6' 2\" man, tall",
+        'A dog runs,\r\nand a "cat".',
+        "no, comma",
+        "two",
         "",
     ]
+    assert [(row.name, row.line) for row in csv_rows_8k(path)][4:] == [
+        *[("a.jpg", 6), ("a.jpg", 7), ("b, c.jpg", 10), ("b, c.jpg", 11), ("a.jpg", 12)]
+    ]
+
+
+def test_csv_written_by_the_csv_module_is_read_back(tmp_path):
+    rows = [("a,b.jpg", "one\ntwo"), ('a "b".jpg', 'he said "no",'), ("c.jpg", "plain, with comma"), ("d|e.jpg", " | ")]
+    for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL):
+        with (tmp_path / "captions.txt").open("w", newline="") as file:
+            csv.writer(file, quoting=quoting).writerows([("image", "caption"), *rows])
+        read = [(row.name, row.text) for row in csv_rows_8k(tmp_path / "captions.txt")]
+        assert read == [(name, text.strip()) for name, text in rows]
+        with (tmp_path / "results.csv").open("w", newline="") as file:
+            head = ("image_name", "comment_number", "comment")
+            csv.writer(file, delimiter="|", quoting=quoting).writerows(
+                [head, *((name, number, text) for number, (name, text) in enumerate(rows))]
+            )
+        read = [(row.name, row.number, row.text) for row in csv_rows_30k(tmp_path / "results.csv")]
+        assert read == [(name, number, text.strip()) for number, (name, text) in enumerate(rows)]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +158,16 @@ def test_kaggles_captions_may_be_quoted_or_not(tmp_path):
     [
         (["a.jpg,words"], r"captions\.txt:1: the first line is 'a\.jpg,words', not 'image,caption'"),
         (["image,caption", "", "words alone"], r"captions\.txt:3: this is not 'image,caption': 'words alone'"),
-        (["image,caption", ",words"], r"captions\.txt:2: this is not 'image,caption'"),
+        (["image,caption", ",words"], r"captions\.txt:2: this is not 'image,caption': ',words'"),
+        (
+            ["image,caption", 'a.jpg,"One', 'b.jpg,two " x', 'c.jpg,"three', "four."],
+            r"txt:2: a quotation mark opens here",
+        ),
+        (
+            ["image,caption", "a.jpg,1", 'c.jpg,"three', "four."],
+            r"txt:3: .* not closed: '\"three'; close it at the end",
+        ),
+        (["image,caption", '"a.jpg,1', "c.jpg,three"], r"txt:2: a quotation mark opens here and is not closed"),
     ],
 )
 def test_a_malformed_row_of_kaggles_captions_is_named_with_its_line(tmp_path, lines, message):

@@ -6,11 +6,11 @@ split lists of Flickr30k Entities.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from captioning.data.readers.annotations import Gathering, PictureFolders, inside, read_lines
+from captioning.data.readers.annotations import Gathering, PictureFolders, inside, read_lines, read_text
 from captioning.data.records import Photograph
 from captioning.errors import UserError
 
@@ -120,7 +120,6 @@ LISTS_8K = {
     "val": "Flickr_8k.devImages.txt",
     "test": "Flickr_8k.testImages.txt",
 }
-QUOTED = re.compile(r'"((?:[^"]|"")*)"')
 
 
 def read_official_8k(root: Path, files: Mapping[str, Path]) -> list[Photograph]:
@@ -134,32 +133,67 @@ def read_kaggle_8k(root: Path, files: Mapping[str, Path]) -> list[Photograph]:
 
 
 def csv_rows_8k(path: Path) -> Iterator[CaptionRow]:
-    """The rows `image,caption`; a caption with commas is quoted, or in some copies is not.
-
-    So the first comma ends the name, and the rest is the caption, which the csv module would cut at its commas.
-    """
-    for number, (line, text) in enumerate(read_lines(path)):
-        name, comma, caption = text.partition(",")
-        if number == 0:
-            if [name.strip().lower(), caption.strip().lower()] != ["image", "caption"]:
-                raise UserError(f"{path}:{line}: the first line is {text[:60]!r}, not 'image,caption'")
-        elif not comma or not name.strip():
-            raise UserError(f"{path}:{line}: this is not 'image,caption': {text[:60]!r}; correct the line")
+    """The rows `image,caption`; a caption with commas is quoted, or in some copies is not."""
+    for line, (name, caption) in _csv_records(path, ",", ["image", "caption"]):
+        if name and caption is not None:
+            yield CaptionRow(name, None, caption, path, line)
         else:
-            yield CaptionRow(_unquoted(name.strip()), None, _unquoted(caption.strip()), path, line)
+            met = ",".join(field for field in (name, caption) if field is not None)
+            raise UserError(f"{path}:{line}: this is not 'image,caption': {met[:60]!r}; correct the line")
 
 
-def _unquoted(field: str) -> str:
-    match = QUOTED.fullmatch(field)
-    return match[1].replace('""', '"') if match else field
+def _csv_records(path: Path, delimiter: str, header: Sequence[str]) -> Iterator[tuple[int, list[str | None]]]:
+    """(line, fields) of every record below the header, as many as it has; None for those that the record lacks.
+
+    Quoted fields are as RFC 4180 has them, with line breaks, delimiters and doubled quotes inside. Others may hold
+    quotes, and the last also delimiters, at which Python's csv module would cut it: Kaggle's files need that.
+    """
+    text = read_text(path).rstrip()
+    quoted = re.compile(rf'[ \t]*"((?:[^"]|"")*)"[ \t\r]*({re.escape(delimiter)}|\n|\Z)')
+    at, line, is_header = 0, 1, True
+    while at < len(text):
+        start, fields = at, list[str | None]()
+        for place in range(1, len(header) + 1):
+            match = quoted.match(text, at)
+            if match and (place < len(header) or match[2] != delimiter):
+                field, end, at = match[1].replace('""', '"'), match[2], match.end()
+            else:
+                field, end, at = _plain_field(text, at, delimiter if place < len(header) else "\n")
+                if field.startswith('"') and field.count('"') % 2:
+                    number = line + text.count("\n", start, at - len(end))
+                    raise UserError(
+                        f"{path}:{number}: a quotation mark opens here and is not closed: {field[:60]!r}; close it at "
+                        "the end of the caption, or double it where it belongs to the words"
+                    )
+            fields.append(field.strip())
+            if end != delimiter:
+                break
+        fields += [None] * (len(header) - len(fields))
+        if is_header:
+            if [(field or "").lower() for field in fields] != list(header):
+                first = text[:at].strip()
+                wanted = f"{delimiter} ".join(header) if delimiter == "|" else delimiter.join(header)
+                raise UserError(f"{path}:{line}: the first line is {first[:60]!r}, not {wanted!r}")
+            is_header = False
+        elif any(fields):
+            yield line, fields
+        line += text.count("\n", start, at)
+
+
+def _plain_field(text: str, at: int, delimiter: str) -> tuple[str, str, int]:
+    """The field that begins there without being quoted, what ends it, and where the next begins."""
+    ends = text.find("\n", at)
+    ends = len(text) if ends < 0 else ends
+    cut = text.find(delimiter, at, ends)
+    cut = ends if cut < 0 else cut
+    return text[at:cut].strip(), text[cut : cut + 1], cut + 1
 
 
 TOKENS_30K, KAGGLE_30K = "results_20130124.token", "results.csv"
 LISTS_30K = {"train": "train.txt", "val": "val.txt", "test": "test.txt"}
 HEADER_30K = ["image_name", "comment_number", "comment"]
-ROW_30K = re.compile(r"(?P<name>[^|]+)\|\s*(?P<number>\d+)\s*\|(?P<text>.*)")
 # The published file has one row without its second bar: `2199200615.jpg| 4   A dog runs across the grass .`
-ROW_WITHOUT_BAR = re.compile(r"(?P<name>[^|]+)\|\s*(?P<number>\d+)\s+(?P<text>[^|]+)")
+NUMBER_AND_TEXT = re.compile(r"(\d+)\s+([^|]+)")
 
 
 def read_official_30k(root: Path, files: Mapping[str, Path]) -> list[Photograph]:
@@ -174,12 +208,11 @@ def read_kaggle_30k(root: Path, files: Mapping[str, Path]) -> list[Photograph]:
 
 def csv_rows_30k(path: Path) -> Iterator[CaptionRow]:
     """The rows `image_name| comment_number| comment`; one without the second bar is mended."""
-    for number, (line, text) in enumerate(read_lines(path)):
-        if number == 0:
-            if [field.strip().lower() for field in text.split("|")] != HEADER_30K:
-                raise UserError(f"{path}:{line}: the first line is {text[:60]!r}, not {'| '.join(HEADER_30K)!r}")
-            continue
-        match = ROW_30K.fullmatch(text) or ROW_WITHOUT_BAR.fullmatch(text)
-        if match is None:
-            raise UserError(f"{path}:{line}: this is not 'NAME| NUMBER| CAPTION': {text[:60]!r}; correct the line")
-        yield CaptionRow(match["name"].strip(), int(match["number"]), match["text"], path, line)
+    for line, (name, number, caption) in _csv_records(path, "|", HEADER_30K):
+        if caption is None and (both := NUMBER_AND_TEXT.fullmatch(number or "")):
+            number, caption = both.groups()
+        if name and number and number.isdecimal() and caption is not None:
+            yield CaptionRow(name, int(number), caption, path, line)
+        else:
+            met = "| ".join(field for field in (name, number, caption) if field is not None)
+            raise UserError(f"{path}:{line}: this is not 'NAME| NUMBER| CAPTION': {met[:60]!r}; correct the line")
