@@ -5,6 +5,7 @@ import torch
 from support import model_config
 
 from captioning.model.build import Vocabulary, new_captioner
+from captioning.training import optimizers
 from captioning.training.optimizers import adamw, muon, orthogonalised
 
 ADAMW = {"weight_decay": 0.1, "betas": (0.9, 0.999)}
@@ -96,7 +97,8 @@ def moments(optimizer):
     return [value for state in optimizer.state.values() for value in state.values()]
 
 
-def test_a_matrix_steps_as_by_torchs_muon_and_the_rest_as_by_adamw(captioner):
+def test_a_matrix_steps_as_by_torchs_muon_and_the_rest_as_by_adamw(captioner, monkeypatch):
+    monkeypatch.setattr(optimizers, "TOWARDS_ONE", 5 * ((3.4445, -4.7750, 2.0315),))
     ours, theirs = muon(captioner, **MUON), {}
     for name, parameter in captioner.network.named_parameters():
         maps = captioner.maps_in(name)
@@ -130,5 +132,5 @@ def test_singular_values_become_nearly_one_and_singular_vectors_stay(rank):
     u, _, v = torch.linalg.svd(matrices, full_matrices=False)
     found = u.mT @ orthogonalised(matrices) @ v.mT
     values = found.diagonal(dim1=1, dim2=2)[:, :rank]
-    assert values.min() > 0.5 and values.max() < 1.3
+    assert values.min() > 0.7 and values.max() < 1.3
     assert (found - torch.diag_embed(found.diagonal(dim1=1, dim2=2))).abs().max() < 0.02
