@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from captioning.config import KINDS, Kind, Section, checked, path_keys
+from captioning.config import AUGMENTATION_OFF, KINDS, Kind, Section, checked, path_keys
 from captioning.errors import Stopped, UserError
 from captioning.files import readable
 from captioning.runs import SWEEP, is_first_rank, is_requeued, is_run, new_folder, overrides_of_run, own
@@ -57,6 +58,7 @@ def prepared_arguments(arguments: list[str], config_name: str) -> list[str]:
     """
     multirun = bool({"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(arguments))
     arguments = [argument if multirun and _is_sweep(argument) else quoted(argument) for argument in arguments]
+    arguments = spelled_out(arguments)
     if config_name == "train":
         if _is_rank_of_resumed_run(arguments):
             return arguments
@@ -79,7 +81,15 @@ def _with_own_folder(config: DictConfig, key: str) -> list[str]:
     _, kind, _ = key.split(".")
     if (name := str(names["hydra"][kind]["dir"])) == "${run_dir}":
         key, name = "run_dir", str(names["run_dir"])
-    folder = Path(str(OmegaConf.select(config, key)))
+    try:
+        folder = Path(str(OmegaConf.select(config, key)))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{key}={name} cannot be read: {str(error).splitlines()[0]}; name a folder") from error
+    if config.hydra.job.chdir:
+        raise UserError(
+            "hydra.job.chdir=true would let relative paths begin in the run's folder; leave it out, for all that a run "
+            "writes lies there"
+        )
     if "${now:" not in name:
         own(folder, key, resumes=config.resume is not None)
         return []
@@ -125,7 +135,30 @@ def _of_resumed_run(arguments: list[str], resume: str) -> list[str]:
         raise UserError(f"resume={resume} continues with its own weights; leave model.init_from out")
     own = [quoted(f"run_dir={resume}")]
     first = next(i for i, argument in enumerate(arguments) if "=" in argument and argument[0] != "-")
-    return [*arguments[:first], *overrides_of_run(Path(resume)), *arguments[first:], *own]
+    kept = [o for o in overrides_of_run(Path(resume)) if not any(f"~{a.partition('=')[0]}" == o for a in arguments)]
+    return [*arguments[:first], *kept, *arguments[first:], *own]
+
+
+SPELLED_OUT = {
+    "scores": ("scores.pictures=0",),
+    "sample_pictures": ("sample_pictures=0",),
+    "checkpoints": ("++trainer.enable_checkpointing=false",),
+    "data.augmentation": tuple(f"data.augmentation.{key}={off}" for key, off in AUGMENTATION_OFF.items()),
+    **{group: (f"~{group}",) for group in ("logger.wandb", "logger", "callbacks", "experiment", "debug")},
+}
+
+
+def spelled_out(arguments: list[str]) -> list[str]:
+    """With what `scores=0` and the like can only mean said key by key.
+
+    >>> spelled_out(["seed=1", "scores=0", "logger=null"])
+    ['seed=1', 'scores.pictures=0', '~logger']
+    """
+    said: list[str] = []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        said += SPELLED_OUT.get(key, [argument]) if value in ("0", "false", "null") else [argument]
+    return said
 
 
 def quoted(argument: str) -> str:
@@ -248,6 +281,8 @@ def _check_choice(override: Override) -> None:
     if override.is_delete() and group in ALWAYS_NEEDED:
         raise UserError(f"~{group} leaves nothing to go by; choose one with {group}=...")
     choices = sorted(path.stem for path in (CONF / group).glob("*.yaml") if not path.stem.startswith("_"))
+    if not override.is_delete() and not override.is_sweep_override() and override.value() is None:
+        raise UserError(f"{group}=null chooses nothing; choose one of {', '.join(choices)}")
     named = override.sweep_string_iterator() if override.is_sweep_override() else [override.value()]
     for choice in (str(choice) for choice in named if choice is not None):
         if choice not in choices:
@@ -263,6 +298,8 @@ def _check_key(override: Override, before: DictConfig) -> None:
     if key not in known and not any(name.startswith(f"{key}.") for name in known):
         is_trainers = key.rpartition(".")[0] == "trainer"
         added = f"; +{key}=... passes an argument to lightning.Trainer that is not listed" if is_trainers else ""
+        if key.rpartition(".")[2] in ("lr", "learning_rate", "learning_rates"):
+            raise UserError(f"there is no key {key}; each group has its own, such as stage.learning_rates.decoder=1e-4")
         if choices := _choices_with(key):
             raise UserError(f"there is no key {key} as things are chosen; it is of {' or '.join(choices)}")
         raise UserError(f"there is no key {key}; conf/ lists them all{added}{_meant(key, sorted(known), cutoff=0.8)}")
@@ -305,7 +342,8 @@ def configured(kind: type[Kind], *overrides: str, **known: Any) -> Kind:
     """
     name = next(name for name, known_kind in KINDS.items() if known_kind is kind)
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return checked(_composed(name, [parsed_override(override) for override in overrides]), kind, **known)
+        said = [parsed_override(override) for override in spelled_out(list(overrides))]
+        return checked(_composed(name, said), kind, **known)
 
 
 @contextmanager
@@ -361,7 +399,7 @@ def one_sentence_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (UserError, RuntimeError) as error:
+    except Exception as error:
         words = _mistake(error)
         if words is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
@@ -382,7 +420,7 @@ def resumable(run_dir: Path) -> Iterator[None]:
     continued = f"continue with python train.py resume={readable(run_dir)}"
     try:
         yield
-    except (UserError, RuntimeError) as error:
+    except Exception as error:
         words = _mistake(error)
         if words is None or not is_run(run_dir):
             raise
@@ -396,12 +434,14 @@ def resumable(run_dir: Path) -> Iterator[None]:
 LOADER_DIED = "DataLoader worker (pid"  # how torch begins to say that one ended, by a signal or by itself
 
 
-def _mistake(error: UserError | RuntimeError) -> str | None:
+def _mistake(error: Exception) -> str | None:
     """The one sentence of an error that a user can mend; None of a bug.
 
     Where a loader worker raised it, torch has wrapped its trace around it.
     """
     text = str(error)
+    if _is_lightnings_objection(error):
+        return f"Lightning objects: {' '.join(text.split())} (HYDRA_FULL_ERROR=1 shows where)"
     if isinstance(error, UserError):
         marker = f"{type(error).__module__}.{type(error).__qualname__}: "
         return text.rpartition(marker)[2].strip() if marker in text else text
@@ -411,6 +451,14 @@ def _mistake(error: UserError | RuntimeError) -> str | None:
         f"a process that reads pictures ended ({text.splitlines()[0].strip().rstrip('.')}), most often because memory "
         "ran out; take fewer processes or smaller batches"
     )
+
+
+def _is_lightnings_objection(error: Exception) -> bool:
+    """Whether Lightning's own code has raised it, in a fit or a test: of a setting, or of a user's callback."""
+    *_, (innermost, _) = traceback.walk_tb(error.__traceback__)
+    raised_there = str(innermost.f_globals.get("__name__")).startswith("lightning.")
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return raised_there and bool(kinds & {"MisconfigurationException", "ValueError", "RuntimeError"})
 
 
 # Warnings of libraries that no user can heed, each with the reason why there is nothing to heed.

@@ -145,6 +145,9 @@ def by_target(kinds: dict[str, type[Built]], own: type[Own] = Own) -> PlainValid
 # ---------------------------------------------------------------------------------------------------------------- data
 
 
+AUGMENTATION_OFF = {"crop_scale": "null", "brightness": "0", "contrast": "0", "flip": "false"}
+
+
 class AugmentationConfig(Section):
     """How training pictures are varied; none of it makes a caption false."""
 
@@ -168,8 +171,7 @@ class AugmentationConfig(Section):
     @property
     def switched_on(self) -> list[str]:
         """The overrides that would switch off what is on."""
-        off = {"crop_scale": "null", "brightness": "0", "contrast": "0", "flip": "false"}
-        return [f"data.augmentation.{name}={word}" for name, word in off.items() if getattr(self, name)]
+        return [f"data.augmentation.{name}={off}" for name, off in AUGMENTATION_OFF.items() if getattr(self, name)]
 
 
 class DataConfig(Built):
@@ -853,6 +855,9 @@ def _allowed(annotation: Any, metadata: list[Any]) -> str:
         return ("a whole number" if annotation is int else "a number") + _range(metadata)
     if get_origin(annotation) is Literal:
         return ", ".join(map(shown, get_args(annotation)))
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        names = [field.alias or name for name, field in annotation.model_fields.items()]
+        return f"a section of keys: {', '.join(names)}"
     return "text" if annotation is str else "a list" if get_origin(annotation) is list else "a section of keys"
 
 

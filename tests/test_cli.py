@@ -9,7 +9,16 @@ from omegaconf import OmegaConf
 from small_runs import composition
 from torch._utils import ExceptionWrapper
 
-from captioning.cli import built, check_overrides, one_sentence_errors, prepared_arguments, quiet_libraries, quoted
+from captioning.cli import (
+    built,
+    check_overrides,
+    configured,
+    one_sentence_errors,
+    prepared_arguments,
+    quiet_libraries,
+    quoted,
+)
+from captioning.config import TrainConfig
 from captioning.errors import Stopped, UserError
 
 CONF = ROOT / "conf"
@@ -144,6 +153,47 @@ def test_what_comes_with_the_weights_to_start_from_is_refused_beside_them():
 def test_resuming_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="not a run folder"):
         prepared_arguments([f"resume={tmp_path}"], "train")
+
+
+def test_a_scalar_where_a_section_belongs_is_the_evident_thing_or_refused(tmp_path):
+    said = ["scores=0", "sample_pictures=false", "checkpoints=false", "data.augmentation=false", "logger=null"]
+    config = configured(TrainConfig, *said)
+    assert (config.scores.pictures, config.sample_pictures) == (0, 0)
+    assert (config.trainer.enable_checkpointing, config.data.augmentation.switched_on, config.logger) == (False, [], {})
+    prepared = prepared_arguments([*said, "data=shapes", "model=tiny", f"run_dir={tmp_path}"], "train")
+    assert "scores.pictures=0" in prepared and "~logger" in prepared
+    for given, refused in {
+        "stage.learning_rates=1e-4": "must be a section of keys: cross_attention, decoder, encoder",
+        "scores=5": "scores=5 must be a section of keys: pictures, every_n_epochs",
+        "decoding=null": "decoding=null chooses nothing; choose one of beam, greedy, sampling",
+    }.items():
+        with pytest.raises(UserError, match=refused):
+            configured(TrainConfig, given) if "decoding" not in given else check(given)
+
+
+def test_what_was_left_out_of_a_run_can_come_back_as_it_resumes(tmp_path):
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "overrides.yaml").write_text("- data=shapes\n- model=tiny\n- ~logger\n")
+    assert "~logger" not in prepared_arguments([f"resume={tmp_path}", "logger=csv"], "train")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("hydra.run.dir=${nowhere}", r"hydra\.run\.dir=\$\{nowhere\} cannot be read: .*'nowhere' not found; name a"),
+        (
+            "hydra.job.chdir=true",
+            r"hydra\.job\.chdir=true would let relative paths begin in the run's folder",
+        ),
+        ("lr=1e-4", r"there is no key lr; each group has its own, such as stage\.learning_rates\.decoder=1e-4"),
+        ("optimizer.lr=1e-4", r"there is no key optimizer\.lr; each group has its own, such as stage\.learning_rates"),
+    ],
+)
+def test_what_hydra_would_end_in_a_trace_or_far_away_is_a_sentence(given, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=said):
+        prepared_arguments(["data=shapes", "model=tiny", given], "train")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -283,6 +283,7 @@ def checkpoints_of(config: TrainConfig, settings: dict[str, Any]) -> list[L.Call
     saving, path = Saving(keys.on_error), Path(config.run_dir) / LAST
     last = LastCheckpoint(path, saving, settings, keys.every_n_steps, keys.every_minutes)
     if not config.trainer.enable_checkpointing:
+        log.warning("no checkpoints are written: this run cannot be resumed, nor its best weights be tested")
         return []
     metric = choosable()[best_by]
     mode = "max" if metric.larger_is_better else "min"

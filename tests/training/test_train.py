@@ -16,6 +16,7 @@ from PIL import Image
 from small_runs import SMALL_DEMO, composed, configured, rows_of
 from support import saved_model
 
+from captioning.cli import one_sentence_errors
 from captioning.config import TrainConfig
 from captioning.errors import UserError
 from captioning.model.build import load_captioner
@@ -488,6 +489,18 @@ def test_what_lightning_objects_to_is_a_sentence_before_training(tmp_path, given
         train(composed(tmp_path, *SHORT, given))
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "metrics.csv").exists()
+
+
+def test_what_lightning_objects_to_only_in_a_fit_is_a_sentence_too(tmp_path):
+    early = "+callbacks.early={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: nothing}"
+    with pytest.raises(SystemExit, match=r"error: Lightning objects: Early stopping .*nothing"), one_sentence_errors():
+        train(composed(tmp_path, *SHORT, early))
+
+
+def test_without_checkpoints_a_run_says_what_it_cannot(tmp_path, caplog):
+    train(composed(tmp_path, *SHORT, "checkpoints=false"))
+    assert "no checkpoints are written: this run cannot be resumed" in caplog.text
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_a_run_that_ends_before_its_first_validation_says_so(tmp_path, caplog):
