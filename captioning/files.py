@@ -31,6 +31,21 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
+def link_atomically(source: Path, path: Path) -> None:
+    """Let `path` be another name of the file `source`, which takes no room; what was under the name stays until then.
+
+    Raises:
+        OSError: where the file system has no hard links.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        os.link(source, aside)
+        aside.replace(path)
+        _sync_folder(path.parent)
+    finally:
+        aside.unlink(missing_ok=True)  # renaming leaves it where both names are the file's already
+
+
 def remove_unfinished(paths: Iterable[Path]) -> None:
     """Delete what processes that were killed in `atomic_file` have left beside these files; none may be writing one."""
     known = set(paths)

@@ -66,7 +66,7 @@ class ImageCaptioner(nn.Module):
 
     def encode(self, pixel_values: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) uint8 to what the decoder attends to, (B, P, D)."""
-        return self.project(self.encoder_states(pixel_values))
+        return in_autocast(self.project(self.encoder_states(pixel_values)))
 
     def encoder_states(self, pixel_values: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) uint8 to the encoder's last hidden states, (B, P, encoder width).
@@ -86,7 +86,8 @@ class ImageCaptioner(nn.Module):
     def attended(self, batch: CaptionBatch) -> Tensor:
         """What the batch's captions attend to, (B, P, D): its pictures encoded now, or before now."""
         if batch.encoder_hidden_states is not None:
-            return self.project(batch.encoder_hidden_states.float())
+            states = in_autocast(batch.encoder_hidden_states, otherwise=self.network.dtype)
+            return in_autocast(self.project(states))
         assert batch.pixel_values is not None
         return self.encode(batch.pixel_values)
 
@@ -199,6 +200,30 @@ class ImageCaptioner(nn.Module):
     def description(self) -> dict[str, Any]:
         """Plain containers from which `build.from_description` makes the same architecture; saved with the weights."""
         return {"network": self.network.config.to_dict(), "picture_format": asdict(self.picture_format)}
+
+
+def in_autocast(states: Tensor, otherwise: torch.dtype | None = None) -> Tensor:
+    """The same numbers in the type that autocast multiplies in; without it in another, if one is given.
+
+    Of what several layers multiply, such as the encoded picture: autocast would cast it anew for each.
+    """
+    kind = states.device.type
+    return states.to(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else otherwise or states.dtype)
+
+
+class _LayerNorm(nn.LayerNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return in_autocast(super().forward(x))
+
+
+def cast_norms_once(network: nn.Module) -> None:
+    """Let the network's layer norms give what autocast multiplies in from now on; only their class changes.
+
+    Autocast computes them in float32, and each product behind one, such as queries and keys, would cast it again.
+    """
+    for module in network.modules():
+        if type(module) is nn.LayerNorm:
+            module.__class__ = _LayerNorm
 
 
 def group_of(name: str) -> str:

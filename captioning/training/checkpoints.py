@@ -5,6 +5,7 @@ each epoch's end, every so often, and when Ctrl-C, a scheduler or SLURM's requeu
 data, never as code. What a resumed run may change is in `resume.py`.
 """
 
+import contextlib
 import logging
 import os
 import signal
@@ -23,7 +24,7 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 
 from captioning.errors import Stopped, UserError
-from captioning.files import atomic_file
+from captioning.files import atomic_file, link_atomically
 from captioning.runs import SETTINGS
 from captioning.training.lightning_internals import (
     BestOnly,
@@ -133,6 +134,9 @@ class Saving:
 
     def __init__(self, on_error: str):
         self._stops = on_error == "stop"
+        self.fresh: Path | None = (
+            None  # what was written last, as long as another file of this moment would be the same
+        )
 
     def save(self, trainer: L.Trainer, path: Path, *, must: bool = False) -> bool:
         """Whether it was saved; if it was not, and must be, UserError is raised on every rank."""
@@ -148,7 +152,20 @@ class Saving:
             if self._stops or must:
                 raise UserError(f"{said}; mend that and resume, or go on regardless with checkpoints.on_error=continue")
             log.warning("%s, and training goes on", said)
+        self.fresh = None if problem else path
         return not problem
+
+    def linked(self, trainer: L.Trainer, path: Path) -> bool:
+        """Let `path` be another name of what is fresh, on all ranks together; false where there is no such thing.
+
+        At full size a checkpoint has 2.9 GB. Where the file system has no hard links, it is to be written again.
+        """
+        source, self.fresh, done = self.fresh, None, False
+        if source is not None and trainer.is_global_zero:
+            with contextlib.suppress(OSError):
+                link_atomically(source, path)
+                done = True
+        return bool(trainer.strategy.broadcast(done)) if source is not None else False
 
 
 class BestCheckpoint(BestOnly):
@@ -179,6 +196,8 @@ class BestCheckpoint(BestOnly):
 
 class LastCheckpoint(Checkpoint):
     """`last.ckpt`, from which a run resumes: at each epoch's end, every so often, and when a signal asks to stop.
+
+    At an epoch's end that has the best metric it is a hard link to `best.ckpt`, which is of that very moment.
 
     It is taken between optimizer steps alone. Where a validation comes next, or goes on, it says that the validation
     is still to be made, which a resumed run then begins with; so a long one needs not be waited for.
@@ -231,13 +250,17 @@ class LastCheckpoint(Checkpoint):
             self._signals.end(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._saving.fresh = None  # an epoch's end, which may come next, is another moment
         if self._between_steps(trainer) and not trainer.is_last_batch and self._asked_to_stop(trainer):
             self._save(trainer, must=True)
             self._signals.end(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         stop = self._asked_to_stop(trainer)
-        self._save(trainer, must=stop)
+        if self._saving.linked(trainer, self._path):  # the best one, of just now
+            self._saved_at = time.monotonic()
+        else:
+            self._save(trainer, must=stop)
         if stop:
             self._signals.end(trainer)
 
@@ -264,6 +287,7 @@ class LastCheckpoint(Checkpoint):
     def _save(self, trainer: L.Trainer, *, validation_due: bool = False, must: bool = False) -> None:
         self._validation_due = validation_due
         self._saving.save(trainer, self._path, must=must)
+        self._validation_due, self._saving.fresh = False, None
         self._saved_at = time.monotonic()
 
 

@@ -131,7 +131,9 @@ class MetricRows(L.Callback):
         assert isinstance(pl_module, CaptioningModule) and pl_module.gradient_norm is not None
         metrics = pl_module.training_metrics(*_over_ranks(trainer, self._window.totals()))
         shown = {**metrics, "captions_per_second": self._captions / self._seconds_trained()}
-        pl_module.log_dict(shown, prog_bar=True, logger=False, rank_zero_only=True)
+        # As tensors of the host: Lightning would take numbers to the GPU, and each look at them back from there.
+        on_host = {name: torch.tensor(value) for name, value in shown.items()}
+        pl_module.log_dict(on_host, prog_bar=True, logger=False, rank_zero_only=True)
         rates = {f"lr/{group['name']}": group["lr"] for group in trainer.optimizers[0].param_groups}
         state = {
             "gradient_norm": float(pl_module.gradient_norm),
@@ -212,9 +214,9 @@ class ResultsTable(L.Callback):
         self._rows = {epoch: [row.get(name, math.nan) for name in now] for epoch, row in rows.items()}
 
 
-def progress_reports() -> L.Callback:
-    """How far the run is: a bar on a terminal, and lines in a file, under CI or SLURM."""
-    return TerminalBar() if sys.stdout.isatty() else ProgressLog()
+def progress_reports(every_n_batches: int = 1) -> L.Callback:
+    """How far the run is: a bar on a terminal, drawn so often, and lines in a file, under CI or SLURM."""
+    return TerminalBar(refresh_rate=every_n_batches) if sys.stdout.isatty() else ProgressLog()
 
 
 def shown_numbers(trainer: L.Trainer) -> dict[str, str]:

@@ -15,7 +15,7 @@ from captioning.config import TrainConfig, require_loggers
 from captioning.data.datamodule import CaptionDataModule
 from captioning.errors import UserError
 from captioning.files import readable
-from captioning.machine import for_training, packed_multiple
+from captioning.machine import for_training, machine_of, packed_multiple
 from captioning.metrics import METRICS, choosable
 from captioning.model.build import Vocabulary, fine_tuned, load_captioner, new_captioner
 from captioning.model.captioner import ImageCaptioner
@@ -214,7 +214,7 @@ def callbacks_of(
         Curves(run_dir),  # draws the rows that MetricRows has logged
     ]
     if config.trainer.enable_progress_bar:
-        callbacks.append(progress_reports())
+        callbacks.append(progress_reports(20 if machine_of(config.trainer).kind == "cuda" else 1))
     if config.encoder_cache is not None:
         folder = AUTO_ENCODER_CACHE if config.encoder_cache == "auto" else config.encoder_cache
         callbacks.append(EncodeOnce(Path(folder), config.encoder_cache_dtype))

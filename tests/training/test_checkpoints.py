@@ -12,7 +12,15 @@ from interrupted import at_call, differences, forked
 from small_runs import composed
 
 from captioning.errors import Stopped, UserError
-from captioning.training.checkpoints import AtomicCheckpointIO, LastCheckpoint, Saving, StopEarly, StopSignals, requeue
+from captioning.training.checkpoints import (
+    AtomicCheckpointIO,
+    BestCheckpoint,
+    LastCheckpoint,
+    Saving,
+    StopEarly,
+    StopSignals,
+    requeue,
+)
 from captioning.training.lightning_internals import unfinished_epoch
 from captioning.training.module import CaptioningModule
 from captioning.training.run import train
@@ -166,3 +174,42 @@ def test_a_run_that_stopped_early_stays_stopped_and_goes_on_with_more_patience()
         resumed.load_state_dict(before.state_dict())
         resumed.on_train_start(trainer, None)
         assert trainer.should_stop == stopped
+
+
+def ends_an_epoch_with_its_best(run_dir, *overrides):
+    """Two epochs, each validated at its end alone."""
+    return composed(run_dir, "trainer.val_check_interval=1.0", "checkpoints.every_n_steps=null", *overrides)
+
+
+def test_the_last_checkpoint_is_the_best_ones_file_where_both_are_of_one_moment_and_a_run_goes_on_from_it(
+    tmp_path, monkeypatch
+):
+    whole, ended = tmp_path / "whole", tmp_path / "ended"
+    usual = ("trainer.max_epochs=2", "stage.learning_rates={cross_attention:1e-2,decoder:1e-3,encoder:1e-3}")
+    train(ends_an_epoch_with_its_best(whole, *usual))
+    files = [whole / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
+    assert files[0].samefile(files[1])
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        at_call(10, lambda *_: 1 // 0, CaptioningModule, "training_step", patch.setattr)  # in the second epoch
+        train(ends_an_epoch_with_its_best(ended, *usual))
+    assert saved(ended)["epoch"] == 0
+    train(ends_an_epoch_with_its_best(ended, *usual, f"resume={ended}"))
+    assert differences(ended, whole) == []
+
+
+def test_where_the_disk_has_no_hard_links_it_is_written_twice(tmp_path, monkeypatch):
+    def refuses(source, aside):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(os, "link", refuses)
+    train(ends_an_epoch_with_its_best(tmp_path, "trainer.max_epochs=1"))
+    best, last = (tmp_path / "checkpoints" / name for name in ("best.ckpt", "last.ckpt"))
+    assert last.is_file() and not last.samefile(best)
+    assert len(list(best.parent.iterdir())) == 2
+
+
+def test_a_worse_epoch_gets_a_file_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(BestCheckpoint, "check_monitor_top_k", lambda self, trainer, current: not self.best_model_path)
+    train(ends_an_epoch_with_its_best(tmp_path, "trainer.max_epochs=2"))
+    assert saved(tmp_path)["epoch"] == 1
+    assert torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)["epoch"] == 0
