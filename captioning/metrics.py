@@ -16,6 +16,8 @@ JAVA = "captioning.evaluation.java.java_scores"
 REWARD = "captioning.training.scst.SelfCriticalModule.training_metrics"
 ROWS = "captioning.training.reports.MetricRows"
 FLOOR = "captioning.shapes.grammar.perplexity_floor"
+CAPTIONS = "captioning.training.callbacks.CaptionScores.scores"
+GUESSING = "captioning.training.verdict.Guessing.of"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,7 @@ class Metric:
         needs_java: whether it takes a Java program and minutes; it is then never computed while training.
         chooses: whether `stage.best_by` may name it; each score that is computed while training may be named, too.
         bar: its short name on the progress bar, and decimals.
-        column: its heading in `results.md`; that of a score is there where the score was logged.
+        column: its heading in `results.md`; what has no curve or is a score is there where it was logged.
         curve: its panel and label in `curves.png`.
         card: its label on the model card, for the best value in `metrics.csv`; scores have their official name.
         last_words: whether a run ends with it.
@@ -81,6 +83,8 @@ METRICS = [
         card="lowest validation perplexity of the run",
     ),
     Metric(name="val/perplexity_floor", computed_by=FLOOR, curve=(PERPLEXITY, "floor"), last_words=True),
+    Metric(name="val/perplexity_unigram", computed_by=GUESSING, curve=(PERPLEXITY, "guessed by frequency")),
+    Metric(name="val/perplexity_uniform", computed_by=GUESSING, curve=(PERPLEXITY, "guessed evenly")),
     # Scores, in the official tool's order.
     *(score_of_captions(f"Bleu_{n}", f"{SCORING}.bleu_scores") for n in (1, 2, 3)),
     score_of_captions("Bleu_4", f"{SCORING}.bleu_scores", column="Val BLEU-4", curve=(SCORES, "BLEU-4")),
@@ -90,6 +94,7 @@ METRICS = [
         "CIDEr", f"{SCORING}.cider_scores", bar=("val_cider", 3), column="Val CIDEr", curve=(SCORES, "CIDEr")
     ),
     score_of_captions("SPICE", JAVA, needs_java=True),
+    Metric(name="val/distinct", computed_by=CAPTIONS, larger_is_better=True, column="Val Distinct"),
     Metric(
         name="test/perplexity",
         computed_by=EVALUATION,
@@ -106,8 +111,14 @@ def caption_scores(*, with_java: bool = True) -> dict[str, Metric]:
 
 
 def in_reading_order() -> list[Metric]:
-    """All, as tables and pictures have them: scores behind the others, and of them those on the bar first."""
-    return sorted(METRICS, key=lambda metric: 0 if metric.official is None else 1 if metric.bar else 2)
+    """All, as tables and pictures have them: scores behind what has curves, and of them those on the bar first."""
+    return sorted(METRICS, key=_reading_place)
+
+
+def _reading_place(metric: Metric) -> int:
+    if metric.official:
+        return 1 if metric.bar else 2
+    return 0 if metric.curve else 3
 
 
 def choosable() -> dict[str, Metric]:

@@ -56,6 +56,7 @@ class Source:
     title: str
     layouts: tuple[Layout, ...]
     download: str
+    published: str = ""  # what is reached on it, with the source
 
 
 TEXT_8K = ("", "Flickr8k_text", "Flickr8k_text/Flickr8k_text")
@@ -71,6 +72,8 @@ SOURCES = {
             Layout("karpathy", ("dataset_coco.json",), JSON, karpathy.read_coco, has_splits=True),
         ),
         "train2017.zip, val2017.zip and annotations_trainval2017.zip from cocodataset.org",
+        "Published on COCO's 5,000 test pictures of Karpathy's split: BLEU-4 0.250 (Xu et al. 2015, hard attention), "
+        "0.362 and CIDEr 1.135 (Anderson et al. 2018, cross-entropy), 0.397 and 1.333 (Li et al. 2022, BLIP).",
     ),
     "flickr8k": Source(
         "Flickr8k",
@@ -81,6 +84,7 @@ SOURCES = {
         ),
         "Flickr8k_Dataset.zip and Flickr8k_text.zip from the University of Illinois (forms.illinois.edu/sec/1713398), "
         "or adityajn105/flickr8k from Kaggle",
+        "Published on Flickr8k's 1,000 test pictures: BLEU-4 0.213 (Xu et al. 2015, hard attention).",
     ),
     "flickr30k": Source(
         "Flickr30k",
@@ -91,6 +95,8 @@ SOURCES = {
         ),
         "flickr30k-images.tar and flickr30k.tar.gz from the University of Illinois "
         "(shannon.cs.illinois.edu/DenotationGraph), or hsankesara/flickr-image-dataset from Kaggle",
+        "Published on Flickr30k's 1,000 test pictures of Karpathy's split: BLEU-4 0.199 (Xu et al. 2015, hard "
+        "attention), 0.301 and CIDEr 0.674 (Zhou et al. 2020).",
     ),
 }
 

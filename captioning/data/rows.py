@@ -86,6 +86,11 @@ class TokenArrays:
         first, last = self._picture_starts.numpy()[picture : picture + 2]
         return [tokens[a:b] for a, b in pairwise(self._caption_starts.numpy()[first : last + 1])]
 
+    def target_counts(self, vocab_size: int) -> np.ndarray:
+        """(V,) how often each token is a target: each of a caption's but BOS."""
+        tokens, starts = self._tokens.numpy(), self._caption_starts.numpy()[:-1]
+        return np.bincount(tokens, minlength=vocab_size) - np.bincount(tokens[starts], minlength=vocab_size)
+
     def captions_per_picture(self) -> np.ndarray:
         """(N,) how many captions each picture has."""
         return np.diff(self._picture_starts.numpy())

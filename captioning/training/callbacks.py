@@ -118,6 +118,8 @@ class SkippedSteps(L.Callback):
 class CaptionScores(L.Callback):
     """After every n-th epoch, captions a fixed part of the validation pictures and logs their scores, such as CIDEr.
 
+    And the share of captions that differ: near 0 where the same is written for everything.
+
     All ranks caption their share, exchange the captions and compute the same scores, so none waits for another.
     CIDEr's document frequencies are those of this part's references; it is comparable within a run.
 
@@ -143,6 +145,7 @@ class CaptionScores(L.Callback):
         self._batches, self._references = batches, references
         self._decoding, self._decode = decoding, decode
         self._every_n_epochs, self._before_training = every_n_epochs, before_training
+        self.captions: dict[ImageId, str] = {}  # the last that were scored
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._before_training and trainer.global_step == 0:
@@ -167,9 +170,10 @@ class CaptionScores(L.Callback):
                 captions = generate_from(captioner, attended, self._decoding)
             texts = [self._decode(caption.token_ids) for caption in captions]
             candidates |= dict(zip(batch.image_ids, texts, strict=True))
-        candidates = _of_all_ranks(candidates, trainer.world_size)
+        self.captions = candidates = _of_all_ranks(candidates, trainer.world_size)
         found = score(candidates, {picture: self._references[picture] for picture in candidates}).corpus
-        return {metric.name: found[official] for official, metric in caption_scores(with_java=False).items()}
+        scores = {metric.name: found[official] for official, metric in caption_scores(with_java=False).items()}
+        return scores | {"val/distinct": len(set(candidates.values())) / len(candidates)}
 
 
 def _of_all_ranks(candidates: dict[ImageId, str], world_size: int) -> dict[ImageId, str]:

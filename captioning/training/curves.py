@@ -149,6 +149,8 @@ def draw_panel(
         EACH_EPOCH: {"color": TRAIN, "linewidth": 1.8},
         "val": {"color": VAL, "linewidth": 1.8, "marker": "o", "markersize": 3},
         "floor": {"color": FLOOR, "linewidth": 1.2, "linestyle": "--"},
+        "guessed by frequency": {"color": SWITCH, "linewidth": 1.2, "linestyle": "--"},
+        "guessed evenly": {"color": SWITCH, "linewidth": 1, "linestyle": "-."},
     }
     for label, (steps, values) in curves.items():
         style: dict = styles.get(label, {"linewidth": 1.8, "marker": "o", "markersize": 3})

@@ -8,6 +8,7 @@ import logging
 import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -165,21 +166,16 @@ def _over_ranks(trainer: L.Trainer, totals: tuple[float, int]) -> tuple[float, f
     )
 
 
-class KnownFloor(L.Callback):
-    """Logs the lowest perplexity that any model can reach on the validation split, where that is known (shapes)."""
-
-    def __init__(self, floor: float):
-        self._floor = floor
-
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        pl_module.log("val/perplexity_floor", self._floor, logger=False, rank_zero_only=True)
-
-
 class ResultsTable(L.Callback):
-    """Keeps `results.md`, losses, perplexities and scores by epoch, up to date; a checkpoint holds its rows."""
+    """Keeps `results.md`, losses, perplexities and scores by epoch, up to date; a checkpoint holds its rows.
 
-    def __init__(self, run_dir: Path):
-        self._path = run_dir / "results.md"
+    Args:
+        run_dir: where it lies.
+        notes: what stands under the table now.
+    """
+
+    def __init__(self, run_dir: Path, notes: Callable[[], str] = str):
+        self._path, self._notes = run_dir / "results.md", notes
         self._columns = [metric for metric in in_reading_order() if metric.column]
         self._rows: dict[int, list[float]] = {}
 
@@ -189,13 +185,13 @@ class ResultsTable(L.Callback):
         metrics = trainer.callback_metrics
         self._rows[trainer.current_epoch] = [float(metrics.get(one.name, math.nan)) for one in self._columns]
         try:
-            write_atomically(self._path, self._table())
+            write_atomically(self._path, self._table() + self._notes())
         except OSError as error:  # the next epoch writes all of it
             log.warning("results.md could not be written: %s", error.strerror or error)
 
     def _table(self) -> str:
         logged = [not all(map(math.isnan, column)) for column in zip(*self._rows.values(), strict=True)]
-        shown = [i for i, metric in enumerate(self._columns) if metric.official is None or logged[i]]
+        shown = [i for i, metric in enumerate(self._columns) if (metric.curve and not metric.official) or logged[i]]
         lines = [["Epoch", *(str(self._columns[i].column) for i in shown)], ["---:"] * (len(shown) + 1)]
         for epoch, values in self._rows.items():  # an epoch may not be validated
             lines.append([str(epoch), *("-" if math.isnan(values[i]) else f"{values[i]:.4f}" for i in shown)])

@@ -13,6 +13,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from captioning.cli import built, quiet_libraries, resumable
 from captioning.config import TrainConfig, require_loggers
 from captioning.data.datamodule import CaptionDataModule
+from captioning.data.datasets import SOURCES
 from captioning.errors import UserError
 from captioning.files import readable
 from captioning.machine import for_training, machine_of, packed_multiple
@@ -30,7 +31,7 @@ from captioning.training.curves import Curves
 from captioning.training.loggers import log_config, run_loggers
 from captioning.training.module import CaptioningModule
 from captioning.training.ranks import check_strategy, one_fate, require_accelerator
-from captioning.training.reports import KnownFloor, MetricRows, ResultsTable, progress_reports
+from captioning.training.reports import MetricRows, ResultsTable, progress_reports
 from captioning.training.resume import (
     refuse_fewer_epochs,
     refuse_other_architecture,
@@ -39,6 +40,7 @@ from captioning.training.resume import (
 )
 from captioning.training.scst import CiderReward, SelfCriticalModule
 from captioning.training.stages import ApplyStages, StageSchedule
+from captioning.training.verdict import Guessing, Verdict
 from captioning.training.wandb import SampleTable, wandb_runs
 from captioning.weights import HuggingFaceModel, find_weights
 
@@ -205,12 +207,22 @@ def callbacks_of(
     tokenizer, run_dir = datamodule.tokenizer, Path(config.run_dir)
     dropout = AddressedDropout(partial(addressed_seed, config.seed, "dropout"))
     skipped = SkippedSteps(config.max_skipped_steps, run_dir / LAST)
+    scores = caption_scores_of(config, datamodule, decoding) if config.scores.pictures else None
+    verdict = Verdict(
+        Guessing.of(datamodule.tokens["train"].target_counts(tokenizer.vocab_size)),
+        scores,
+        datamodule.references("val"),
+        datamodule.perplexity_floor,
+        getattr(SOURCES.get(getattr(config.data, "dataset", "")), "published", ""),
+    )
     callbacks: list[L.Callback] = [
         ApplyStages(schedule),  # a batch is computed with what trains now,
         dropout,  # and with masks of its own
         MetricRows(),  # the metrics of a step or an epoch, which all behind it read
         skipped,  # ends a run before a checkpoint is taken of it
-        ResultsTable(run_dir),  # its rows go into the checkpoint of the same epoch
+        *([scores] if scores else []),  # writes the captions
+        verdict,  # of them and the metrics
+        ResultsTable(run_dir, verdict.notes),  # its rows go into the checkpoint of the same epoch
         Curves(run_dir),  # draws the rows that MetricRows has logged
     ]
     if config.trainer.enable_progress_bar:
@@ -218,24 +230,24 @@ def callbacks_of(
     if config.encoder_cache is not None:
         folder = AUTO_ENCODER_CACHE if config.encoder_cache == "auto" else config.encoder_cache
         callbacks.append(EncodeOnce(Path(folder), config.encoder_cache_dtype))
-    if datamodule.perplexity_floor is not None:
-        callbacks.append(KnownFloor(datamodule.perplexity_floor))
-    if config.scores.pictures:
-        scores = CaptionScores(
-            partial(datamodule.whole_pictures, "val", config.scores.pictures),
-            datamodule.references("val"),
-            decoding,
-            tokenizer.decode,
-            every_n_epochs=config.scores.every_n_epochs,
-            before_training=config.stage.self_critical is not None,
-        )
-        callbacks.append(scores)
     if config.sample_pictures:
         draw = partial(draw_heat_maps, tokenizer=tokenizer)
         callbacks.append(SampleTable(*datamodule.samples(config.sample_pictures), decoding, tokenizer.decode, draw))
     if config.early_stopping_epochs is not None:
         callbacks.append(StopEarly("val/perplexity", patience=config.early_stopping_epochs))
     return callbacks
+
+
+def caption_scores_of(config: TrainConfig, datamodule: CaptionDataModule, decoding: Decoding) -> CaptionScores:
+    """The callback that captions validation pictures and scores them."""
+    return CaptionScores(
+        partial(datamodule.whole_pictures, "val", config.scores.pictures),
+        datamodule.references("val"),
+        decoding,
+        datamodule.tokenizer.decode,
+        every_n_epochs=config.scores.every_n_epochs,
+        before_training=config.stage.self_critical is not None,
+    )
 
 
 def users_callbacks(config: TrainConfig) -> list[L.Callback]:

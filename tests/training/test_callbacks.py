@@ -173,6 +173,8 @@ def test_the_scores_are_those_of_the_captions_that_the_model_makes():
     captions = generate(module.captioner, pack(rows).pixel_values, Greedy(12))
     texts = {number: tokenizer.decode(caption.token_ids) for number, caption in enumerate(captions)}
     expected = score(texts, references).corpus
+    distinct = found.pop("val/distinct")
+    assert distinct == len(set(texts.values())) / len(texts)
     assert found == {f"val/{name.lower()}": figure for name, figure in expected.items()}
 
 

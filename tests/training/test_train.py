@@ -75,15 +75,23 @@ def test_the_stages_unlock_one_group_after_the_other(run):
     assert counts["2"] == sum(sizes.values())
 
 
+def table_of(run_dir):
+    lines = (run_dir / "results.md").read_text().splitlines()
+    return [line for line in lines if line.startswith("|")]
+
+
 def test_the_results_table_has_a_row_an_epoch(run):
-    lines = (run.run_dir / "results.md").read_text().splitlines()
+    lines = table_of(run.run_dir)
     assert (
         lines[0] == "| Epoch | Train Loss | Train Perplexity | Val Loss | Val Perplexity |"
-        " Val CIDEr | Val BLEU-4 | Val ROUGE-L |"
+        " Val CIDEr | Val BLEU-4 | Val ROUGE-L | Val Distinct |"
     )
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["0", "1", "2"]
     last = rows_of(run.run_dir)[-2]
     assert float(lines[-1].split("|")[5]) == pytest.approx(float(last["val/perplexity"]), abs=1e-3)
+    notes = (run.run_dir / "results.md").read_text()
+    assert "Guessing by how frequent each token is has a perplexity of " in notes
+    assert notes.count("(a reference: ") == 3 and float(last["val/perplexity_unigram"]) > 1
 
 
 def test_the_curves_lie_beside_the_table(run):
@@ -324,7 +332,7 @@ def test_the_commands_run_resumes_and_a_refused_resume_leaves_it_as_it_was(comma
         assert {path: path.read_bytes() for path in (folder / ".hydra").iterdir()} == before
     status, output = command("train.py", f"resume={folder}", "trainer.max_epochs=2", "data.batch_size=12")
     assert status == 0, output
-    assert len((folder / "results.md").read_text().splitlines()) == 4
+    assert len(table_of(folder)) == 4
     status, output = command("train.py", f"resume={folder}", "trainer.max_epochs=3")
     assert status == 0, output
     assert "data.batch_size=12" in (folder / ".hydra" / "overrides.yaml").read_text(), "what it went on with is kept"
@@ -348,7 +356,7 @@ def test_a_resumed_run_with_other_batches_trains_at_the_rates_of_its_epoch(tmp_p
 
 def test_an_epoch_without_validation_shows_none(tmp_path):
     train(demo(tmp_path, "logger=csv", "trainer.max_epochs=4", "+trainer.check_val_every_n_epoch=2"))
-    lines = [line.split("|")[1:-1] for line in (tmp_path / "results.md").read_text().splitlines()[2:]]
+    lines = [line.split("|")[1:-1] for line in table_of(tmp_path)[2:]]
     assert [cells[0].strip() for cells in lines] == ["0", "1", "2", "3"]
     assert [cells[4].strip() == "-" for cells in lines] == [True, False, True, False]
     assert all(float(cells[1]) > 0 for cells in lines)
