@@ -17,8 +17,8 @@ from torch import Tensor
 from captioning.config import GROUPS
 from captioning.model.captioner import ImageCaptioner
 
-# Of quintics a s + b s^3 + c s^5, one after the other: each brings what the last one leaves of singular values s between
-# 0.01 and 1 as near to 1 as one can (Polar Express, Amsel et al. 2025, https://arxiv.org/abs/2505.16932).
+# Of quintics a s + b s^3 + c s^5, one after the other: each brings what the last one leaves of singular values s
+# between 0.01 and 1 as near to 1 as one can (Polar Express, Amsel et al. 2025, https://arxiv.org/abs/2505.16932).
 TOWARDS_ONE = ((8.0934, -23.6204, 17.4462), (3.6366, -2.7219, 0.5365), (2.6613, -1.9772, 0.4526))
 
 
