@@ -677,7 +677,7 @@ class PredictConfig(Section):
     )
     batch_size: Auto | Count = key("Pictures captioned together.")
     num_workers: Auto | Whole = key("Processes that read pictures ahead.")
-    device: Annotated[str, Field(pattern=r"^(auto|(cpu|cuda|mps|xpu|hpu|mtia)(:\d+)?)$")] = key(
+    device: Annotated[str, Field(pattern=r"^(auto|(cpu|cuda|mps|xpu|hpu|mtia|npu|xla|privateuseone)(:\d+)?)$")] = key(
         "Where the model is computed; auto takes a GPU if there is one.",
         must="auto, cpu, cuda, cuda:1, mps or another accelerator's name in torch",
     )
