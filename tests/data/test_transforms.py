@@ -1,5 +1,7 @@
 """The evaluation transform follows the encoder's processor; the training transform changes little and by address."""
 
+import gc
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from captioning.data.transforms import (
     EvaluationTransform,
     QuickTransform,
     TrainingTransform,
+    lent_pixels,
 )
 from captioning.errors import UserError
 
@@ -209,3 +212,37 @@ def test_a_list_of_the_configuration_is_a_crop_scale():
 
     scale = OmegaConf.create({"crop_scale": [0.7, 1]}).crop_scale
     TrainingTransform(SQUEEZE, **OFF | {"crop_scale": scale})(drawn(20, 20), generator(0), may_flip=True)
+
+
+# A picture's own memory as a tensor: the right pixels, for as long as they are needed.
+
+
+def noise(width: int, height: int) -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (37, 53), (640, 480), (3000, 2000)])  # the last fills several blocks
+def test_the_pixels_are_the_pictures(size):
+    assert torch.equal(lent_pixels(noise(*size))[:3], F.pil_to_tensor(noise(*size)))
+
+
+def test_the_pixels_outlive_the_picture():
+    pixels = lent_pixels(noise(200, 100))[:3, 10:]
+    gc.collect()
+    others = [Image.new("RGB", (200, 100), "white") for _ in range(50)]  # would take over memory that was given back
+    assert torch.equal(pixels, F.pil_to_tensor(noise(200, 100))[:, 10:])
+    assert others
+
+
+def test_the_memory_is_given_back():
+    from resource import RUSAGE_SELF, getrusage
+
+    def peak_mebibytes() -> float:
+        return getrusage(RUSAGE_SELF).ru_maxrss / 1024
+
+    lent_pixels(Image.new("RGB", (1500, 1500)))
+    before = peak_mebibytes()
+    for _ in range(100):  # of 9 MB each
+        lent_pixels(Image.new("RGB", (1500, 1500)))
+    assert peak_mebibytes() - before < 100
