@@ -1,6 +1,7 @@
 """What the tests share."""
 
 import atexit
+import base64
 import gc
 import logging
 import os
@@ -44,6 +45,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 settings.register_profile("suite", deadline=None, derandomize=True)
 settings.load_profile("suite")
 
+A_PNG = base64.b64decode(  # of one pixel
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
+)
 SHARED = Path(os.environ.get("CAPTIONING_SHARED", Path(__file__).parents[2] / "shared"))
 
 
@@ -95,18 +99,24 @@ def full_disk(monkeypatch):
     signal.signal(signal.SIGXFSZ, handler)
 
 
-@pytest.fixture
-def command(monkeypatch, capfd):
-    """Runs `train.py` or `predict.py` as a shell would, in this process: (status, terminal output)."""
+@pytest.fixture(autouse=True)
+def hardly_any_curves(request, monkeypatch) -> None:
+    """Drawing them takes a sixth of a second of each run: shared runs, slow ones and `test_curves.py` do it."""
+    curves = sys.modules.get("captioning.training.curves")
+    if curves and "test_curves" not in request.node.nodeid and not request.node.get_closest_marker("slow"):
+        monkeypatch.setattr(curves, "write_curves", lambda run_dir: (run_dir / "curves.png").write_bytes(A_PNG))
 
-    def run(script: str, *arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", [script, *arguments])
-        GlobalHydra.instance().clear()
+
+@pytest.fixture
+def ended(capfd):
+    """Does something as a script that ends: (status, terminal output)."""
+
+    def run(do: Callable[[], object]) -> tuple[int, str]:
         capfd.readouterr()
         status: int | str | None = 0
         handlers = logging.root.handlers[:]
         try:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
+            do()
         except SystemExit as end:
             status = end.code
             if isinstance(status, str):  # Python itself would print it and end with 1
@@ -117,5 +127,38 @@ def command(monkeypatch, capfd):
             logging.root.handlers[:] = handlers  # without Hydra's, whose streams end with this test
         out, err = capfd.readouterr()
         return status or 0, out + err
+
+    return run
+
+
+@pytest.fixture
+def command(monkeypatch, ended):
+    """Runs `train.py` or `predict.py` as a shell would, in this process: (status, terminal output)."""
+
+    def run(script: str, *arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        GlobalHydra.instance().clear()
+        return ended(lambda: runpy.run_path(str(ROOT / script), run_name="__main__"))
+
+    return run
+
+
+@pytest.fixture
+def predict_command(ended):
+    """As `command` with `predict.py`, without Hydra, which takes longer than to caption a few small pictures."""
+    from small_runs import composition
+
+    from captioning.cli import quoted
+
+    def run(*arguments: str) -> tuple[int, str]:
+        config = composition("predict", *map(quoted, arguments))
+        main = runpy.run_path(str(ROOT / "predict.py"))["main"]
+
+        def logged():
+            logging.root.addHandler(logging.StreamHandler(sys.stdout))
+            logging.root.setLevel(logging.INFO)
+            main(config)
+
+        return ended(logged)
 
     return run

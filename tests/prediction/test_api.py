@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT
 from PIL import Image
 from small_runs import SMOKE
-from test_predict import captions, photos, predicted, rows, run_dir  # noqa: F401  # fixtures
+from test_predict import captions, photos, predicted, rows, run_dir, usual  # noqa: F401  # fixtures
 
 import captioning
 from captioning import Captioner

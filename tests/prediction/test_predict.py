@@ -37,15 +37,27 @@ def photos(tmp_path) -> Path:
 
 
 @pytest.fixture
-def predicted(command, run_dir, photos, tmp_path):
-    """Runs predict.py on the photos: (status, terminal output), whatever else it is told."""
+def usual(run_dir, photos, tmp_path):
+    """Arguments of predict.py on the photos, with these in place of their own."""
 
-    def run(*arguments: str) -> tuple[int, str]:
-        given = {argument.partition("=")[0] for argument in arguments}
+    def arguments(*given: str) -> list[str]:
+        keys = {argument.partition("=")[0] for argument in given}
         usual = {"checkpoint": run_dir, "input": photos, "output": tmp_path / "out.jsonl", "num_workers": 0}
-        return command("predict.py", *(f"{k}={v}" for k, v in usual.items() if k not in given), *arguments)
+        return [*(f"{k}={v}" for k, v in usual.items() if k not in keys), *given]
 
-    return run
+    return arguments
+
+
+@pytest.fixture
+def predicted(predict_command, usual):
+    """Predicts the photos: (status, terminal output)."""
+    return lambda *arguments: predict_command(*usual(*arguments))
+
+
+@pytest.fixture
+def typed(command, usual):
+    """The same by the command itself, as it is typed."""
+    return lambda *arguments: command("predict.py", *usual(*arguments))
 
 
 def rows(path: Path) -> list[dict]:
@@ -67,8 +79,8 @@ def error_line(output: str) -> str:
     return line
 
 
-def test_there_is_a_row_for_every_picture_in_input_order(predicted, photos, tmp_path):
-    status, output = predicted("batch_size=2")
+def test_there_is_a_row_for_every_picture_in_input_order(typed, photos, tmp_path):
+    status, output = typed("batch_size=2")
     assert status == 2, output
     found = rows(tmp_path / "out.jsonl")
     names = ["1.jpg", "2.png", "10.jpg", "11.jpg", "trip/1.jpg"]
@@ -123,10 +135,10 @@ def test_lower_precision_captions_every_picture_too(predicted, tmp_path, precisi
     assert sum(caption is not None for caption in captions(tmp_path / "out.jsonl")) == 4
 
 
-def test_an_input_may_be_a_list_of_names_that_look_like_numbers(predicted, photos, tmp_path, monkeypatch):
+def test_an_input_may_be_a_list_of_names_that_look_like_numbers(typed, photos, tmp_path, monkeypatch):
     shutil.copy(photos / "1.jpg", tmp_path / "7")
     monkeypatch.chdir(tmp_path)
-    status, output = predicted("input=[7,8]")
+    status, output = typed("input=[7,8]")
     assert status == 2, output
     assert [row["path"] for row in rows(tmp_path / "out.jsonl")] == ["7", "8"]
     assert rows(tmp_path / "out.jsonl")[1]["error"] == "no such file"
@@ -203,8 +215,8 @@ def no_weights(monkeypatch):
         (["output=captions.json"], "1.jpg would both be image_id 1 of COCO results"),
     ],
 )
-def test_a_mistake_is_answered_before_any_weight_is_loaded(no_weights, predicted, photos, tmp_path, arguments, said):
-    status, output = predicted(*arguments)
+def test_a_mistake_is_answered_before_any_weight_is_loaded(no_weights, typed, photos, tmp_path, arguments, said):
+    status, output = typed(*arguments)
     assert status == 1
     assert said in error_line(output)
     assert listing(tmp_path) == {photos.name}
@@ -280,22 +292,22 @@ def test_overwriting_replaces_the_old_rows(predicted, tmp_path):
     assert len(rows(tmp_path / "out.jsonl")) == 5
 
 
-def test_a_failure_while_overwriting_loses_nothing(predicted, monkeypatch, tmp_path):
-    predicted()
+def test_a_failure_while_overwriting_loses_nothing(typed, monkeypatch, tmp_path):
+    typed()
     before = {name: (tmp_path / name).read_text() for name in ("out.jsonl", "out.settings.json")}
 
     def fail():
         raise MemoryError("too large a picture")
 
     stopped_at_the_second_batch(monkeypatch, fail)
-    status, output = predicted("overwrite=true", "batch_size=2", "decoding.max_new_tokens=3")
+    status, output = typed("overwrite=true", "batch_size=2", "decoding.max_new_tokens=3")
     assert status == 1 and "too large a picture" in output
     assert {name: (tmp_path / name).read_text() for name in before} == before
 
 
-def test_an_interruption_keeps_the_rows_so_far_and_says_where(predicted, monkeypatch, photos, tmp_path):
+def test_an_interruption_keeps_the_rows_so_far_and_says_where(typed, monkeypatch, photos, tmp_path):
     stopped_at_the_second_batch(monkeypatch, lambda: signal.raise_signal(signal.SIGINT))
-    status, output = predicted("batch_size=2")
+    status, output = typed("batch_size=2")
     assert status == 1
     assert "interrupted" in output and "Traceback" not in output
     partial = tmp_path / "out.partial.jsonl"

@@ -32,17 +32,18 @@ def test_a_data_set_that_is_not_there_is_told_at_once(command, trained, tmp_path
 
 
 @pytest.fixture
-def predicted(command, trained, tmp_path):
-    """Runs predict.py on the data set: (status, terminal output)."""
+def predicted(predict_command, trained, tmp_path):
+    """Predicts the data set: (status, terminal output)."""
 
     def run(*arguments: str, output=tmp_path / "out.jsonl") -> tuple[int, str]:
-        return command("predict.py", f"checkpoint={trained.run_dir}", f"output={output}", *DATA, *arguments)
+        return predict_command(f"checkpoint={trained.run_dir}", f"output={output}", *DATA, *arguments)
 
     return run
 
 
-def test_a_split_is_captioned_scored_and_measured(predicted, trained, tmp_path):
-    status, output = predicted("split=test")
+def test_a_split_is_captioned_scored_and_measured(command, trained, tmp_path):
+    given = (f"checkpoint={trained.run_dir}", f"output={tmp_path / 'out.jsonl'}", *DATA)
+    status, output = command("predict.py", *given, "split=test")
     assert status == 0, output
     expected = {"out.jsonl", "out.settings.json", "results.json", "scores.json", "pictures.csv", "out.wandb"}
     assert listing(tmp_path) == expected
@@ -59,7 +60,7 @@ def test_a_split_is_captioned_scored_and_measured(predicted, trained, tmp_path):
 
 
 def test_the_table_has_each_pictures_captions_and_scores(predicted, trained, tmp_path):
-    predicted("split=val")
+    predicted("split=val", "logger=csv")
     with (tmp_path / "pictures.csv").open(newline="", encoding="utf-8-sig") as file:
         table = list(csv.DictReader(file))
     references = trained.datamodule.references("val")

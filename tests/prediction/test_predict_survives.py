@@ -1,5 +1,5 @@
 """A prediction that is killed ends as the one that was not, and one by several processes as one by one."""
-# ruff: noqa: F811  # two fixtures of another file
+# ruff: noqa: F811  # fixtures of another file
 
 import json
 import os
@@ -18,7 +18,7 @@ from conftest import ROOT
 from interrupted import CHANGES, RENAMES, killed_before_change
 from PIL import Image
 from support import prediction
-from test_predict import error_line, listing, predicted, rows, run_dir  # noqa: F401
+from test_predict import error_line, listing, predicted, rows, run_dir, typed, usual  # noqa: F401
 
 from captioning.cli import quoted
 from captioning.prediction import caption
@@ -171,7 +171,7 @@ def test_wherever_it_is_killed_it_ends_with_the_same_bytes(
 
 
 def test_what_is_done_is_not_captioned_again_and_of_a_complete_output_nothing_is(
-    predicted,
+    typed,
     photos,
     tmp_path,
     monkeypatch,
@@ -186,20 +186,20 @@ def test_what_is_done_is_not_captioned_again_and_of_a_complete_output_nothing_is
 
     monkeypatch.setattr(caption, "generate_from", generate)
     given = (f"input={photos}", f"batch_size={BATCH}")
-    status, output = predicted(*given)
+    status, output = typed(*given)
     assert status == 1 and "interrupted" in output and "resume=true goes on" in output
     assert len(rows(tmp_path / "out.partial.jsonl")) == 8
-    status, output = predicted(*given)
+    status, output = typed(*given)
     assert "go on from them with resume=true, or begin anew with overwrite=true" in error_line(output)
     generated.clear()
-    status, output = predicted(*given, "resume=true")
+    status, output = typed(*given, "resume=true")
     assert status == 2 and len(generated) == 1, output + "8 and 9 are made, and 10 is bad"
     generated.clear()
-    status, output = predicted(*given, "resume=true")
+    status, output = typed(*given, "resume=true")
     assert status == 2 and "out.jsonl is complete: 8 captions" in output and not generated
-    status, output = predicted(*given, "resume=runs/mine")
+    status, output = typed(*given, "resume=runs/mine")
     assert status == 1 and "resume=runs/mine must be true or false" in error_line(output)
-    status, output = predicted(*given, "resume=true", "decoding=beam")
+    status, output = typed(*given, "resume=true", "decoding=beam")
     assert status == 1 and "is complete and was made otherwise: decoding was Greedy and is B" in error_line(output)
 
 
@@ -271,10 +271,10 @@ def test_a_list_of_pictures_that_has_changed_is_not_gone_on_with(run_dir, photos
     assert [row["error"] for row in rows(tmp_path / "c.jsonl")[9:]] == ["no such file", "empty file"]
 
 
-def test_two_processes_make_the_file_of_one(predicted, photos, tmp_path):
+def test_two_processes_make_the_file_of_one(typed, photos, tmp_path):
     given = (f"input={photos}", f"batch_size={BATCH}", "heat_maps=[3.png]", "gallery=true", "decoding=sampling")
-    assert predicted(*given)[0] == 2
-    status, output = predicted(*given, "trainer.devices=2", f"output={tmp_path / 'two.jsonl'}")
+    assert typed(*given)[0] == 2
+    status, output = typed(*given, "trainer.devices=2", f"output={tmp_path / 'two.jsonl'}")
     assert status == 2, output
     assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "out.jsonl").read_bytes()
     strips = [(tmp_path / f"{name}.heat_maps" / "3.png").read_bytes() for name in ("out", "two")]
