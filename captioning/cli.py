@@ -157,6 +157,8 @@ def spelled_out(arguments: list[str]) -> list[str]:
     said: list[str] = []
     for argument in arguments:
         key, _, value = argument.partition("=")
+        if key == "text_files":
+            argument = f"text_files.write={value}"
         said += SPELLED_OUT.get(key, [argument]) if value in ("0", "false", "null") else [argument]
     return said
 

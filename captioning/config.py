@@ -639,6 +639,16 @@ class ProcessesConfig(Section):
     )
 
 
+class TextFilesConfig(Section):
+    """A caption beside each picture."""
+
+    write: bool | Literal["missing"] = key("true: of every picture; missing: caption only those that have none.")
+    mode: Literal["replace", "append", "prepend"] = key("What becomes of the text that is there.")
+    suffix: Annotated[str, Field(pattern=r"^\.[\w-]+$")] = key(
+        "Of the files.", must="a suffix such as .txt or .caption"
+    )
+
+
 class PredictConfig(Section):
     """`conf/predict.yaml`."""
 
@@ -657,7 +667,7 @@ class PredictConfig(Section):
     output: Text = key(
         "The file of captions: .jsonl, .csv or .json.", must="one path", example="captions.jsonl", path=True
     )
-    text_files: bool = key("Also write each caption beside its picture.", way_out="true writes a.txt beside a.jpg")
+    text_files: TextFilesConfig = key("Captions beside their pictures; text_files=true is text_files.write=true.")
     gallery: bool | Word | None = key(
         "A page of pictures and captions.",
         must="true, false or a path such as captions.html",
@@ -700,7 +710,7 @@ class PredictConfig(Section):
             raise UserError(
                 f"split={self.split} is none of {', '.join(SPLITS)}, the splits of {data_set_of(self.data.plain())}"
             )
-        if self.data is not None and self.text_files:
+        if self.data is not None and self.text_files.write:
             raise UserError(
                 "text_files=true writes beside the pictures of input=..., not into a data set; leave it out"
             )

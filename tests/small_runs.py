@@ -7,7 +7,7 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from captioning.cli import CONF, parsed_override
+from captioning.cli import CONF, parsed_override, spelled_out
 from captioning.config import KINDS, Kind, TrainConfig, checked
 
 # Through all three stages, in seconds; by Muon, which is AdamW too.
@@ -69,11 +69,13 @@ def composition(name: str, *overrides: str) -> DictConfig:
 
     The values are set in a copy afterwards, as Hydra sets them.
     """
-    parsed = [parsed_override(override) for override in overrides]
+    parsed = [parsed_override(override) for override in spelled_out(list(overrides))]
     values = [one for one in parsed if not one.is_delete() and not (CONF / one.key_or_group).is_dir()]
     config = _choices(name, *(one.input_line or "" for one in parsed if one not in values)).copy()
     for one in values:
-        OmegaConf.update(config, one.key_or_group, one.value(), merge=True, force_add=one.is_add())
+        OmegaConf.update(
+            config, one.key_or_group, one.value(), merge=True, force_add=one.is_add() or one.is_force_add()
+        )
     return config
 
 

@@ -253,7 +253,7 @@ def test_so_are_values_of_decodings(decoding, change, said):
         ("precision=64", "precision=64 is none of auto, 32, bf16, 16, int8"),
         ("resume=x", "resume=x must be true or false; true goes on where output=... was stopped"),
         ("overwrite=x", "overwrite=x must be true or false"),
-        ("text_files=yes", "text_files=yes must be true or false; true writes a.txt beside a.jpg"),
+        ("text_files.write=yes", "text_files.write=yes is none of true, false, missing"),
         ("gallery=3", "gallery=3 must be true, false or a path such as captions.html"),
         ("gallery=[a]", "gallery=[a] must be true, false or a path such as captions.html"),
         *(
@@ -274,7 +274,7 @@ def test_what_is_captioned_is_either_a_data_set_or_named_by_input():
     of_coco = "split=vla is none of train, val, test, the splits of coco"
     assert sentence("predict", ["data=coco"], "input=null", "split=vla") == of_coco
     accepted("predict", [], "input=null", "split=dev", "data={_target_: mine.Data}")
-    assert sentence("predict", ["data=coco"], "input=null", "text_files=true") == (
+    assert sentence("predict", ["data=coco"], "input=null", "text_files.write=true") == (
         "text_files=true writes beside the pictures of input=..., not into a data set; leave it out"
     )
 

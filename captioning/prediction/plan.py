@@ -19,6 +19,7 @@ from captioning.prediction.journal import (
     May,
     beside,
     has_lines,
+    journal_path,
     journal_settings_path,
     lines_of,
     settings_path,
@@ -86,9 +87,11 @@ def planned(config: PredictConfig) -> Plan:
     complete = pictures = settings = sinks = None
     if config.input is not None:
         pictures = InputPictures(find_pictures(config.input))
+        if config.text_files.write == "missing":
+            pictures = _still_without_texts(config, output, pictures)
         format_of(output).check(output, pictures)
         settings = settings_of(config, weights, pictures.paths)
-        complete = _complete(config, output, settings, pictures)
+        complete = _complete(config, output, settings, pictures) if len(pictures) else Prediction(0, 0, output, {})
     elif config.data is not None:
         require_loggers(config.logger.values())
         require_data(config.data)
@@ -117,18 +120,38 @@ def _complete(
     if counts is None:
         return None
     captioned, failed = counts
-    if config.text_files and format_of(output).is_journal:
-        text_files = TextFiles(pictures.paths, config.input, May(config.overwrite, resume=True))
+    if config.text_files.write and format_of(output).is_journal:
+        text_files = text_files_of(config, pictures.paths, May(config.overwrite, resume=True))
         for record, _ in lines_of(real_file(output)):
             text_files.add(record)
         text_files.finish()
-    elif config.text_files and sum(text_path(path).is_file() for path in pictures.paths) < captioned:
+    elif config.text_files.write and len(_with_texts(config, pictures.paths)) < captioned:
         raise UserError(
             f"output={output} is complete, and text files are made of a .jsonl file or together with the output; "
             "begin anew with overwrite=true and without resume"
         )
     log.info("%s is complete: %d captions; overwrite=true without resume makes it anew", output, captioned)
     return Prediction(captioned, failed, output, {})
+
+
+def text_files_of(config: PredictConfig, paths: Sequence[Path], may: May) -> TextFiles:
+    """The captions beside these pictures, as the section `text_files` has them."""
+    return TextFiles(paths, config.input, may, mode=config.text_files.mode, suffix=config.text_files.suffix)
+
+
+def _with_texts(config: PredictConfig, paths: Sequence[Path]) -> set[Path]:
+    return {path for path in paths if text_path(path, config.text_files.suffix).is_file()}
+
+
+def _still_without_texts(config: PredictConfig, output: Path, pictures: InputPictures) -> InputPictures:
+    """The pictures that no text file lies beside, save those that this output's own run has written."""
+    file = real_file(output)
+    lines = journal_path(file) if has_lines(file) else file if format_of(output).is_journal else None
+    own = {record.path for record, _ in lines_of(lines)} if config.resume and lines and lines.is_file() else set()
+    done = {path for path in _with_texts(config, pictures.paths) if str(path) not in own}
+    log.info("%d of %d pictures have text files already, and are passed over", len(done), len(pictures))
+    paths = [path for path in pictures.paths if path not in done]
+    return InputPictures(paths)
 
 
 def settings_of(config: PredictConfig, weights: Path | HuggingFaceModel, paths: Sequence[Path]) -> dict[str, object]:
@@ -171,7 +194,7 @@ class Sinks:
             split,
             HeatMaps(output, pictures.paths, places, may) if places else None,
             Gallery(page, split, may) if page else None,
-            TextFiles(pictures.paths, config.input, may) if config.text_files else None,
+            text_files_of(config, pictures.paths, may) if config.text_files.write else None,
             frozenset(places),
         )
 

@@ -380,3 +380,18 @@ def test_100_000_pictures_take_no_more_memory_than_a_thousand():
     command = [sys.executable, str(ROOT / "benchmarks" / "predict_memory.py")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_only_pictures_without_a_text_file_are_captioned_and_a_resumed_run_knows_its_own(run_dir, photos, tmp_path):
+    torch.set_num_threads(1)
+    pictures = shutil.copytree(photos, tmp_path / "photos")
+    (pictures / "0.caption").write_text("mine")
+    given = (run_dir, pictures, tmp_path / "c.jsonl", "text_files=missing", "text_files.suffix=.caption")
+    config = composed(*given)
+    assert killed_before_change(lambda: predict(config), pictures, 5, RENAMES), "in the middle of the text files"
+    written = len(list(pictures.glob("*.caption")))
+    assert predict(composed(*given, "resume=true")).captioned == 7
+    assert written < len(list(pictures.glob("*.caption"))) == 8 and (pictures / "0.caption").read_text() == "mine"
+    assert predict(composed(*given, "resume=true")).captioned == 7, "it is complete"
+    again = predict(composed(run_dir, pictures, tmp_path / "d.jsonl", *given[3:]))
+    assert (again.captioned, again.failed) == (0, 3), "what cannot be read has none"

@@ -216,3 +216,18 @@ def test_of_a_run_that_is_gone_on_with_what_is_there_stays_if_it_is_the_same(pho
     with pytest.raises(UserError, match=said), TextFiles(photos, may=May(resume=True)) as writer:
         add(writer, photos[0], "another dog")
         writer.finish()
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"), [("append", "red, car\n two, a dog\n"), ("prepend", "a dog, red, car\n two\n")]
+)
+def test_a_caption_joins_what_is_there_once_however_often_it_is_resumed(photos, mode, expected):
+    target = photos[0].with_suffix(".caption")
+    target.write_bytes(b"\xef\xbb\xbfred, car\n two\xff\n")
+    for may in (May(), May(resume=True)):
+        with TextFiles(photos, may=may, mode=mode, suffix=".caption") as writer:
+            add(writer, photos[0], "a dog")
+            add(writer, photos[1], "a cat")
+            writer.finish()
+    assert target.read_bytes() == expected.replace("\n two", "  two\udcff").encode("utf-8", "surrogateescape")
+    assert photos[1].with_suffix(".caption").read_text() == "a cat\n"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from captioning.errors import UserError, writing
-from captioning.files import remove_unfinished, write_atomically
+from captioning.files import atomic_file, remove_unfinished
 from captioning.prediction.journal import NOTHING, CaptionedPicture, May
 from captioning.prediction.outputs.files import Sink
 
@@ -16,9 +16,19 @@ log = logging.getLogger(__name__)
 SHOWN = 3  # names in a sentence about many
 
 
-def text_path(picture: Path) -> Path:
+def text_path(picture: Path, suffix: str = ".txt") -> Path:
     """Where the caption of a picture lies: beside the name that the input has, also where that is a link."""
-    return picture.with_suffix(".txt")
+    return picture.with_suffix(suffix)
+
+
+def joined(before: str, caption: str, mode: str) -> str:
+    """A caption behind (`append`) or before (`prepend`) the text that a file has, on one line as trainers read it.
+
+    >>> joined("red, car", "a car", "append"), joined("red, car", "a car", "prepend"), joined("", "a car", "append")
+    ('red, car, a car', 'a car, red, car', 'a car')
+    """
+    texts = [before, caption] if mode == "append" else [caption, before]
+    return ", ".join(filter(None, texts))
 
 
 class TextFiles(Sink):
@@ -32,24 +42,37 @@ class TextFiles(Sink):
         paths: of all pictures that may get a caption.
         sources: the key `input`, which may name lists of pictures; they are never replaced.
         may: what is done with a file that exists.
+        mode: `replace`, or `append` or `prepend`: then the caption joins what an existing file says.
+        suffix: of the files.
 
     Raises:
         UserError: at once, if a file exists, two pictures would share one, or a folder can't be written; at the end,
             if a file can't be written.
     """
 
-    def __init__(self, paths: Sequence[Path], sources: object = (), may: May = NOTHING):
-        self._may = may
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        sources: object = (),
+        may: May = NOTHING,
+        *,
+        mode: str = "replace",
+        suffix: str = ".txt",
+    ):
+        self._may, self._mode, self._suffix = may, mode, suffix
         self._captions: dict[Path, str] = {}
-        _check_inputs(paths, sources)
+        if nameless := [path for path in paths if not path.name]:
+            raise UserError(f"text_files=true: the input names {nameless[0]}, which is no picture; take it out")
+        targets = [text_path(path, suffix) for path in paths]
+        _check_inputs(paths, targets, sources)
         _check_distinct(paths)
-        _check_free([text_path(path) for path in paths], any(may))
+        _check_free(targets, any(may) or mode != "replace")
         _check_folders({path.parent for path in paths})
 
     def add(self, record: CaptionedPicture) -> None:
         """The next picture."""
         if record.caption is not None:
-            self._captions[text_path(Path(record.path))] = record.caption
+            self._captions[text_path(Path(record.path), self._suffix)] = record.caption
 
     def finish(self) -> None:
         """Write them."""
@@ -57,14 +80,8 @@ class TextFiles(Sink):
         if self._may.resume:
             remove_unfinished(self._captions)
         for target, caption in self._captions.items():
-            text = " ".join(caption.splitlines()) + "\n"
             try:
-                if not self._may.overwrite and os.path.lexists(target):
-                    if self._may.resume and target.read_bytes() == text.encode():
-                        continue
-                    happened = "it holds something else" if self._may.resume else "it appeared meanwhile"
-                    raise FileExistsError(None, happened)
-                write_atomically(target, text)
+                self._write(target, " ".join(caption.splitlines()))
             except OSError as error:
                 failures.append(f"{target} ({error.strerror})")
         if failures:
@@ -73,6 +90,21 @@ class TextFiles(Sink):
                 f"text_files=true: {counted}; all captions are kept: go on with resume=true, or without them"
             )
         log.info("%d text files beside their pictures", len(self._captions))
+
+    def _write(self, target: Path, text: str) -> None:
+        exists = os.path.lexists(target)
+        if exists and self._mode != "replace":
+            before = " ".join(target.read_bytes().decode("utf-8-sig", "surrogateescape").split("\n")).strip()
+            is_in = before.endswith(text) if self._mode == "append" else before.startswith(text)
+            if self._may.resume and is_in:  # by the run that is resumed
+                return
+            text = joined(before, text, self._mode)
+        elif exists and not self._may.overwrite:
+            if self._may.resume and target.read_bytes() == f"{text}\n".encode():
+                return
+            raise FileExistsError(None, "it holds something else" if self._may.resume else "it appeared meanwhile")
+        with atomic_file(target) as file:
+            file.write(f"{text}\n".encode("utf-8", "surrogateescape"))
 
 
 def _check_distinct(paths: Iterable[Path]) -> None:
@@ -91,16 +123,12 @@ def _check_distinct(paths: Iterable[Path]) -> None:
         raise UserError(f"text_files=true: {counted}; rename one of each pair, or caption them apart")
 
 
-def _check_inputs(paths: Iterable[Path], sources: object) -> None:
-    """Every picture has a name, and none of them, and no list that the input names, is what would be written."""
+def _check_inputs(paths: Iterable[Path], targets: Iterable[Path], sources: object) -> None:
+    """None of the pictures, and no list that the input names, is what would be written."""
     named = sources if isinstance(sources, list | tuple) else [sources]
     lists = {os.path.realpath(os.path.expanduser(str(one))) for one in named}  # noqa: PTH111  # as the input is read
-    lists = {one for one in lists if one.lower().endswith(".txt")}
-    for path in paths:
-        if not path.name:
-            raise UserError(f"text_files=true: the input names {path}, which is no picture; take it out")
-        target = text_path(path)
-        if target == path or (lists and os.path.realpath(target) in lists):
+    for path, target in zip(paths, targets, strict=True):
+        if target == path or os.path.realpath(target) in lists:
             raise UserError(f"text_files=true: the caption of {path} would replace {target}, an input; rename one")
 
 
