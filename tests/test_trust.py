@@ -18,11 +18,6 @@ SECRETS = {
 }
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    return train(composed(tmp_path_factory.mktemp("run"), "trainer.max_epochs=1")).run_dir
-
-
 PLACES = {
     "beside the weights": lambda checkpoint, evil: {**checkpoint, "more": evil},
     "in the optimizer's state": lambda checkpoint, evil: {**checkpoint, "optimizer_states": [evil]},
@@ -41,8 +36,10 @@ EVERY_PLACE = [("checkpoint=", place) for place in list(PLACES)[1:]]
 
 
 @pytest.mark.parametrize(("use", "place"), EVERY_USE + EVERY_PLACE)
-def test_a_checkpoint_made_to_run_code_is_refused_by_name_and_runs_none(command, finished, tmp_path, use, place):
-    run_dir, proof = shutil.copytree(finished, tmp_path / "run"), tmp_path / "proof"
+def test_a_checkpoint_made_to_run_code_is_refused_by_name_and_runs_none(
+    command, predict_command, whole, tmp_path, use, place
+):
+    run_dir, proof = shutil.copytree(whole, tmp_path / "run"), tmp_path / "proof"
     checkpoints = [run_dir / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
     checkpoint = torch.load(checkpoints[0], weights_only=True)
     for path in checkpoints:
@@ -53,7 +50,6 @@ def test_a_checkpoint_made_to_run_code_is_refused_by_name_and_runs_none(command,
     others = [one for one in TINY if not one.startswith("model.")]
     given = {
         "checkpoint=": [
-            "predict.py",
             f"checkpoint={run_dir}",
             f"input={tmp_path / 'a.png'}",
             f"output={tmp_path}/c.jsonl",
@@ -61,7 +57,7 @@ def test_a_checkpoint_made_to_run_code_is_refused_by_name_and_runs_none(command,
         "model.init_from=": ["train.py", *others, f"model.init_from={run_dir}", f"run_dir={tmp_path / 'new'}"],
         "resume=": ["train.py", f"resume={run_dir}"],
     }
-    status, output = command(*given[use])
+    status, output = (predict_command if use == "checkpoint=" else command)(*given[use])
     assert status == 1 and "Traceback" not in output
     (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
     assert f"{run_dir}/checkpoints/" in line and "was not loaded, since that could run code" in line
