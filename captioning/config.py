@@ -178,7 +178,7 @@ class DataConfig(Built):
     """What every data set of ours has."""
 
     tokenizer: Text | None = key(
-        "GPT-2 tokenizer: hub name or folder; null trains a small one on the captions.", path=True
+        "The decoder's tokenizer: hub name or folder; null trains a small one on the captions.", path=True
     )
     batch_size: Auto | Count = key("Rows of a step and process: pictures, each with its captions.")
     captions_per_image: Count = key("Captions that share one encoded picture.")

@@ -98,7 +98,7 @@ def export(run: str, folder: str, *, overwrite: bool = False, push: str | None =
 
     # These take seconds; a wrong path is answered before.
     from captioning.model.build import load_captioner
-    from captioning.model.huggingface import save_model
+    from captioning.model.huggingface import own_generation, save_model
 
     quiet_libraries()
     captioner, tokenizer = load_captioner(weights)
@@ -106,8 +106,11 @@ def export(run: str, folder: str, *, overwrite: bool = False, push: str | None =
     config: Any = captioner.network.config
     parameters = sum(weight.numel() for weight in captioner.parameters())
     kinds = config.encoder.model_type, config.decoder.model_type
+    # a model of transformers keeps its own
+    own: Any = own_generation(captioner.network.generation_config) if isinstance(weights, HuggingFaceModel) else {}
+    generation = own or generation_settings(record.config, captioner.max_positions)
     with writing(f"FOLDER={target}", "name another"), atomic_folder(target) as aside:
-        save_model(captioner, aside, generation_settings(record.config, captioner.max_positions))
+        save_model(captioner, aside, generation)
         tokenizer.save_pretrained(aside, config.pad_token_id)
         card = model_card(record, push or target.resolve().name, parameters, *kinds)
         write_atomically(aside / "README.md", card)

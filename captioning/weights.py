@@ -53,11 +53,20 @@ def find_weights(given: str | Path, key: str = "checkpoint", allow_pickle: bool 
     return HuggingFaceModel(str(given), key, allow_pickle)
 
 
-def stamp_of(weights: Path | HuggingFaceModel) -> dict[str, object] | None:
-    """By what weights on this disk are known again without being read; None of those on the hub."""
-    file = weights if isinstance(weights, Path) else Path(weights.name) / "model.safetensors"
-    if not file.is_file():
-        return None
+def weight_files(folder: Path) -> list[Path]:
+    """All files of weights in a folder of transformers, shards and pickles too, with the tables of the shards."""
+    patterns = ("*.safetensors", "*.bin", "*.safetensors.index.json", "*.bin.index.json")
+    return sorted(path for pattern in patterns for path in folder.glob(pattern) if path.is_file())
+
+
+def stamp_of(weights: Path | HuggingFaceModel) -> object:
+    """By what weights on this disk are known again without being read, for each file; None of those on the hub."""
+    files = [weights] if isinstance(weights, Path) else weight_files(Path(weights.name))
+    stamps = [_stamp(file) for file in files if file.is_file()]
+    return stamps[0] if len(stamps) == 1 else stamps or None
+
+
+def _stamp(file: Path) -> dict[str, object]:
     status = file.stat()
     changed = datetime.fromtimestamp(status.st_mtime, UTC).isoformat()
     return {"file": file.name, "bytes": status.st_size, "changed": changed}

@@ -90,8 +90,16 @@ def test_the_tokenizer_is_a_fast_one_with_the_same_words(run, exported):
 
 
 def test_a_model_of_transformers_is_exported_as_it_is(exported, pictures, tmp_path):
-    again = export(str(exported), str(tmp_path / "again"))
-    theirs = transformers_captions(exported, pictures, max_new_tokens=15)
+    kept = json.loads((exported / "generation_config.json").read_text()) | {
+        "bad_words_ids": [[7], [8, 9]],
+        "num_beams": 3,
+    }
+    assert kept.pop("do_sample") is False, "the default"
+    own = shutil.copytree(exported, tmp_path / "own")
+    (own / "generation_config.json").write_text(json.dumps(kept))
+    again = export(str(own), str(tmp_path / "again"))
+    assert json.loads((again / "generation_config.json").read_text()) == kept
+    theirs = transformers_captions(own, pictures, max_new_tokens=15)
     assert transformers_captions(again, pictures, max_new_tokens=15) == theirs
     assert "## Data and recipe" not in (again / "README.md").read_text(), "of which nothing is known"
 

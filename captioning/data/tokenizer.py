@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
 
 from captioning.errors import UserError
-from captioning.hub import out_of_reach
+from captioning.hub import fetched_file, out_of_reach
 
 END_OF_TEXT = "<|endoftext|>"
 BLANKS = ("Ġ", "Ċ", "ĉ")  # how a byte-level BPE writes space, line feed and tab
@@ -29,7 +29,10 @@ class CaptionTokenizer:
     def __init__(self, backend: Tokenizer):
         ends = _ends(backend)
         if ends is None:
-            raise UserError(f"the tokenizer has no {END_OF_TEXT} token; a GPT-2 tokenizer is needed in data.tokenizer")
+            raise UserError(
+                f"the tokenizer names no EOS and has no {END_OF_TEXT}; say eos_token (and bos_token) in the "
+                "tokenizer_config.json of data.tokenizer"
+            )
         backend.encode_special_tokens = True  # a caption that spells out <|endoftext|> is text, not an end
         backend.no_padding()
         backend.no_truncation()
@@ -38,21 +41,24 @@ class CaptionTokenizer:
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str) -> "CaptionTokenizer":
-        """GPT-2's tokenizer from a local folder (`tokenizer.json`, or `vocab.json` + `merges.txt`) or from the hub.
+        """The tokenizer in a local folder (`tokenizer.json`, or GPT-2's `vocab.json` + `merges.txt`) or on the hub.
+
+        BOS and EOS are those that its `tokenizer_config.json` names, or the `config.json` of the model beside it, or
+        else `<|endoftext|>`.
 
         Raises:
             UserError: if it is neither in a folder of that name, nor in the local cache, nor to be fetched.
         """
-        way_out = "point data.tokenizer to a folder that holds GPT-2's vocab.json and merges.txt"
+        way_out = "point data.tokenizer to a folder that holds a tokenizer.json, or GPT-2's vocab.json and merges.txt"
         if Path(name_or_folder).is_dir():
             problem = "is a folder without a readable tokenizer.json, or vocab.json and merges.txt"
         else:
             problem = "is no local folder and could not be fetched from the hub"
-        refusal = f"data.tokenizer={name_or_folder} {problem}; {way_out}"
-        backend = _loaded(
-            lambda: GPT2Tokenizer.from_pretrained(name_or_folder, local_files_only=out_of_reach()), BYTES, refusal
-        )
-        _require_whole_bpe(backend, f"data.tokenizer={name_or_folder}", way_out)
+        what = f"data.tokenizer={name_or_folder}"
+        backend = _loaded(name_or_folder, _halves, BYTES, what, f"{what} {problem}; {way_out}", way_out)
+        ends = _named_ends(backend, name_or_folder)
+        if ends is not None and ends != _ends(backend):
+            backend.post_processor = _template(backend, *ends)
         return cls(backend)
 
     @classmethod
@@ -65,11 +71,10 @@ class CaptionTokenizer:
             UserError: if there is none that is whole, or it lacks one of the two tokens.
         """
         way_out = "put the model's own tokenizer.json, or vocab.json and merges.txt, beside its weights"
+        what = f"{key}={name}"
         backend = _loaded(
-            lambda: _beside_weights(name), 1, f"{key}={name} has no tokenizer that can be read; {way_out}"
+            name, _beside_weights, 1, what, f"{what} has no tokenizer that can be read; {way_out}", way_out
         )
-        if type(backend.model).__name__ == "BPE":
-            _require_whole_bpe(backend, f"{key}={name}", way_out)
         for what, token in (("starts", bos_token_id), ("ends", eos_token_id)):
             if backend.id_to_token(token) is None:
                 raise UserError(
@@ -168,16 +173,59 @@ def _template(backend: Tokenizer, bos_token_id: int, eos_token_id: int) -> proce
     )
 
 
-def _loaded(load: Callable[[], Any], least: int, refusal: str) -> Tokenizer:
-    """The backend of a tokenizer that `load` gives, of more than `least` tokens; else UserError says `refusal`."""
+def _loaded(
+    name: str, without_json: Callable[[str], Any], least: int, what: str, refusal: str, way_out: str
+) -> Tokenizer:
+    """`tokenizer.json` itself where there is one, since transformers' classes drop parts of it; or as `without_json`.
+
+    UserError says `refusal` of what can't be read or has no more than `least` tokens.
+    """
     try:
-        backend: Tokenizer = load().backend_tokenizer
+        file = _file_of(name, "tokenizer.json")
+        backend: Tokenizer = Tokenizer.from_file(str(file)) if file else without_json(name).backend_tokenizer
         tokens = backend.get_vocab_size()
     except Exception as error:  # of a damaged file the tokenizers library raises a bare Exception
         raise UserError(refusal) from error
     if tokens <= least:  # the library makes an empty tokenizer where it finds no file
         raise UserError(refusal)
+    if type(backend.model).__name__ == "BPE":
+        _require_whole_bpe(backend, what, way_out)
     return backend
+
+
+def _file_of(name: str, file: str) -> Path | None:
+    """That file of a folder or of a model of the hub; None where it has none."""
+    if Path(name).is_dir():
+        return Path(name, file) if Path(name, file).is_file() else None
+    try:
+        return fetched_file(name, file)
+    except (OSError, ValueError):
+        return None
+
+
+def _named_ends(backend: Tokenizer, name: str) -> tuple[int, int] | None:
+    """BOS and EOS by the files beside the tokenizer; None where they name none that it has. EOS serves for both."""
+    found: dict[str, int | None] = {}
+    for file in ("tokenizer_config.json", "special_tokens_map.json", "config.json"):
+        path = _file_of(name, file)
+        try:
+            settings = json.loads(path.read_text(encoding="utf-8")) if path else {}
+        except (OSError, ValueError):
+            continue
+        for end in ("bos", "eos"):
+            token, token_id = settings.get(f"{end}_token"), settings.get(f"{end}_token_id")
+            token = token.get("content") if isinstance(token, dict) else token
+            if found.get(end) is None and isinstance(token, str):
+                found[end] = backend.token_to_id(token)
+            if found.get(end) is None and isinstance(token_id, int) and backend.id_to_token(token_id) is not None:
+                found[end] = token_id
+    eos = found.get("eos")
+    bos = found.get("bos")
+    return None if eos is None else (eos if bos is None else bos, eos)
+
+
+def _halves(name: str) -> Any:
+    return GPT2Tokenizer.from_pretrained(name, local_files_only=out_of_reach())
 
 
 def _beside_weights(name: str) -> Any:
@@ -185,7 +233,7 @@ def _beside_weights(name: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(name, local_files_only=out_of_reach(), trust_remote_code=False)
     except (OSError, ValueError, KeyError):
-        return GPT2Tokenizer.from_pretrained(name, local_files_only=out_of_reach())
+        return _halves(name)
 
 
 def _require_whole_bpe(backend: Tokenizer, what: str, way_out: str) -> None:

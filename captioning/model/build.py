@@ -47,6 +47,10 @@ POSITION_SPREAD = 0.7  # standard deviation of a new encoder's position embeddin
 WEIGHTS = "captioner."  # the captioner's name in the LightningModule, and so in its state dict
 
 
+# Rows of its embeddings that a decoder may have beyond the tokens, as where 50,257 are rounded up to 50,264.
+SPARE_ROWS = 1024
+
+
 class Vocabulary(NamedTuple):
     """What a model must know of the data's tokenizer."""
 
@@ -117,12 +121,14 @@ def from_pretrained(config: PretrainedModelConfig, vocabulary: Vocabulary) -> Im
     first = HuggingFaceModel(config.encoder, "model.encoder", config.allow_pickle)
     second = HuggingFaceModel(config.decoder, "model.decoder", config.allow_pickle)
     encoder_config, decoder_config = load_config(first, ENCODERS), load_config(second, DECODERS)
-    if decoder_config.vocab_size != vocabulary.vocab_size:
+    rows, tokens = decoder_config.vocab_size, vocabulary.vocab_size
+    if not tokens <= rows <= tokens + SPARE_ROWS:
         raise UserError(
-            f"model.decoder={second.name} has {decoder_config.vocab_size} tokens and the data's tokenizer "
-            f"{vocabulary.vocab_size}; set data.tokenizer to the decoder's own, such as data.tokenizer={second.name}"
+            f"model.decoder={second.name} has {rows} tokens and the data's tokenizer {tokens}; set data.tokenizer to "
+            f"the one that the decoder was trained with, such as data.tokenizer={second.name}, and where that has "
+            "tokens added, give the decoder rows for them (resize_token_embeddings)"
         )
-    decoder_config.update(_of_the_decoder(config, vocabulary))
+    decoder_config.update(_of_the_decoder(config, vocabulary._replace(vocab_size=rows)))
     family = ENCODERS[encoder_config.model_type]
     encoder_config.update(family.config)  # what captions don't need is left out
     encoder = load_weights(family.model, first, encoder_config, **family.arguments)

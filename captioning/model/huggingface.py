@@ -5,6 +5,7 @@ Encoder and decoder come in alone, or together as its `VisionEncoderDecoderModel
 
 import logging
 import pickle
+import re
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from captioning.hub import out_of_reach
 from captioning.model.captioner import ImageCaptioner, cast_norms_once
 from captioning.model.cpu import use_products
 from captioning.model.encoders import ENCODERS, family_of, picture_format_of, processor_of
-from captioning.weights import HuggingFaceModel
+from captioning.weights import HuggingFaceModel, weight_files
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ def load_weights(
     except (OSError, SafetensorError) as error:
         if not source.allow_pickle and _lacks_safetensors(source.name):
             raise UserError(
-                f"{source} has no model.safetensors; weights in a pickle (pytorch_model.bin) are "
+                f"{source} has no model.safetensors; weights in pickles (pytorch_model*.bin) are "
                 "read with allow_pickle=true alone, as data: code in them does not run even so"
             ) from error
         raise _unavailable(source, "model.safetensors") from error
@@ -111,9 +112,9 @@ def load_weights(
 
 
 def _lacks_safetensors(name: str) -> bool:
-    """Whether it is a folder without a file of safetensors but with one of PyTorch's own."""
-    folder = Path(name)
-    return (folder / "pytorch_model.bin").is_file() and not (folder / "model.safetensors").is_file()
+    """Whether it is a folder without a file of safetensors but with one of PyTorch's own, or several."""
+    kinds = {file.suffix for file in weight_files(Path(name))}
+    return ".bin" in kinds and ".safetensors" not in kinds
 
 
 def load_picture_format(source: HuggingFaceModel, config: Any) -> PictureFormat:
@@ -150,11 +151,29 @@ def quick_activation(config: GPT2Config) -> None:
         config.activation_function = "gelu_pytorch_tanh"
 
 
-# Of a checkpoint's generation settings, those that `decoding` decides instead.
+# A checkpoint's generation settings: what `decoding` decides instead, and what changes no caption. All others do.
+LIMITS = ("max_length", "max_new_tokens")
 OVERRULED = (
-    *("max_length", "max_new_tokens", "min_length", "num_beams", "early_stopping", "length_penalty"),
-    *("no_repeat_ngram_size", "repetition_penalty", "do_sample", "temperature", "top_k", "top_p"),
+    *(*LIMITS, "min_length", "min_new_tokens", "num_beams", "early_stopping", "length_penalty"),
+    *("no_repeat_ngram_size", "repetition_penalty", "do_sample", "temperature", "top_k", "top_p", "top_h", "min_p"),
+    *("typical_p", "epsilon_cutoff", "eta_cutoff", "penalty_alpha", "dola_layers", "num_beam_groups"),
+    *("diversity_penalty", "num_return_sequences"),
 )
+HARMLESS = re.compile(
+    r"_.*|transformers_version|(decoder_start|bos|eos|pad)_token_id|.*cache.*|output_.*|return_dict_in_generate|.*compile.*"
+    r"|.*assistant.*|prompt_lookup_.*|max_matching_.*|.*lookbehind|.*speculat.*|use_mtp|prefill_.*|low_memory"
+    r"|continuous_batching_config|remove_invalid_values|max_time"
+)
+
+
+def own_generation(generation: GenerationConfig) -> dict[str, Any]:
+    """The settings that are not transformers' defaults and can change a caption; special tokens are none of them."""
+    defaults = {**vars(GenerationConfig()), **GenerationConfig._get_default_generation_params()}
+    return {
+        key: value
+        for key, value in vars(generation).items()
+        if not HARMLESS.fullmatch(key) and value not in (None, [], {}) and value != defaults.get(key)
+    }
 
 
 def load_model(source: HuggingFaceModel) -> ImageCaptioner:
@@ -194,13 +213,29 @@ def _take_special_tokens(network: VisionEncoderDecoderModel, source: HuggingFace
     for part in (config, config.decoder, generation):
         part.bos_token_id, part.eos_token_id, part.pad_token_id = bos, eos, eos if pad is None else pad
     config.decoder_start_token_id = generation.decoder_start_token_id = bos
-    defaults = GenerationConfig()
-    overruled = {
-        k: value for k in OVERRULED if (value := getattr(generation, k, None)) not in (None, getattr(defaults, k, None))
-    }
+    _say_what_decides(generation, source)
+
+
+def _say_what_decides(generation: GenerationConfig, source: HuggingFaceModel) -> None:
+    """Name the settings that captions here do not follow; UserError where that leaves no way to the model's own."""
+    own = own_generation(generation)
+    enough = GenerationConfig._get_default_generation_params()["max_length"]
+    overruled = {k: v for k, v in own.items() if k in OVERRULED and not (k in LIMITS and v >= enough)}
     if overruled:
-        own = ", ".join(f"{k}={v}" for k, v in overruled.items())
-        log.info("%s: decoding=... decides, not its own %s", source.key, own)
+        log.info("%s: decoding=... decides, not its own %s", source.key, _listed(overruled))
+    ignored = {key: value for key, value in own.items() if key not in OVERRULED}
+    if ignored and source.key == "checkpoint":
+        raise UserError(
+            f"{source} has {_listed(ignored)} in its generation settings, which are not obeyed here, so captions would "
+            "not be those of transformers; take them out of its generation_config.json (and config.json), of a "
+            "local copy if it is on the hub, or caption with transformers"
+        )
+    if ignored and source.key == "model.init_from":
+        log.warning("%s: not used of its generation settings: %s", source.key, _listed(ignored))
+
+
+def _listed(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in settings.items())
 
 
 def _one_token(token: int | list[int] | None, what: str, source: HuggingFaceModel) -> int:

@@ -44,8 +44,8 @@ from captioning.model.build import Vocabulary, load_captioner, new_captioner
 from captioning.model.captioner import ImageCaptioner, group_of
 from captioning.model.encoders import ENCODERS
 from captioning.model.generation import Beam, Greedy, generate
-from captioning.model.huggingface import load_config, load_model, load_picture_format, save_model
-from captioning.weights import HuggingFaceModel
+from captioning.model.huggingface import load_config, load_model, load_picture_format, own_generation, save_model
+from captioning.weights import HuggingFaceModel, stamp_of
 
 LENGTH = 12
 VOCABULARY = 40
@@ -376,6 +376,7 @@ def test_a_vocabulary_that_is_not_the_tokenizers_is_refused(load):
     expected = r"model\.decoder=\S+ has 40 tokens and the data's tokenizer 41; set data\.tokenizer to"
     with pytest.raises(UserError, match=expected):
         load(vocab_size=41)
+    assert load(vocab_size=33).vocab_size == 40, "some decoders have rows to spare"
 
 
 @pytest.fixture(scope="module")
@@ -465,6 +466,44 @@ def test_its_other_generation_settings_are_named_and_not_used(whole, pictures, c
     assert "checkpoint: decoding=... decides, not its own max_length=5, num_beams=4" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *({"forced_bos_token_id": 3}, {"suppress_tokens": [4]}, {"begin_suppress_tokens": [4, 5]}),
+        *(
+            {"bad_words_ids": [[4, 5]]},
+            {"sequence_bias": [[[4], -9.0]]},
+            {"exponential_decay_length_penalty": [3, 1.5]},
+        ),
+        *({"encoder_repetition_penalty": 1.5}, {"forced_eos_token_id": 4}, {"of_tomorrow": 1}),
+    ],
+)
+def test_generation_settings_that_are_not_obeyed_are_refused_by_name(whole, setting):
+    change(whole, "generation_config.json", num_beams=4, _from_model_config=False, **setting)
+    ((name, _),) = setting.items()
+    with pytest.raises(UserError, match=rf"={whole} has {name}=.* in its generation settings, which are not obeyed"):
+        loaded(whole)
+    kept = load_model(HuggingFaceModel(str(whole), "RUN_DIR")).network.generation_config
+    assert own_generation(kept) == {"num_beams": 4, **setting}
+
+
+def test_what_decides_is_named_once_and_what_changes_no_caption_is_not(whole, caplog):
+    harmless = {
+        "max_new_tokens": 40,
+        "do_sample": False,
+        "use_cache": True,
+        "output_scores": True,
+        "suppress_tokens": [],
+    }
+    change(whole, "generation_config.json", _from_model_config=False, **harmless)
+    caplog.set_level(logging.INFO, "captioning")
+    loaded(whole)
+    assert "decoding=..." not in caplog.text
+    change(whole, "generation_config.json", min_new_tokens=3, typical_p=0.5)
+    loaded(whole)
+    assert "decoding=... decides, not its own min_new_tokens=3, typical_p=0.5" in caplog.text
+
+
 def test_weights_in_several_files_are_understood(whole, pictures):
     expected = our_captions(whole, pictures, Greedy(LENGTH))
     network = VisionEncoderDecoderModel.from_pretrained(whole)
@@ -497,6 +536,25 @@ def test_weights_in_a_pickle_are_read_only_where_that_is_allowed_and_as_data_eve
         with pytest.raises(UserError, match=f"checkpoint={whole} h.*pickle"):
             loaded(whole, allow_pickle)
     assert not proof.exists()
+
+
+def test_all_files_of_weights_are_known_again_and_shards_of_a_pickle_mention_the_flag(whole):
+    model = HuggingFaceModel(str(whole), "checkpoint")
+    assert stamp_of(model)["file"] == "model.safetensors"
+    weights = load_file(whole / "model.safetensors")
+    names = sorted(weights)
+    shards = {name: f"pytorch_model-0000{i % 2 + 1}-of-00002.bin" for i, name in enumerate(names)}
+    for shard in set(shards.values()):
+        torch.save({name: weights[name] for name in names if shards[name] == shard}, whole / shard)
+    (whole / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shards}))
+    (whole / "model.safetensors").unlink()
+    before = stamp_of(model)
+    assert [stamp["file"] for stamp in before] == [*sorted(set(shards.values())), "pytorch_model.bin.index.json"]
+    (whole / "pytorch_model-00002-of-00002.bin").touch()
+    assert stamp_of(model) != before
+    with pytest.raises(UserError, match=rf"={whole} has no model\.safetensors.* with allow_pickle=true"):
+        loaded(whole)
+    assert loaded(whole, allow_pickle=True).vocab_size
 
 
 def test_code_that_comes_with_a_model_is_not_run(whole, tmp_path):
