@@ -4,7 +4,10 @@ import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from http.client import HTTPException
+from importlib import import_module
+from importlib.util import find_spec
 from io import BytesIO
 from os import PathLike
 from pathlib import Path
@@ -24,7 +27,15 @@ MAX_SCANS = 500  # of a progressive JPEG, which has about ten: each goes over al
 START_OF_SCAN = b"\xff\xda"  # within a scan, 0xff is always followed by another byte
 
 # Rasters only: other formats of Pillow's start programs (EPS) or are recognised by a name rather than by content.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM")
+# The last two are of packages that are optional.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM", "HEIF", "JXL")
+PLUGINS = {"HEIF": "pillow_heif", "JXL": "pillow_jxl"}  # both come with captioning[formats]
+# What else a suffix says is a picture: a folder's are counted in a warning.
+_UNREAD = (
+    ".heic .heics .heif .heifs .hif .jxl .psd .svg .svgz .xcf .eps .ico .tga .dds .exr .hdr .pcx .qoi .jxr .wdp "
+    ".dng .cr2 .cr3 .crw .nef .nrw .arw .srf .sr2 .orf .raf .rw2 .pef .srw .x3f .3fr .iiq .mef .mos .erf"
+)
+UNREAD = frozenset(_UNREAD.split())
 
 # EXIF 2.32, tag 0x0112: how the stored picture must be turned to stand upright.
 UPRIGHT = {
@@ -36,6 +47,38 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+@cache
+def open_formats() -> tuple[str, ...]:
+    """The formats that can be read here; registers the plugins that are installed."""
+    Image.init()
+    for format_, name in PLUGINS.items():
+        if find_spec(name) is not None and format_ not in Image.OPEN:
+            module = import_module(name)  # which registers JPEG XL by itself
+            if format_ == "HEIF":
+                module.register_heif_opener()
+    return tuple(known for known in FORMATS if known in Image.OPEN)  # older Pillows have no AVIF
+
+
+@cache
+def picture_suffixes() -> frozenset[str]:
+    """The suffixes, in lower case, of files that can be read."""
+    formats = {*open_formats(), "MPO"}  # which is opened as a JPEG
+    return frozenset(suffix for suffix, format_ in Image.registered_extensions().items() if format_ in formats)
+
+
+def _kind_of(data: bytes) -> str:
+    """What a file is that no decoder here takes, as far as its first bytes tell."""
+    if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"):
+        return "HEIC, which is read where pillow-heif is: pip install 'captioning[formats]'"
+    if data.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
+        return "JPEG XL, which is read where pillow-jxl-plugin is: pip install 'captioning[formats]'"
+    if data.startswith(b"8BPS"):
+        return "a Photoshop document; export it as PNG or JPEG"
+    if b"<svg" in data[:1000]:
+        return "an SVG drawing; export it as PNG"
+    return "not a picture, or damaged at its start"
 
 
 class UnreadablePicture(Exception):
@@ -131,10 +174,8 @@ def _strict_pillow() -> Iterator[None]:
 
 def _decode(data: bytes, max_pixels: int) -> Image.Image:
     name = "picture"  # until the format is known
-    Image.init()
-    formats = [known for known in FORMATS if known in Image.OPEN]  # older Pillows have no AVIF
     try:
-        with Image.open(BytesIO(data), formats=formats) as image:
+        with Image.open(BytesIO(data), formats=open_formats()) as image:
             name = image.format or name
             if image.width * image.height > max_pixels:
                 raise UnreadablePicture(
@@ -145,7 +186,7 @@ def _decode(data: bytes, max_pixels: int) -> Image.Image:
                 image.load()
             return _rgb(_upright(pixels or image, image))
     except UnidentifiedImageError:
-        raise UnreadablePicture("not a picture, or damaged at its start") from None
+        raise UnreadablePicture(_kind_of(data)) from None
     except MemoryError as error:
         raise UnreadablePicture(f"this {name} needs more memory than there is") from error
     except UnreadablePicture:

@@ -6,6 +6,7 @@ import glob
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from captioning.data.images import read_picture
+from captioning.data.images import UNREAD, picture_suffixes, read_picture
 from captioning.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,9 +50,6 @@ class InputPictures:
     def load(self, place: int) -> Image.Image:
         """A picture, upright and RGB; raises `UnreadablePicture`."""
         return self.drawn(place) if self.drawn else read_picture(self.paths[place])
-
-
-EXTENSIONS = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
 
 
 def find_pictures(source: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -107,6 +105,7 @@ def _expand(source: str | Path, may_be_missing: bool) -> list[Path]:
 def _in_folder(folder: Path) -> list[Path]:
     files = list(_walk(folder))
     pictures = [path for path in files if _is_picture_name(path)]
+    _warn_of_unread(folder, files)
     if not pictures:
         others = f"which holds {len(files)} other files" if files else "which holds no files"
         raise UserError(f"input={folder}: no {_extensions()} file in this folder or below, {others}; check the path")
@@ -184,11 +183,22 @@ def _at_home(path: str) -> Path:
 
 
 def _is_picture_name(path: Path) -> bool:
-    return path.suffix.lower() in EXTENSIONS
+    return path.suffix.lower() in picture_suffixes()
+
+
+def _warn_of_unread(folder: Path, files: Sequence[Path]) -> None:
+    suffixes = Counter(path.suffix.lower() for path in files)
+    unread = {suffix: suffixes[suffix] for suffix in sorted(UNREAD - picture_suffixes()) if suffixes[suffix]}
+    if unread:
+        log.warning(
+            "%s: %d files that can't be read are left out: %s; convert them to JPEG, or for .heic, .heif and .jxl "
+            "pip install 'captioning[formats]'",
+            folder, sum(unread.values()), ", ".join(f"{number} {suffix}" for suffix, number in unread.items()),
+        )  # fmt: skip
 
 
 def _extensions() -> str:
-    return ", ".join(sorted(EXTENSIONS))
+    return ", ".join(sorted(picture_suffixes()))
 
 
 def natural_key(path: Path) -> tuple[list[list[str | int]], str]:

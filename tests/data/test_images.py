@@ -15,6 +15,7 @@ import pytest
 from conftest import ROOT
 from PIL import GifImagePlugin, Image, ImageFile, PngImagePlugin, WebPImagePlugin
 
+from captioning.data import images
 from captioning.data.images import UnreadablePicture, read_picture
 
 # A gradient with a red corner: any wrong turn, tint or cut shows.
@@ -394,3 +395,30 @@ def test_12_000_fuzzed_files_end_as_a_picture_or_a_reason():
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]
     assert "a PNG of 60000 x 60000 pixels in 390 kB: 60000 x 60000 pixels are more than the limit" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("start", "reason"),
+    [
+        (b"\0\0\0\x1cftypheic\0\0\0\0", "HEIC, which is read where pillow-heif is"),
+        (b"\xff\x0a\x98\xf0", "JPEG XL, which is read where pillow-jxl-plugin is"),
+        (b"8BPS\0\x01", "a Photoshop document"),
+        (b"<?xml version='1.0'?><svg xmlns=''/>", "an SVG drawing"),
+    ],
+)
+def test_a_picture_of_a_kind_that_is_not_read_says_what_it_is_whatever_its_name(tmp_path, monkeypatch, start, reason):
+    monkeypatch.setattr(images, "open_formats", lambda: ("JPEG", "PNG"))
+    (tmp_path / "a.jpg").write_bytes(start + bytes(100))
+    with pytest.raises(UnreadablePicture, match=reason):
+        read_picture(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize(("module", "format_"), [("pillow_heif", "HEIF"), ("pillow_jxl", "JXL")])
+def test_optional_formats_are_read_where_their_package_is(tmp_path, module, format_):
+    pytest.importorskip(module)
+    assert format_ in images.open_formats()
+    Image.new("RGB", (40, 20), "red").save(tmp_path / "a.jpg", format_)
+    picture = read_picture(tmp_path / "a.jpg")
+    assert picture.size == (40, 20) and picture.mode == "RGB"
+    assert picture.getpixel((20, 10))[0] > 240 > 20 > picture.getpixel((20, 10))[1]
+    assert {"HEIF": ".heic", "JXL": ".jxl"}[format_] in images.picture_suffixes()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from captioning.data import images
 from captioning.errors import UserError
 from captioning.prediction.inputs import find_pictures
 
@@ -91,7 +92,7 @@ def test_a_folder_named_like_a_picture_is_searched(tmp_path):
 
 
 def test_a_folder_without_pictures_is_refused_with_what_it_holds(tmp_path):
-    touch(tmp_path, "a.txt", "b/c.heic")
+    touch(tmp_path, "a.txt", "b/c.psd")
     with pytest.raises(UserError, match=r"^input=\S+ no .*\.jpeg.*below, which holds 2 other files; check the path$"):
         find_pictures(tmp_path)
 
@@ -109,9 +110,9 @@ def test_a_pattern_gives_what_it_matches_in_natural_order(tmp_path):
 
 
 def test_a_pattern_without_extension_gives_pictures_only(tmp_path):
-    touch(tmp_path, "a.jpg", "a.txt", "b/c.jpg", "a.avif")
+    touch(tmp_path, "a.jpg", "a.txt", "b/c.jpg", "a.psd")
     assert names(f"{tmp_path}/*", tmp_path) == ["a.jpg"]
-    assert names(f"{tmp_path}/*.avif", tmp_path) == ["a.avif"]
+    assert names(f"{tmp_path}/*.psd", tmp_path) == ["a.psd"]
 
 
 def test_a_relative_pattern_starts_from_the_working_directory(tmp_path, monkeypatch):
@@ -213,3 +214,13 @@ def test_a_path_that_is_neither_folder_nor_file_is_refused(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"input=photoss is neither a folder nor a file, seen from .*; give"):
         find_pictures("photoss")
+
+
+def test_a_folder_is_searched_for_all_that_can_be_read_and_the_rest_is_counted(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(images, "open_formats", lambda: ("JPEG", "PNG", "AVIF", "JPEG2000", "PPM"))
+    images.picture_suffixes.cache_clear()
+    readable = ("a.avif", "b.jp2", "c.ppm", "d.pgm", "e.mpo", "f.apng", "g.JPG")
+    touch(tmp_path, *readable, "h.heic", "i.CR2", "j.heic", "k.svg", "notes.md")
+    assert [path.name for path in find_pictures(tmp_path)] == list(readable)
+    assert "4 files that can't be read are left out: 1 .cr2, 2 .heic, 1 .svg; convert them to JPEG" in caplog.text
+    images.picture_suffixes.cache_clear()
