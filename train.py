@@ -32,7 +32,9 @@ def main(cfg: DictConfig) -> float:
             from captioning.training.run import train
 
         # There is none with trainer.limit_val_batches=0.
-        return train(config, HydraConfig.get().overrides.task).metrics.get(f"best/{config.stage.best_by}", math.nan)
+        given = HydraConfig.get().overrides
+        overrides = [*given.task, *(one for one in given.hydra if one.startswith("hydra.searchpath="))]
+        return train(config, overrides).metrics.get(f"best/{config.stage.best_by}", math.nan)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import (
@@ -56,6 +58,7 @@ def prepared_arguments(arguments: list[str], config_name: str) -> list[str]:
         UserError: if an override names nothing that exists or has a value that cannot be meant, if `resume` names no
             run, or if `run_dir` names one that exists or cannot be written.
     """
+    arguments = list(in_hydras_words(arguments))
     multirun = bool({"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(arguments))
     arguments = [argument if multirun and _is_sweep(argument) else quoted(argument) for argument in arguments]
     arguments = spelled_out(arguments)
@@ -69,6 +72,23 @@ def prepared_arguments(arguments: list[str], config_name: str) -> list[str]:
         if config_name == "train" and is_first_rank():
             return [*arguments, *_with_own_folder(config, SWEEP if multirun else "hydra.run.dir")]
     return arguments
+
+
+def in_hydras_words(arguments: list[str]) -> Iterator[str]:
+    """With `--seed=1`, as W&B's sweeps say it, as an override; and `--config-dir` as one, which is kept with a run.
+
+    >>> list(in_hydras_words(["--seed=1", "-m", "--config-dir", "/conf", "--cfg", "job"]))
+    ['seed=1', '-m', "hydra.searchpath=['file:///conf']", '--cfg', 'job']
+    """
+    hydras = get_args_parser()._option_string_actions  # its flags
+    given = iter(arguments)
+    for argument in given:
+        flag, equals, value = argument.partition("=")
+        if flag in ("--config-dir", "-cd"):
+            folder = Path(value if equals else next(given, "")).absolute()
+            yield f"hydra.searchpath=['file://{folder}']"
+        else:
+            yield argument.removeprefix("--") if equals and flag not in hydras else argument
 
 
 def _with_own_folder(config: DictConfig, key: str) -> list[str]:
@@ -219,7 +239,11 @@ def parsed_override(argument: str) -> Override:
 
 @cache  # each is looked at several times, and takes a millisecond
 def _parsed(argument: str) -> Override:
-    return OverridesParser.create().parse_override(argument)
+    if "glob(" not in argument:
+        return OverridesParser.create().parse_override(argument)
+    with initialize_config_dir(str(CONF), version_base="1.3"):  # whose loader knows what there is to choose
+        (parsed,) = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides([argument])
+        return parsed
 
 
 def check_overrides(arguments: list[str], config_name: str, multirun: bool = False) -> DictConfig:
@@ -238,11 +262,12 @@ def check_overrides(arguments: list[str], config_name: str, multirun: bool = Fal
         groups = [o for o in overrides if _is_group(o)]
         values = [o for o in overrides if not _is_group(o)]
         for override in groups:
-            _check_choice(override)
+            if not any(other.key_or_group == "hydra.searchpath" for other in overrides):  # or Hydra knows of more
+                _check_choice(override)
         try:
             whole = _composed(config_name, overrides, with_hydra=True)
         except UserError:  # Hydra's own words, where none of ours fit
-            before = _composed(config_name, groups)
+            before = _composed(config_name, [*groups, *(o for o in values if o.key_or_group == "hydra.searchpath")])
             for override in values:
                 _check_key(override, before)
             raise

@@ -20,6 +20,7 @@ from captioning.cli import (
 )
 from captioning.config import TrainConfig
 from captioning.errors import Stopped, UserError
+from captioning.runs import disown
 
 CONF = ROOT / "conf"
 
@@ -385,3 +386,27 @@ def test_transformers_advice_about_padding_that_nobody_can_heed_stays_out_of_the
     logger.warning("We strongly recommend passing in an `attention_mask` since your input_ids may be padded.")
     logger.warning("something else")
     assert [record.getMessage() for record in caplog.records] == ["something else"]
+
+
+def test_a_folder_of_ones_own_choices_is_asked_for_them_and_kept_with_the_run(tmp_path, monkeypatch):
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    (tmp_path / "conf" / "model" / "mine.yaml").write_text("defaults: [tiny]\nencoder_layers: 7\n")
+    monkeypatch.chdir(tmp_path)
+    given = ["--config-dir", "conf", "data=shapes", "model=mine", "--seed=3", "--stage.warmup_steps=10", "run_dir=a"]
+    prepared = prepared_arguments(given, "train")
+    assert prepared[:5] == [
+        f"hydra.searchpath=['file://{tmp_path}/conf']",
+        *given[2:4],
+        "seed=3",
+        "stage.warmup_steps=10",
+    ]
+    disown(tmp_path / "a")
+    with pytest.raises(UserError, match=r"model=nothing.* does not compose: .*Available options in 'model': mine tiny"):
+        prepared_arguments(["--config-dir=conf", "data=shapes", "model=nothing"], "train")
+
+
+def test_a_sweep_may_name_its_choices_by_a_pattern(tmp_path):
+    given = ["-m", "stage=glob(*,exclude=scst)", "data=shapes", "model=tiny", f"hydra.sweep.dir={tmp_path}"]
+    assert prepared_arguments(given, "train") == given
+    with pytest.raises(UserError, match=r"add -m to run them all"):
+        prepared_arguments(given[1:], "train")
