@@ -68,7 +68,8 @@ SOURCES = {
     "coco": Source(
         "COCO",
         (
-            Layout("official", (coco.TRAIN, coco.VAL), ("annotations", ""), coco.read_official, has_splits=True),
+            Layout("official", coco.FILES[2017], ("annotations", ""), coco.read_official, has_splits=True),
+            Layout("official2014", coco.FILES[2014], ("annotations", ""), coco.read_official_2014, has_splits=True),
             Layout("karpathy", ("dataset_coco.json",), JSON, karpathy.read_coco, has_splits=True),
         ),
         "train2017.zip, val2017.zip and annotations_trainval2017.zip from cocodataset.org",

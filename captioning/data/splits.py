@@ -30,6 +30,7 @@ Splits = dict[str, list[Photograph]]
 HELD_OUT = 0.12
 KEEP_ONE = "remove it from one of them, or a model is judged by what it has seen"
 NAMED = 3  # files that a message names; their number says the rest
+MOST_FOLDERS = 1000  # that are searched for a missing picture
 PORTION = 256  # files that a thread checks before it reports
 JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"  # what COCO and Flickr are made of
 
@@ -134,9 +135,24 @@ def without_missing(divided: Mapping[str, list[Photograph]], on_missing: str) ->
     missing = {path: "" for path in paths if path.name not in listings[path.parent]}
     if paths and len(missing) == len(paths):
         raise UserError(
-            f"all {len(paths)} picture files are missing, such as {_first(missing)}; unpack the pictures there"
+            f"all {len(paths)} picture files are missing, such as {_first(missing)}; "
+            f"{_near(paths[0]) or 'unpack the pictures there'}"
         )
     return _without(divided, missing, "missing", on_missing)
+
+
+def _near(path: Path) -> str:
+    """What there is instead of a picture that is missing, with the way out; "" where nothing like it is found."""
+    if "\\" in path.name:
+        return "their names hold backslashes: write / in the annotation file"
+    same = [name for name in names_in(path.parent) if Path(name).stem.lower() == path.stem.lower()]
+    if same:
+        return f"{path.parent} has {same[0]} instead: rename the files, or correct the names in the annotation file"
+    around = chain.from_iterable(os.walk(folder) for folder in (path.parent, path.parent.parent))
+    for folder, _, names in islice(around, MOST_FOLDERS):
+        if path.name in names:
+            return f"{path.name} lies in {folder}: move the pictures, or set data.root so that they are found"
+    return ""
 
 
 def without_unreadable(divided: Mapping[str, list[Photograph]], on_missing: str) -> Splits:

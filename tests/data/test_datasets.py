@@ -54,7 +54,7 @@ def test_layout_names_the_one_to_read(tmp_path):
     ):
         splits("flickr8k", tmp_path, "kaggle")
     with pytest.raises(
-        UserError, match=r"data\.layout=kaggle is none of auto, official, karpathy, the layouts of COCO"
+        UserError, match=r"data\.layout=kaggle is none of auto, official, official2014, karpathy, the layouts of COCO"
     ):
         splits("coco", tmp_path, "kaggle")
 

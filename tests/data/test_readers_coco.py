@@ -32,6 +32,26 @@ def test_coco_numbers_its_photographs_and_keeps_their_captions_order(tmp_path):
     assert photographs[2].path.is_file()
 
 
+@pytest.mark.parametrize("folders", ["{}", "images/{}", "images", ""])
+@pytest.mark.parametrize("year", [2017, 2014])
+def test_pictures_lie_where_people_have_them(tmp_path, folders, year):
+    for split, ids in {"train": [1, 2], "val": [3]}.items():
+        write_json(tmp_path / "annotations" / f"captions_{split}{year}.json", coco_file(ids))
+        for i in ids:
+            draw(tmp_path / folders.format(f"{split}{year}") / f"{i:012d}.jpg")
+    photographs = find_photographs("coco", tmp_path)
+    assert [(p.image_id, p.split) for p in photographs] == [(1, "train"), (2, "train"), (3, "val")]
+    assert all(p.path.is_file() for p in photographs)
+
+
+def test_names_may_hold_a_folder_or_be_absolute_within_the_root(tmp_path):
+    data = coco_file([1, 2])
+    data["images"][0]["file_name"] = "train2017/000000000001.jpg"
+    data["images"][1]["file_name"] = str(tmp_path / "train2017/000000000002.jpg")
+    write_json(coco(tmp_path) / "annotations/captions_train2017.json", data)
+    assert all(p.path.is_file() for p in find_photographs("coco", tmp_path))
+
+
 def test_captions_are_tidied_and_empty_ones_counted(tmp_path, caplog):
     data = coco_file([1, 2])
     data["annotations"][0]["caption"] = " two\n words\u2009\t. "

@@ -233,3 +233,10 @@ def test_all_rows_of_the_flickr8k_text_are_accounted_for(shared_data, caplog):
     assert [sum(p.split == split for p in photographs) for split in ("train", "val", "test")] == [6074, 1013, 1013]
     assert "5 rows of 2258277193_586949ec62.jpg.1, which is no photograph" in caplog.text
     assert "94 photographs in no split list unused" in caplog.text
+
+
+def test_a_listed_name_that_two_files_have_is_refused(tmp_path):
+    write(flickr8k(tmp_path) / TOKENS, "a.jpg#0\ta", "a.png#0\tb", "b.jpg#0\tc", "c.jpg#0\td", "d.jpg#0\te")
+    write(tmp_path / "Flickr8k_text/Flickr_8k.trainImages.txt", "b", "a")
+    with pytest.raises(UserError, match=r"trainImages\.txt:2: a may be a\.jpg or a\.png; write the suffix"):
+        find_photographs("flickr8k", tmp_path)

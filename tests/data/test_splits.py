@@ -11,7 +11,7 @@ from PIL import Image
 
 from captioning.data import splits
 from captioning.data.records import Photograph
-from captioning.data.splits import split_photographs, why_unreadable, without_unreadable
+from captioning.data.splits import split_photographs, why_unreadable, without_missing, without_unreadable
 from captioning.errors import UserError
 
 # Photographs -> train, val and test.
@@ -213,3 +213,21 @@ def test_the_last_files_are_checked_as_the_first(tmp_path, whole):
 
 def test_no_real_photograph_is_suspected(shared_data):
     assert [p.name for p in (shared_data / "flickr8k/Images").iterdir() if why_unreadable(p)] == []
+
+
+@pytest.mark.parametrize(
+    ("there", "named", "said"),
+    [
+        ("photos/A.JPG", "photos/a.jpg", r"has A\.JPG instead: rename the files"),
+        ("photos/a.png", "photos/a.jpg", r"has a\.png instead"),
+        ("photos/a.jpg", "photos/train\\a.jpg", "their names hold backslashes: write /"),
+        ("elsewhere/deep/a.jpg", "photos/a.jpg", r"a\.jpg lies in \S+/elsewhere/deep: move the pictures"),
+        ("other/b.jpg", "photos/a.jpg", "unpack the pictures there"),
+    ],
+)
+def test_where_all_pictures_are_missing_what_is_near_is_said(tmp_path, there, named, said):
+    (tmp_path / there).parent.mkdir(parents=True)
+    (tmp_path / there).touch()
+    missing = Photograph(1, tmp_path / named, ("a",), "train")
+    with pytest.raises(UserError, match=rf"all 1 picture files are missing, such as .*; .*{said}"):
+        without_missing({"train": [missing]}, "error")

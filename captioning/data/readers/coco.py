@@ -14,20 +14,27 @@ from captioning.data.readers.annotations import Gathering, Node, PictureFolders,
 from captioning.data.records import ImageId, Photograph
 from captioning.errors import UserError
 
-TRAIN, VAL = "captions_train2017.json", "captions_val2017.json"
-FOLDERS = {"train": "train2017", "val": "val2017"}
+FILES = {year: (f"captions_train{year}.json", f"captions_val{year}.json") for year in (2017, 2014)}
 
 
-def read_official(root: Path, files: Mapping[str, Path]) -> list[Photograph]:
-    """The photographs of both files, in their order; the image ids are COCO's numbers."""
-    gathering = Gathering("COCO 2017")
-    for split, name in (("train", TRAIN), ("val", VAL)):
-        _gather(gathering, root, split, read_json(files[name]))
+def read_official(root: Path, files: Mapping[str, Path], year: int = 2017) -> list[Photograph]:
+    """The photographs of both files, in their order; the image ids are COCO's numbers.
+
+    Pictures lie in the archives' folders, in `images/`, or all in one folder; names may hold a folder.
+    """
+    gathering = Gathering(f"COCO {year}")
+    for split, name in zip(("train", "val"), FILES[year], strict=True):
+        _gather(gathering, root, f"{split}{year}", split, read_json(files[name]))
     return gathering.photographs()
 
 
-def _gather(gathering: Gathering, root: Path, split: str, file: Node) -> None:
-    folders = PictureFolders(root, [FOLDERS[split]])
+def read_official_2014(root: Path, files: Mapping[str, Path]) -> list[Photograph]:
+    """The same of the files of 2014, which hold the pictures of 2017 divided otherwise."""
+    return read_official(root, files, 2014)
+
+
+def _gather(gathering: Gathering, root: Path, folder: str, split: str, file: Node) -> None:
+    folders = PictureFolders(root, [folder, f"images/{folder}", "images", ""])
     for image in file.objects("images"):
         path = folders.expected(inside(image.text("file_name"), root, image))
         gathering.add(image.whole("id"), path, split, image)

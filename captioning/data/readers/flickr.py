@@ -87,14 +87,21 @@ def gather(
 
 def _splits(lists: Mapping[str, Path], names: set[str], gathering: Gathering) -> dict[str, str]:
     """Name -> split. A list may leave out the extension, as those of Flickr30k Entities do."""
-    by_stem = {name.rpartition(".")[0]: name for name in names}
+    by_stem: dict[str, list[str]] = {}
+    for name in sorted(names):
+        by_stem.setdefault(name.rpartition(".")[0], []).append(name)
     places: dict[str, tuple[str, str]] = {}
     for split, path in lists.items():
         for line, listed in read_lines(path):
-            name = listed if listed in names else by_stem.get(listed)
-            if name is None:
+            meant = [listed] if listed in names else by_stem.get(listed, [])
+            if not meant:
                 gathering.count(f"names in {path.name} without a caption left out")
                 continue
+            if len(meant) > 1:
+                raise UserError(
+                    f"{path}:{line}: {listed} may be {' or '.join(meant)}; write the suffix of the one that is meant"
+                )
+            (name,) = meant
             other, place = places.setdefault(name, (split, f"{path}:{line}"))
             if other != split:
                 raise UserError(

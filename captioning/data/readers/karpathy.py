@@ -9,19 +9,23 @@ from captioning.data.records import Photograph
 from captioning.errors import UserError
 
 SPLITS = ("train", "restval", "val", "test")
-COCO_FOLDERS = ("train2014", "val2014", "train2017", "val2017")
+COCO_FOLDERS = tuple(
+    f"{place}{split}{year}" for place in ("", "images/") for year in (2014, 2017) for split in ("train", "val")
+)
 
 
 def read_coco(root: Path, files: Mapping[str, Path]) -> list[Photograph]:
     """The image ids are COCO's numbers. The file names pictures of 2014; those of 2017 are the same, named by id."""
     folders = PictureFolders(root, COCO_FOLDERS)
-    here = PictureFolders(root, [""])
+    here = PictureFolders(root, ["", "images"])
 
     def locate(image: Node) -> tuple[int, Path]:
         image_id = image.whole("cocoid")
         folder = image.text("filepath") if "filepath" in image.value else ""
-        name = inside(f"{folder}/{image.text('filename')}" if folder else image.text("filename"), root, image)
-        return image_id, here.find(name) or folders.find(f"{image_id:012d}.jpg") or root / name
+        alone = inside(image.text("filename"), root, image)
+        name = inside(f"{folder}/{alone}", root, image) if folder else alone
+        number = f"{image_id:012d}.jpg"
+        return image_id, here.find(name) or folders.find(number) or here.find(alone) or here.find(number) or root / name
 
     return _read(files["dataset_coco.json"], locate)
 
