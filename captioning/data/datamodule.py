@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from captioning.data.batch import PictureFormat
-from captioning.data.datasets import find_photographs
+from captioning.data.datasets import annotation_files, find_photographs
 from captioning.data.encoder_cache import EncodedPictures, FrozenEncoder, encode_once
 from captioning.data.images import UnreadablePicture, read_picture
 from captioning.data.pixel_cache import Outcome, Places, find_prepared, packs_in, prepare_pictures
@@ -347,6 +347,7 @@ class PhotographDataModule(CaptionDataModule):
             fraction=self._fraction,
             use_restval=self._use_restval,
             on_missing=self._on_missing,
+            annotations=annotation_files(self._dataset, self._root, self._layout),
         )
         divided = without_unreadable(divided, self._on_missing)
         refuse_empty(divided)

@@ -125,6 +125,11 @@ def find_photographs(dataset: str, root: Path, layout: str = "auto") -> list[Pho
     return photographs
 
 
+def annotation_files(dataset: str, root: Path, layout: str = "auto") -> list[Path]:
+    """The files that `find_photographs` reads."""
+    return list(recognise(dataset, root, layout).find(root).values())
+
+
 def require_data(data: Built, without: str = "") -> None:
     """Raise UserError where `data` names photographs that are not there; it ends with what can be done `without`."""
     if isinstance(data, PhotographsConfig):

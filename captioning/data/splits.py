@@ -42,6 +42,7 @@ def split_photographs(
     fraction: float = 1.0,
     use_restval: bool = True,
     on_missing: str = "error",
+    annotations: Sequence[Path] = (),
 ) -> Splits:
     """`train`, `val` and `test`, the last of which may be empty; no photograph is in two of them.
 
@@ -50,6 +51,7 @@ def split_photographs(
         fraction: part of the training photographs; a smaller fraction's are among a larger one's.
         use_restval: whether Karpathy's `restval` joins `train`; otherwise it is left out.
         on_missing: `error`, or `skip` to leave out photographs of which there is no file.
+        annotations: the files that the photographs come from, for the error where all pictures are missing.
 
     Raises:
         UserError: an image id or a file in two splits; no photographs to train or validate on; missing files.
@@ -61,7 +63,7 @@ def split_photographs(
         divided = _by_seed(photographs, seed)
     refuse_empty(divided)
     divided["train"] = _part(divided["train"], fraction, seed)
-    divided = without_missing(divided, on_missing)
+    divided = without_missing(divided, on_missing, annotations)
     refuse_empty(divided)
     return divided
 
@@ -128,17 +130,30 @@ def refuse_empty(divided: Splits) -> None:
             )
 
 
-def without_missing(divided: Mapping[str, list[Photograph]], on_missing: str) -> Splits:
+def without_missing(
+    divided: Mapping[str, list[Photograph]], on_missing: str, annotations: Sequence[Path] = ()
+) -> Splits:
     """The splits without photographs of which there is no file (`skip`), or a UserError that counts them (`error`)."""
     paths = [photograph.path for photograph in chain(*divided.values())]
     listings = {folder: names_in(folder) for folder in {path.parent for path in paths}}
     missing = {path: "" for path in paths if path.name not in listings[path.parent]}
     if paths and len(missing) == len(paths):
         raise UserError(
-            f"all {len(paths)} picture files are missing, such as {_first(missing)}; "
+            f"all {len(paths)} picture files are missing, such as {_first(missing)}"
+            f"{_named_in(annotations, paths[0])}; "
             f"{_near(paths[0]) or 'unpack the pictures there'}"
         )
     return _without(divided, missing, "missing", on_missing)
+
+
+def _named_in(annotations: Sequence[Path], picture: Path) -> str:
+    """By which line of these files a picture is named, for a person to look it up."""
+    for file in annotations:
+        with file.open(encoding="utf-8", errors="replace") as lines:
+            for number, line in enumerate(lines, start=1):
+                if picture.stem in line:
+                    return f" (the first is named in {file}:{number})"
+    return ""
 
 
 def _near(path: Path) -> str:

@@ -286,6 +286,14 @@ def test_a_truncated_picture_is_met_at_set_up(tmp_path):
     assert photographs("flickr8k", tmp_path, on_missing="skip").read()["train"].image_ids == ["a.jpg"]
 
 
+def test_where_all_pictures_lie_elsewhere_the_error_says_where_they_are_and_which_line_names_them(tmp_path):
+    flickr8k(tmp_path)
+    (tmp_path / "Images").rename(tmp_path / "photographs")
+    expected = r"all 4 .*\(the first is named in \S+Flickr8k\.token\.txt:1\); a\.jpg lies in \S+/photographs: move"
+    with pytest.raises(UserError, match=expected):
+        photographs("flickr8k", tmp_path).read()
+
+
 def test_leaving_out_unreadable_pictures_must_not_empty_a_split(tmp_path):
     (flickr8k(tmp_path) / "Images/c.jpg").write_bytes(b"")
     with pytest.raises(UserError, match=r"no photographs for val \(there are train 2, val 0, test 1\)"):
