@@ -1,5 +1,6 @@
 """Train a captioner: `python train.py data=coco stage=full`, with any override of `conf/train.yaml` and its groups."""
 
+import logging
 import math
 import sys
 
@@ -10,7 +11,10 @@ from omegaconf import DictConfig
 from captioning.cli import heavy_imports, one_sentence_errors, prepared_arguments
 from captioning.config import TrainConfig, checked, require_loggers
 from captioning.data.datasets import require_data
+from captioning.runs import nothing_to_do
 from captioning.weights import find_weights
+
+log = logging.getLogger(__name__)
 
 
 def check_paths(config: TrainConfig) -> None:
@@ -27,6 +31,9 @@ def main(cfg: DictConfig) -> float:
     with one_sentence_errors():
         # Each job of a multirun has a folder of its own.
         config = checked(cfg, TrainConfig, run_dir=HydraConfig.get().runtime.output_dir)
+        if words := nothing_to_do(config):
+            log.info("%s", words)
+            return math.nan
         check_paths(config)
         with heavy_imports():  # takes seconds: help, a typo or a wrong path is answered before
             from captioning.training.run import train

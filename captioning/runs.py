@@ -6,6 +6,7 @@ What a run that resumes may change is in `training/resume.py`.
 
 import atexit
 import csv
+import json
 import logging
 import os
 import pickle
@@ -22,7 +23,7 @@ from yaml import YAMLError
 
 from captioning.config import TrainConfig
 from captioning.errors import UserError
-from captioning.files import locked, remove_unfinished, unlocked, write_atomically
+from captioning.files import locked, readable, remove_unfinished, unlocked, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -94,9 +95,10 @@ def settings_in(path: Path | None) -> dict[str, Any]:
 LAST = Path("checkpoints", "last.ckpt")
 SETTINGS = "settings"  # of a run, in its checkpoints
 LOCK = ".lock"
+ENDED = ".ended.json"  # of a run that came to its end: what ended it, such as [["trainer.max_epochs", 3]]
 SWEEP = "hydra.sweep.dir"
 WHOLE = (  # that are written aside
-    *(LAST, LAST.with_name("best.ckpt"), "metrics.csv", "results.md", "curves.png", "wandb-run-id.txt"),
+    *(LAST, LAST.with_name("best.ckpt"), "metrics.csv", "results.md", "curves.png", "wandb-run-id.txt", ENDED),
     *(".hydra/config.yaml", ".hydra/overrides.yaml"),
 )
 
@@ -253,9 +255,28 @@ def last_checkpoint(run_dir: Path) -> Path | None:
     return None
 
 
+def keep_end(run_dir: Path, ended_by: str, value: Any) -> None:
+    """Write down that a run came to its end, by which key, and what that was."""
+    write_atomically(run_dir / ENDED, json.dumps([ended_by, value]) + "\n")
+
+
+def nothing_to_do(config: TrainConfig) -> str:
+    """Where a run that is to be resumed came to its end, and nothing lengthens it: words on that; else empty."""
+    file = Path(config.run_dir) / ENDED
+    if config.resume is None or not file.is_file():
+        return ""
+    key, value = json.loads(file.read_text(encoding="utf-8"))
+    if OmegaConf.select(OmegaConf.create(config.plain()), key) != value:
+        return ""
+    run, longer = readable(Path(config.run_dir)), value + 3 if isinstance(value, int) else "..."
+    more = f"more: python train.py resume={run} {key}={longer}"
+    return f"{run} has come to its end ({key}={value}): nothing is left to do; {more}"
+
+
 def tidy(run_dir: Path) -> None:
     """Delete what a process that was killed while it wrote has left of its files; none may be writing there."""
     remove_unfinished(run_dir / name for name in WHOLE)
+    (run_dir / ENDED).unlink(missing_ok=True)
 
 
 def keep_composition(run_dir: Path, config: TrainConfig, overrides: Sequence[str]) -> None:

@@ -84,18 +84,25 @@ def refuse_fewer_epochs(path: Path, max_epochs: int) -> None:
         )
 
 
+def changes_of(run_dir: Path, config: TrainConfig) -> list[str]:
+    """What a resumed run does otherwise than it did so far, such as `trainer.max_epochs was 3 and is 6`."""
+    saved = run_dir / ".hydra" / "config.yaml"
+    if not saved.is_file():
+        return []
+    before, now = OmegaConf.to_container(OmegaConf.load(saved)), config.plain()
+    return sorted(d for d in _differences(before, now, but=()) if not d.startswith(("resume ", "run_dir ")))
+
+
 # What may differ between two descriptions of one architecture: the library's version, and what shapes no weight.
 SHAPES_NO_WEIGHT = ("pdrop", "dropout", "version", "name_or_path", "dtype", "use_cache", "attn_implementation")
 
 
-def _differences(saved: Any, now: Any, key: str = "") -> list[str]:
+def _differences(saved: Any, now: Any, key: str = "", but: Sequence[str] = SHAPES_NO_WEIGHT) -> list[str]:
     if isinstance(saved, dict) and isinstance(now, dict):
-        keys = (saved.keys() | now.keys()) - {k for k in saved.keys() | now.keys() if _shapes_no_weight(k)}
-        return [d for k in keys for d in _differences(saved.get(k), now.get(k), f"{key}.{k}" if key else k)]
+        keys = (saved.keys() | now.keys()) - {
+            k for k in saved.keys() | now.keys() if any(part in str(k) for part in but)
+        }
+        return [d for k in keys for d in _differences(saved.get(k), now.get(k), f"{key}.{k}" if key else k, but)]
     if isinstance(saved, list | tuple) and isinstance(now, list | tuple):
         saved, now = list(saved), list(now)
     return [] if saved == now else [f"{key} was {saved} and is {now}"]
-
-
-def _shapes_no_weight(key: object) -> bool:
-    return any(part in str(key) for part in SHAPES_NO_WEIGHT)

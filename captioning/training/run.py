@@ -24,7 +24,17 @@ from captioning.model.cpu import keep_freed_memory
 from captioning.model.generation import Decoding, require_room
 from captioning.prediction.strips import draw_heat_maps
 from captioning.randomness import addressed_seed
-from captioning.runs import LAST, is_first_rank, keep_composition, last_checkpoint, owned, settings_in, tidy
+from captioning.runs import (
+    LAST,
+    is_first_rank,
+    is_run,
+    keep_composition,
+    keep_end,
+    last_checkpoint,
+    owned,
+    settings_in,
+    tidy,
+)
 from captioning.training.callbacks import AddressedDropout, CaptionScores, EncodeOnce, SkippedSteps
 from captioning.training.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, Saving, StopEarly
 from captioning.training.curves import Curves
@@ -33,6 +43,7 @@ from captioning.training.module import CaptioningModule
 from captioning.training.ranks import check_strategy, one_fate, require_accelerator
 from captioning.training.reports import MetricRows, ResultsTable, progress_reports
 from captioning.training.resume import (
+    changes_of,
     refuse_fewer_epochs,
     refuse_other_architecture,
     refuse_other_settings,
@@ -130,6 +141,8 @@ def _train(config: TrainConfig, run_dir: Path, last: Path | None, keep_compositi
             trainer.test(module, datamodule=datamodule, ckpt_path=path, verbose=False, weights_only=True)
             metrics |= _numbers(trainer)
     if trainer.is_global_zero:
+        if ended_by := _ended_by(trainer, config):
+            keep_end(run_dir, *ended_by)
         _say_where(metrics, run_dir)
     return Run(metrics, trainer, module, datamodule, run_dir)
 
@@ -144,7 +157,20 @@ def _first_weights(config: TrainConfig, last: Path | None) -> Path | HuggingFace
 def _keep_composition(config: TrainConfig, overrides: Sequence[str] | None) -> None:
     """Let the next `resume` start from the overrides of this command."""
     if overrides is not None and is_first_rank():
+        if config.resume and (changes := changes_of(Path(config.run_dir), config)):
+            log.info("changed, for the next resume too: %s", "; ".join(changes))
         keep_composition(Path(config.run_dir), config, overrides)
+
+
+def _ended_by(trainer: L.Trainer, config: TrainConfig) -> tuple[str, Any] | None:
+    """The key that made an end of the run, and its value; None where there is nothing to resume, or it is not known."""
+    if not is_run(Path(config.run_dir)) or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return None
+    if any(isinstance(one, StopEarly) and one.wait_count >= one.patience for one in trainer.callbacks):  # type: ignore[attr-defined]
+        return "early_stopping_epochs", config.early_stopping_epochs
+    if 0 < trainer.max_steps <= trainer.global_step:
+        return "trainer.max_steps", trainer.max_steps
+    return ("trainer.max_epochs", trainer.max_epochs) if trainer.current_epoch == trainer.max_epochs else None
 
 
 def _best(trainer: L.Trainer) -> BestCheckpoint | None:

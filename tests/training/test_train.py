@@ -329,7 +329,7 @@ def test_the_commands_run_resumes_and_a_refused_resume_leaves_it_as_it_was(comma
     folder = commanded
     before = {path: path.read_bytes() for path in (folder / ".hydra").iterdir()}
     for change in ("data.batch_size=0", "model.decoder_width=64"):
-        status, output = command("train.py", f"resume={folder}", change)
+        status, output = command("train.py", f"resume={folder}", change, "trainer.max_epochs=2")
         assert status == 1, output
         assert {path: path.read_bytes() for path in (folder / ".hydra").iterdir()} == before
     status, output = command("train.py", f"resume={folder}", "trainer.max_epochs=2", "data.batch_size=12")
@@ -515,3 +515,13 @@ def test_without_checkpoints_a_run_says_what_it_cannot(tmp_path, caplog):
 def test_a_run_that_ends_before_its_first_validation_says_so(tmp_path, caplog):
     train(composed(tmp_path, "+trainer.max_steps=1", "scores.pictures=0"))
     assert "max_steps=1 ends the run before its first validation, after 3 batches: it will have no best" in caplog.text
+
+
+def test_a_finished_run_says_so_and_a_resumed_one_from_where_and_what_changes(command, commanded):
+    before = rows_of(commanded)
+    status, output = command("train.py", f"resume={commanded}")
+    assert status == 0 and "has come to its end (trainer.max_epochs=1): nothing is left to do; more: python" in output
+    assert f"resume={commanded} trainer.max_epochs=4" in output and rows_of(commanded) == before
+    status, output = command("train.py", f"resume={commanded}", "trainer.max_epochs=2", "optimizer.weight_decay=0.5")
+    assert status == 0 and "going on from epoch 1, behind step 6" in output
+    assert "optimizer.weight_decay was 0.01 and is 0.5; " in output and "trainer.max_epochs was 1 and is 2" in output
