@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import logging
 import os
@@ -150,7 +151,8 @@ def _matching(pattern: Path) -> list[Path]:
     pictures = [path for path in matches if not path.is_dir() and (names_extension or _is_picture_name(path))]
     if not pictures:
         others = f"{len(matches)} other files or folders do" if matches else "nothing does"
-        raise UserError(f"input={pattern}: no picture matches this pattern, seen from {Path.cwd()}; {others}")
+        hint = "; a [ that is part of a name is written [[]" if "[" in str(pattern) else ""
+        raise UserError(f"input={pattern}: no picture matches this pattern, seen from {Path.cwd()}; {others}{hint}")
     return sorted(pictures, key=natural_key)
 
 
@@ -165,16 +167,31 @@ def _is_passed_over(name: str) -> bool:
 
 def _in_list(listing: Path) -> list[Path]:
     try:
-        text = listing.read_bytes().decode("utf-8-sig", "surrogateescape")  # file names need not be UTF-8
+        content = listing.read_bytes()
+        is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # PowerShell's `>` writes it
+        text = content.decode("utf-16" if is_utf16 else "utf-8-sig", "surrogateescape")  # names need not be UTF-8
+    except UnicodeDecodeError as error:
+        raise UserError(f"input={listing} is damaged UTF-16 ({error.reason}); save it as UTF-8") from error
     except OSError as error:
         raise UserError(f"input={listing} can't be read: {error.strerror}; check its permissions") from error
     if "\0" in text:
         raise UserError(f"input={listing} is not a text file; a .txt file has to hold one path a line")
     # not splitlines: it also splits at characters that file names may hold
-    paths = [listing.parent / _at_home(line.strip()) for line in text.split("\n") if line.strip()]
+    lines = (line.strip() for line in text.split("\n"))
+    paths = [path for line in lines if line and (path := _listed(listing.parent, line))]
     if not paths:
         raise UserError(f"input={listing} lists no picture; write one path a line into it")
     return paths
+
+
+def _listed(folder: Path, line: str) -> Path | None:
+    """The path of a line of a list; None where it begins with # and no file does. Quotes around it are taken off."""
+    path = folder / _at_home(line)
+    if line[0] not in "#'\"" or path.exists():
+        return path
+    if line[0] == "#":
+        return None
+    return folder / _at_home(line[1:-1]) if len(line) > 2 and line[0] == line[-1] else path
 
 
 def _at_home(path: str) -> Path:

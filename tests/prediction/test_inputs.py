@@ -224,3 +224,20 @@ def test_a_folder_is_searched_for_all_that_can_be_read_and_the_rest_is_counted(t
     assert [path.name for path in find_pictures(tmp_path)] == list(readable)
     assert "4 files that can't be read are left out: 1 .cr2, 2 .heic, 1 .svg; convert them to JPEG" in caplog.text
     images.picture_suffixes.cache_clear()
+
+
+def test_a_list_may_be_powershells_quoted_and_commented(tmp_path):
+    touch(tmp_path, "a.jpg", "#b.jpg", "my dog.jpg", "'c'.jpg")
+    lines = ["# chosen", "a.jpg", "#b.jpg", '"my dog.jpg"', "'c'.jpg"]
+    (tmp_path / "list.txt").write_text("\r\n".join(lines), encoding="utf-16")
+    assert names(tmp_path / "list.txt", tmp_path) == ["a.jpg", "#b.jpg", "my dog.jpg", "'c'.jpg"]
+    (tmp_path / "torn.txt").write_bytes(b"\xff\xfea")
+    with pytest.raises(UserError, match=r"torn.txt is damaged UTF-16"):
+        find_pictures(tmp_path / "torn.txt")
+
+
+def test_a_pattern_with_brackets_that_finds_nothing_says_how_a_bracket_is_written(tmp_path):
+    touch(tmp_path, "[1] a.jpg")
+    with pytest.raises(UserError, match=r"nothing does; a \[ that is part of a name is written \[\[\]$"):
+        find_pictures(f"{tmp_path}/[1] *.jpg")
+    assert names(f"{tmp_path}/[[]1] *.jpg", tmp_path) == ["[1] a.jpg"]
