@@ -81,7 +81,7 @@ PHASES = {
     "loop": Phase("commands.loop", 150, alone=True, files=True, needs=COMMANDS),
     "predict": Phase("commands.predicting", 75, alone=True, files=True, needs=COMMANDS),
     "lengths": Phase("model.lengths", 70, alone=True),
-    "graphs": Phase("captions.graphs", 60, alone=True),
+    "graphs": Phase("captions.graphs", 75, alone=True),
     "compile": Phase("commands.compiled", 150, alone=True, needs=COMMANDS),
 }
 
