@@ -1,10 +1,22 @@
 """Small data sets in the layouts that users have, written by the tests: four photographs, `a` to `d`."""
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
+
+
+@pytest.fixture(autouse=True)
+def heard(caplog):
+    """What readers say, down to how many captions they found, for each test file that imports this."""
+    caplog.set_level(logging.INFO)
+
+
+def by_id(photographs):
+    return {photograph.image_id: photograph for photograph in photographs}
 
 
 def draw(path: Path, colour: str = "red") -> None:

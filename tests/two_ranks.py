@@ -4,6 +4,7 @@ python tests/two_ranks.py RUN_DIR DO [OVERRIDE ...]; DO is `train`, `base_finetu
 is a script because Lightning starts the other rank by starting it again. W&B is not installed, as it seems to it.
 """
 
+import gc
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":  # and not where it is only looked at for doctests
+    gc.disable()  # imports leave no garbage, as in `conftest.py`
     sys.modules["wandb"] = None  # type: ignore[assignment]  # an import of it fails
 
 import lightning as L

@@ -1,23 +1,17 @@
 """Which annotation files are read where several lie, and what a user reads where none do."""
 
 import json
-import logging
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from data_sets import coco, draw, flickr8k, flickr30k, karpathy, write, write_json
+from data_sets import coco, draw, flickr8k, flickr30k, heard, karpathy, write, write_json  # noqa: F401  # `heard` is a fixture for all
 
 from captioning.data.datasets import find_photographs, recognise
 from captioning.errors import UserError
 
 ALL_TRAIN = {"a.jpg": "train", "b.jpg": "train", "c.jpg": "train", "d.jpg": "val"}
-
-
-@pytest.fixture(autouse=True)
-def heard(caplog):
-    caplog.set_level(logging.INFO)
 
 
 def splits(dataset, root, layout="auto"):

@@ -1,25 +1,14 @@
 """COCO's and Karpathy's JSON files, and every way in which one can be malformed."""
 
 import json
-import logging
 
 import pytest
-from data_sets import coco, coco_file, draw, karpathy, write_json
+from data_sets import by_id, coco, coco_file, draw, heard, karpathy, write_json  # noqa: F401  # `heard` is a fixture for all
 from pycocotools.coco import COCO
 
 from captioning.data.datasets import find_photographs
 from captioning.data.readers.annotations import tidied
 from captioning.errors import UserError
-
-
-@pytest.fixture(autouse=True)
-def heard(caplog):
-    caplog.set_level(logging.INFO)
-
-
-def by_id(photographs):
-    return {photograph.image_id: photograph for photograph in photographs}
-
 
 # COCO
 

@@ -1,25 +1,15 @@
 """Text files of Flickr8k and Flickr30k, and every way in which one can be malformed."""
 
 import csv
-import logging
 
 import pytest
-from data_sets import flickr8k, flickr30k, write
+from data_sets import by_id, flickr8k, flickr30k, heard, write  # noqa: F401  # `heard` is a fixture for all
 
 from captioning.data.datasets import find_photographs
 from captioning.data.readers.flickr import csv_rows_8k, csv_rows_30k
 from captioning.errors import UserError
 
 TOKENS = "Flickr8k_text/Flickr8k.token.txt"
-
-
-@pytest.fixture(autouse=True)
-def heard(caplog):
-    caplog.set_level(logging.INFO)
-
-
-def by_id(photographs):
-    return {photograph.image_id: photograph for photograph in photographs}
 
 
 def captions_by_split(photographs):

@@ -1,4 +1,5 @@
 """A run that was stopped, at whatever moment, ends as the run that was not; or is told what it may not change."""
+# ruff: noqa: F811  # a fixture of another file
 
 import subprocess
 import sys
@@ -9,7 +10,8 @@ import torch
 from conftest import ROOT
 from interrupted import die, die_half_written, differences, killed, killed_before_change
 from small_runs import composed
-from support import checkpoint_of, small_captioner, trained_tokenizer
+from support import small_captioner
+from test_runs import CAPTIONER, TOKENIZER, path  # noqa: F401
 
 from captioning.errors import UserError
 from captioning.training.checkpoints import LastCheckpoint
@@ -125,16 +127,6 @@ def test_a_checkpoint_of_before_there_were_settings_is_refused(whole, tmp_path):
     torch.save({**checkpoint, "settings": None}, tmp_path / "checkpoints" / "last.ckpt")
     with pytest.raises(UserError, match=rf"an older version, .* with model\.init_from=.*{tmp_path.name}$"):
         refuse_other_settings(tmp_path / "checkpoints" / "last.ckpt", checkpoint["settings"])
-
-
-TOKENIZER = trained_tokenizer()
-CAPTIONER = small_captioner(TOKENIZER.vocab_size)
-
-
-@pytest.fixture
-def path(tmp_path) -> Path:
-    torch.save(checkpoint_of(CAPTIONER, TOKENIZER), tmp_path / "a.ckpt")
-    return tmp_path / "a.ckpt"
 
 
 def test_the_same_architecture_passes_whatever_its_dropout(path):
