@@ -53,8 +53,8 @@ class Machine:
     def words(self) -> str:
         if self.kind == "cuda":
             name = torch.cuda.get_device_name(0)
-            return f"{self.processes} {name}" if self.processes > 1 else name
-        return f"{self.kind.upper()} of {cores()} cores"
+            return f"these {self.processes} {name}" if self.processes > 1 else f"this {name}"
+        return f"this {self.kind.upper()} of {cores()} cores"
 
     @property
     def gib(self) -> float:
@@ -192,7 +192,7 @@ class _Chosen:
         """One line."""
         also = ["the rest in TF32, attention without cuDNN's kernels"] if machine.kind == "cuda" else []
         if self._said or also:
-            log.info("chosen for this %s: %s", machine.words, ", ".join([*self._said, *also]))
+            log.info("chosen for %s: %s", machine.words, ", ".join([*self._said, *also]))
 
 
 def switch_torch(kind: str) -> None:

@@ -13,10 +13,12 @@ from typing import Any
 from unittest import mock
 
 from torch import nn
+from torch._dynamo.utils import counters
 
 from captioning.cli import built, configured
 from captioning.config import PredictConfig, TrainConfig
 from captioning.data.batch import PictureFormat
+from captioning.machine import for_training
 from captioning.model.build import switched
 from captioning.prediction import run
 from captioning.training.checkpoints import AtomicCheckpointIO
@@ -28,32 +30,20 @@ from on_gpu.work import EVERYTHING, STAGES, TOKENS, Figures, Setting, Work, figu
 
 ROOT = Path(__file__).resolve().parents[2]
 AUDITED = 20  # steps whose waits are counted
+NO_FILES = "+trainer.enable_checkpointing=false"
+TWICE = [stage for stage in STAGES for _ in range(2)]  # what trains in the epochs of `drawn`
 
 
 def loop(setting: Setting) -> Figures:
     """train.py: three stages of drawn pictures, then JPEGs and packs, one of them with checkpoints."""
-    few, steps = setting.batches[0], 4 if setting.small else 32  # of an epoch of drawn pictures
-    usual = ["model=vit_gpt2", f"model.init_from={setting.folder / CHECKPOINT}", "logger=csv", "sample_pictures=0"]
-    usual += ["scores.pictures=0", f"data.batch_size={few}", "trainer.log_every_n_steps=10", "stage.warmup_steps=10"]
-    usual += [f"data.num_workers={0 if setting.small else 16}"]
-    if setting.device.type == "cuda":
-        usual += ["trainer.precision=bf16-mixed"]
-    no_files = "+trainer.enable_checkpointing=false"
-
-    stages = [f"{{from_epoch:{2 * n},train:[{','.join(groups)}]}}" for n, groups in enumerate(STAGES.values())]
-    shapes = ["data=shapes", f"data.train_pictures={steps * few}", f"data.val_pictures={few}", "data.test_pictures=1"]
-    shapes += [*usual, no_files, "trainer.max_epochs=6", f"stage.phases=[{','.join(stages)}]"]
-    epochs = [stage for stage in STAGES for _ in range(2)]
-    yield from trained(setting, "drawn pictures", shapes, epochs, audit_from=5 * steps + 8)
-
-    root = f"data.root={setting.folder / PHOTOGRAPHS}"
+    yield from trained(setting, "drawn pictures", drawn(setting), TWICE, audit_from=5 * steps_of(setting) + 8)
     photographs = [
         "data=flickr8k",
-        root,
-        *usual,
+        root := f"data.root={setting.folder / PHOTOGRAPHS}",
+        *usual_of(setting),
         f"stage.phases=[{{from_epoch:0,train:[{','.join(STAGES[EVERYTHING])}]}}]",
     ]
-    three = [*photographs, no_files, "trainer.max_epochs=3", "+trainer.limit_val_batches=1"]
+    three = [*photographs, NO_FILES, "trainer.max_epochs=3", "+trainer.limit_val_batches=1"]
     for what in ("JPEGs", "packs"):
         if what == "packs":
             start = time.perf_counter()
@@ -65,9 +55,32 @@ def loop(setting: Setting) -> Figures:
     yield from trained(setting, "with checkpoints", [*photographs, *one], [])
 
 
+def steps_of(setting: Setting) -> int:
+    """Of an epoch of drawn pictures."""
+    return 4 if setting.small else 32
+
+
+def usual_of(setting: Setting) -> list[str]:
+    """What all runs have; precision and loading processes are those that train.py chooses."""
+    few = setting.batches[0]
+    usual = ["model=vit_gpt2", f"model.init_from={setting.folder / CHECKPOINT}", "logger=csv", "sample_pictures=0"]
+    usual += ["scores.pictures=0", f"data.batch_size={few}", "trainer.log_every_n_steps=10", "stage.warmup_steps=10"]
+    usual += ["trainer.devices=1", "model.compile=false", *(["data.num_workers=0"] if setting.small else [])]
+    return usual
+
+
+def drawn(setting: Setting) -> list[str]:
+    """Two epochs of each stage."""
+    few = setting.batches[0]
+    stages = [f"{{from_epoch:{2 * n},train:[{','.join(groups)}]}}" for n, groups in enumerate(STAGES.values())]
+    shapes = [f"data.train_pictures={steps_of(setting) * few}", f"data.val_pictures={few}", "data.test_pictures=1"]
+    phases = ["trainer.max_epochs=6", f"stage.phases=[{','.join(stages)}]"]
+    return ["data=shapes", *shapes, *usual_of(setting), NO_FILES, *phases]
+
+
 def loader_alone(setting: Setting, what: str, overrides: Sequence[str]) -> dict[str, Any]:
     """Two epochs of training batches, of which nothing is made, after one in which the workers start."""
-    config = configured(TrainConfig, *overrides, f"run_dir={setting.folder}")
+    config = for_training(configured(TrainConfig, *overrides, f"run_dir={setting.folder}"), {})
     datamodule, side = built(config.data, "data"), setting.size["image_size"]
     datamodule.connect(trained_tokenizer(), PictureFormat((side, side)), max_positions=1024)
     batches = datamodule.train_dataloader()
@@ -134,12 +147,10 @@ def predicting(setting: Setting) -> Figures:
     """predict.py on JPEGs, from the first picture to the last row."""
     pictures = setting.folder / PHOTOGRAPHS / "Images"
     count, largest = len(list(pictures.glob("*.jpg"))), setting.batches[-1]
-    precision = "bf16" if setting.device.type == "cuda" else "32"
-    large = [f"batch_size={largest}", f"precision={precision}"]
     cases = {
-        f"batch {largest}, {precision}, greedy": large,
-        "as it is started by itself: batch 16, 32": [],
-        f"batch {largest}, {precision}, beam": [*large, "decoding=beam"],
+        "as it is started by itself, greedy": [],
+        f"batch {largest}, beam": [f"batch_size={largest}", "decoding=beam"],
+        "precision=32, greedy": ["precision=32"],
     }
     opened = 0.0
 
@@ -165,16 +176,26 @@ def predicting(setting: Setting) -> Figures:
 
 
 def compiled(setting: Setting) -> Figures:
-    """model.compile=true: seconds until the first step is done, and steps from then on, over three lengths."""
+    """model.compile=true: seconds until a length is compiled and steps from then on; train.py with three stages."""
     work, device, pictures = Work(setting), setting.device, setting.batches[0]
     compile_one = nn.Module.compile
     quick = mock.patch.object(nn.Module, "compile", lambda half, **how: compile_one(half, **how, backend="aot_eager"))
     with quick if setting.small else contextlib.nullcontext():  # which writes and compiles no C++
         switched(work.captioner, gradient_checkpointing=False, compile=True)
-    step = work.step(STAGES[EVERYTHING], "bf16")
-    for length in (73, 64, 80):
-        batch = work.of_length(pictures, length)
-        yield figure(f"first step at length {length}", lot(lambda batch=batch: step(batch), device, 1), "s")
-    _, batch = work.batch(pictures)
-    seconds = timed(lambda: step(batch), device, setting.seconds)
-    yield figure(f"everything, batch {pictures}, bf16, compiled", pictures / seconds, "pictures/s", ms=1e3 * seconds)
+        step = work.step(STAGES[EVERYTHING], "bf16")
+        step(work.of_length(pictures, 80))  # as it is written: the first of its rows
+        for length in (80, 64, 96):
+            batch = work.of_length(pictures, length)
+            yield figure(f"first step at length {length}", lot(lambda batch=batch: step(batch), device, 1), "s")
+        _, batch = work.batch(pictures)
+        seconds = timed(lambda: step(batch), device, setting.seconds)
+        what = f"everything, batch {pictures}, bf16, compiled"
+        yield figure(what, pictures / seconds, "pictures/s", ms=1e3 * seconds)
+        before = counters["stats"]["unique_graphs"]
+        yield from trained(setting, "drawn pictures, compiled", [*drawn(setting), "model.compile=true"], TWICE)
+        yield figure("graphs of a run of three stages", counters["stats"]["unique_graphs"] - before, "", **breaks())
+
+
+def breaks() -> dict[str, int]:
+    """Why torch.compile has given up a graph, or a layer, and how often."""
+    return {f"{kind}: {why}"[:110]: n for kind in ("graph_break", "unimplemented") for why, n in counters[kind].items()}
