@@ -94,6 +94,9 @@ class Scores(Generic[Id]):
     left_out: list[str]
 
 
+ONE_PICTURE = "CIDEr of a single picture is 0, as in the official tool: its words are in all references there are"
+
+
 def score(candidates: Mapping[Id, str], references: Mapping[Id, Sequence[str]], *, java: bool = False) -> Scores[Id]:
     """Scores each picture's candidate against the same picture's references, as the official tool does.
 
@@ -124,6 +127,8 @@ def score(candidates: Mapping[Id, str], references: Mapping[Id, Sequence[str]], 
         of_java = java_scores(captions.candidates, captions.references)
         figures |= {name: Figures(of_java.corpus[name], of_java.per_picture[name]) for name in of_java.corpus}
         left_out, versions = of_java.left_out, of_java.versions
+    if len(candidates) == 1:
+        left_out = [*left_out, ONE_PICTURE]
     names = [name for name in caption_scores() if name in figures]
     return Scores(
         {name: figures[name].corpus for name in names},

@@ -99,3 +99,9 @@ def test_java_scores_stand_in_the_official_order_and_what_is_left_out_is_said(mo
     assert [row["METEOR"] for row in scores.per_picture.values()] == [0.2, 0.4]
     assert scores.left_out == ["SPICE is left out"]
     assert scores.signature["java"] == "17"
+
+
+def test_the_cider_of_a_single_picture_is_0_with_its_reason():
+    scores = score({1: "a dog runs"}, {1: ["a dog runs"]})
+    assert scores.corpus["CIDEr"] == 0
+    assert [sentence.partition(",")[0] for sentence in scores.left_out] == ["CIDEr of a single picture is 0"]
