@@ -101,10 +101,15 @@ def full_disk(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def hardly_any_curves(request, monkeypatch) -> None:
-    """Drawing them takes a sixth of a second of each run: shared runs, slow ones and `test_curves.py` do it."""
+    """Drawing takes a sixth of a second of each run: only shared runs, slow ones and those that `draw_curves` do it."""
     curves = sys.modules.get("captioning.training.curves")
-    if curves and "test_curves" not in request.node.nodeid and not request.node.get_closest_marker("slow"):
+    if curves and "draw_curves" not in request.fixturenames and not request.node.get_closest_marker("slow"):
         monkeypatch.setattr(curves, "write_curves", lambda run_dir: (run_dir / "curves.png").write_bytes(A_PNG))
+
+
+@pytest.fixture
+def draw_curves() -> None:
+    """For tests that look at them."""
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ def distinct(monkeypatch):
     del METRICS[before:]
 
 
-def test_a_new_score_is_one_entry_of_the_list(distinct, tmp_path, monkeypatch):
+def test_a_new_score_is_one_entry_of_the_list(distinct, draw_curves, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(
         Figure, "savefig", lambda figure, *_, **__: drawn.append([line.get_label() for line in figure.axes[-1].lines])

@@ -18,6 +18,8 @@ RUN = [
     row(30, "", test_loss=1.0),
 ]
 
+pytestmark = pytest.mark.usefixtures("draw_curves")
+
 
 @pytest.fixture
 def drawn(monkeypatch):
