@@ -55,7 +55,7 @@ def test_a_checkpoint_made_to_run_code_is_refused_by_name_and_runs_none(
             f"output={tmp_path}/c.jsonl",
         ],
         "model.init_from=": ["train.py", *others, f"model.init_from={run_dir}", f"run_dir={tmp_path / 'new'}"],
-        "resume=": ["train.py", f"resume={run_dir}"],
+        "resume=": ["train.py", f"resume={run_dir}", "trainer.max_epochs=4"],
     }
     status, output = (predict_command if use == "checkpoint=" else command)(*given[use])
     assert status == 1 and "Traceback" not in output
