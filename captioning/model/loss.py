@@ -104,7 +104,9 @@ class _SummedCrossEntropy(torch.autograd.Function):
                     inputs = (inputs * weights).to(dtype)
                 of_weight = add_product(of_weight, of_logits.T, inputs.T)
             del logits, of_logits  # before the next chunk's are made
-        ctx.gradients = of_hidden, None if of_weight is None else of_weight[: len(weight)], weight.dtype
+        if of_weight is not None and len(of_weight) > len(weight):
+            of_weight = of_weight[: len(weight)]  # not where it is whole: into a view autograd adds nothing in place
+        ctx.gradients = of_hidden, of_weight, weight.dtype
         return nats
 
     @staticmethod

@@ -1,6 +1,7 @@
 """oneDNN's products are torch's wherever a training step multiplies; its own layers are exact in fp32, near in int8."""
 
 import copy
+import platform
 
 import pytest
 import torch
@@ -145,6 +146,26 @@ def test_no_stock_linear_layer_is_left_and_the_original_keeps_its_own(captioner,
 def test_without_onednn_the_captioner_itself_is_used(captioner, monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert with_packed_weights(captioner) is captioner
+
+
+@needs_onednn
+@pytest.mark.parametrize("always", [True, False])
+@pytest.mark.parametrize("rows", [0, 1, 5, 600])
+def test_a_packed_layer_computes_any_number_of_rows_packed_where_that_pays(every_size, monkeypatch, always, rows):
+    monkeypatch.setattr(cpu, "ALWAYS_PACKED", always)
+    weight, bias, x = torch.randn(24, 64), torch.randn(24), torch.randn(rows, 64)
+    layer = PackedLinear(nn.Parameter(weight), bias)
+    assert not list(layer.parameters())
+    torch.testing.assert_close(layer(x), nn.functional.linear(x, weight, bias), rtol=1e-5, atol=1e-5)
+
+
+@needs_onednn
+@pytest.mark.parametrize("has_vnni", [True, False])
+def test_int8_says_where_the_processor_gains_little_from_it(monkeypatch, caplog, has_vnni):
+    monkeypatch.setattr(cpu, "HAS_VNNI", has_vnni)
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    with_int8_weights(nn.ModuleList([nn.Linear(16, 16)]))
+    assert ("no VNNI" in caplog.text) == (not has_vnni)
 
 
 @needs_onednn
