@@ -537,7 +537,7 @@ class AdamWConfig(Built):
 
 
 class MuonConfig(AdamWConfig):
-    """Muon for the matrices inside the layers, AdamW for the rest."""
+    """Muon for matrices, AdamW for embeddings of tokens and positions, biases and norms."""
 
     momentum: Share = key("Of a matrix's gradients.")
     update_rms: Positive = key("Root mean square of a matrix's step, in units of its group's learning rate.")

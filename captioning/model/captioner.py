@@ -144,16 +144,18 @@ class ImageCaptioner(nn.Module):
         return parameter.ndim >= 2 and name not in vectors and "wpe" not in name
 
     def maps_in(self, name: str) -> int:
-        """How many matrices inside the layers lie side by side in a parameter: GPT-2 has keys' and values' in one.
+        """How many matrices lie side by side in a parameter: GPT-2 has queries', keys' and values' in one.
 
-        Embeddings and what they share weights with, the projection to the vocabulary, are none.
+        The embedding of patches, (D, channels, height, width), is one too. Other embeddings, and the projection to the
+        vocabulary that shares weights with one, are none.
         """
         owner, _, kind = name.rpartition(".")
         layer = self.network.get_submodule(owner)
-        if kind != "weight" or not isinstance(layer, nn.Linear | Conv1D) or layer is self.network.decoder.lm_head:
+        is_map = isinstance(layer, nn.Linear | nn.Conv2d | Conv1D) and layer is not self.network.decoder.lm_head
+        if kind != "weight" or not is_map:
             return 0
-        into, out = self.network.get_parameter(name).shape
-        return out // into if owner.endswith("c_attn") else 1
+        first, second, *_ = self.network.get_parameter(name).shape
+        return second // first if owner.endswith("c_attn") else 1
 
     def set_trainable(self, groups: Collection[str]) -> None:
         """Let exactly `groups` train: the rest needs no gradient and is in eval mode, its dropout off.

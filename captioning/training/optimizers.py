@@ -38,7 +38,7 @@ def muon(
     update_rms: float,
     fused: bool = False,
 ) -> torch.optim.Optimizer:
-    """Muon for the matrices inside the layers, AdamW for the rest: embeddings, the vocabulary, norms and biases.
+    """Muon for matrices, AdamW for the rest: embeddings of tokens and positions, the vocabulary, norms and biases.
 
     Args:
         captioner: what is trained.
@@ -111,7 +111,7 @@ class Muon(torch.optim.AdamW):
             if not state:
                 state["momentum_buffer"] = torch.zeros_like(parameter)
             whole = (parameter, parameter.grad, state["momentum_buffer"])
-            for parts in zip(*(tensor.chunk(group["maps"], dim=1) for tensor in whole), strict=True):
+            for parts in zip(*(tensor.flatten(1).chunk(group["maps"], dim=1) for tensor in whole), strict=True):
                 wide = parts if parts[0].shape[0] <= parts[0].shape[1] else tuple(part.T for part in parts)
                 alike[wide[0].shape].append(wide)
         for shape, views in alike.items():

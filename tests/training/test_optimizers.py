@@ -1,5 +1,7 @@
 """Optimizers: their param groups, what they leave alone, and Muon's steps, which are torch's own."""
 
+import copy
+
 import pytest
 import torch
 from support import model_config
@@ -52,14 +54,14 @@ def test_only_matrices_are_decayed(captioner):
     assert not names["encoder.embeddings.cls_token"]
 
 
-def test_muon_is_for_the_matrices_inside_the_layers(captioner):
+def test_muon_is_for_matrices_but_not_for_embeddings_of_tokens_and_positions(captioner):
     maps = {name: captioner.maps_in(name) for name, _ in captioner.network.named_parameters()}
     of_decoder = {name.removeprefix("decoder.transformer.h.0."): n for name, n in maps.items() if n}
     assert of_decoder["attn.c_attn.weight"] == 3, "queries, keys and values"
     assert of_decoder["crossattention.c_attn.weight"] == 2, "keys and values"
     assert of_decoder["crossattention.q_attn.weight"] == of_decoder["mlp.c_fc.weight"] == 1
-    assert sum(name.startswith("encoder.") for name, n in maps.items() if n) == 6, "of one layer"
-    assert not any(n for name, n in maps.items() if "wte" in name or "wpe" in name or "embeddings" in name)
+    assert sum(name.startswith("encoder.") for name, n in maps.items() if n) == 6 + 1, "of one layer, and of patches"
+    assert not any(n for name, n in maps.items() if "wte" in name or "wpe" in name or "position" in name)
 
 
 @BOTH
@@ -76,35 +78,42 @@ def test_a_frozen_parameter_gets_no_optimizer_state(captioner, make, keys):
 
 @BOTH
 def test_a_step_that_is_not_finite_changes_nothing_and_the_next_is_as_without_it(captioner, make, keys):
-    optimizer = make(captioner, **keys, fused=True)
-    with_gradients(captioner)
-    stepped(optimizer)
-    before = [p.clone() for p in (*captioner.parameters(), *moments(optimizer))]
-    for parameter in captioner.parameters():
-        parameter.grad.fill_(torch.nan)
-    optimizer.found_inf = torch.tensor(1.0)
-    stepped(optimizer)
-    assert all(map(torch.equal, (*captioner.parameters(), *moments(optimizer)), before))
-    optimizer.found_inf = torch.tensor(0.0)
-    with_gradients(captioner)
-    stepped(optimizer)
-    assert all(p.isfinite().all() for p in captioner.parameters()) and not torch.equal(
-        moments(optimizer)[0], before[-1]
-    )
+    ends = []
+    for skips in (True, False):
+        trained = copy.deepcopy(captioner)
+        optimizer = make(trained, **keys, fused=True)
+        with_gradients(trained)
+        stepped(optimizer)
+        if skips:
+            before = [p.clone() for p in everything(trained, optimizer)]
+            for parameter in trained.parameters():
+                parameter.grad.fill_(torch.nan)
+            optimizer.found_inf = torch.tensor(1.0)
+            stepped(optimizer)
+            assert all(map(torch.equal, everything(trained, optimizer), before))
+        optimizer.found_inf = torch.tensor(0.0)
+        with_gradients(trained, seed=1)
+        stepped(optimizer)
+        ends.append(everything(trained, optimizer))
+    assert all(map(torch.equal, *ends)) and not all(map(torch.equal, ends[0], before))
 
 
-def moments(optimizer):
-    return [value for state in optimizer.state.values() for value in state.values()]
+def everything(captioner, optimizer):
+    return [*captioner.parameters(), *(value for state in optimizer.state.values() for value in state.values())]
 
 
 def test_a_matrix_steps_as_by_torchs_muon_and_the_rest_as_by_adamw(captioner, monkeypatch):
     monkeypatch.setattr(optimizers, "TOWARDS_ONE", 5 * ((3.4445, -4.7750, 2.0315),))
+
+    def maps_of(name, tensor):
+        maps = captioner.maps_in(name)
+        return tensor.detach().flatten(1).chunk(maps, dim=1) if maps else (tensor.detach(),)
+
     ours, theirs = muon(captioner, **MUON), {}
     for name, parameter in captioner.network.named_parameters():
-        maps = captioner.maps_in(name)
-        copies = [torch.nn.Parameter(p.detach().clone()) for p in parameter.chunk(max(1, maps), dim=1 if maps else 0)]
+        copies = [torch.nn.Parameter(each.clone()) for each in maps_of(name, parameter)]
         decay = MUON["weight_decay"] if captioner.is_decayed(name, parameter) else 0.0
-        if maps:
+        if captioner.maps_in(name):
             optimizer = torch.optim.Muon(copies, 0.1, decay, momentum=0.95, adjust_lr_fn="match_rms_adamw")
         else:
             optimizer = torch.optim.AdamW(copies, 0.1, betas=MUON["betas"], weight_decay=decay)
@@ -114,15 +123,13 @@ def test_a_matrix_steps_as_by_torchs_muon_and_the_rest_as_by_adamw(captioner, mo
         stepped(ours)
         for name, parameter in captioner.network.named_parameters():
             copies, optimizer = theirs[name]
-            for copy, gradient in zip(
-                copies, parameter.grad.chunk(len(copies), dim=1 if len(copies) > 1 else 0), strict=True
-            ):
-                copy.grad = gradient.clone()
+            for one, gradient in zip(copies, maps_of(name, parameter.grad), strict=True):
+                one.grad = gradient.clone()
             optimizer.step()
     for name, parameter in captioner.network.named_parameters():
-        found = torch.cat(theirs[name][0], dim=1 if len(theirs[name][0]) > 1 else 0)
         within = 0.02 if captioner.maps_in(name) else 1e-6  # theirs multiplies in bf16
-        assert torch.allclose(parameter, found, atol=within), (name, (parameter - found).abs().max())
+        for one, other in zip(maps_of(name, parameter), theirs[name][0], strict=True):
+            torch.testing.assert_close(one, other.detach(), atol=within, rtol=0, msg=name)
 
 
 @pytest.mark.parametrize("rank", [1, 3, 8])
