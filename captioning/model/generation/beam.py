@@ -74,9 +74,7 @@ class BeamSearch(Search):
         self.narrow(pictures)
         self.last.fill_(self._bos)
         self.sums.fill_(-torch.inf)[:, 0] = 0.0
-        for tokens in (self.tokens, self.ended_tokens):
-            tokens.fill_(self._eos)
-        self.ended_sums.zero_()
+        self.tokens.fill_(self._eos)
         self.scores.fill_(-torch.inf)
         self.closed.fill_(True)[: len(addresses)] = False
 
