@@ -330,9 +330,10 @@ def choices(group):
 
 
 GROUPS = ("data", "model", "stage", "optimizer", "decoding", "trainer", "logger", "callbacks")
+OF_GROUPS = [choices(group) for group in GROUPS]
 EVERY = {  # so that each choice of each group is in one of these
     "train": [
-        *([choice, *SCST[1:]] if "scst" in choice else [choice] for group in GROUPS for choice in choices(group)),
+        *([of[i % len(of)] for of in OF_GROUPS] + SCST[1:] for i in range(max(map(len, OF_GROUPS)))),
         *([*SCST, choice] if "demo" not in choice else [choice] for choice in choices("debug")),
         *([choice, "model.init_from=runs/mine"] for choice in choices("experiment")),
         *(["data=shapes", "model=tiny", choice] for choice in choices("debug")),

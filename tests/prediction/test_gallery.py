@@ -279,15 +279,13 @@ def test_cards_are_sorted_by_score_and_log_probability_either_way(opened):
     assert names(tab) == ["1", "2", "3", "4", "<5>"]
 
 
-@pytest.mark.parametrize(
-    ("typed", "left"),
-    [("dog", ["1"]), ("THE runs", ["1"]), ("bar", ["2"]), ("CAFÉ", ["2"]), ("b/", ["4", "<5>"]), ("truncated", ["4"])],
-)
-def test_search_finds_captions_references_files_and_reasons(opened, typed, left):
+def test_search_finds_captions_references_files_and_reasons(opened):
     tab = opened()
-    tab.fill("#search", typed)
-    assert names(tab) == left
-    assert tab.inner_text("#count") == f"{len(left)} of 5 pictures"
+    found = {"dog": ["1"], "THE runs": ["1"], "bar": ["2"], "CAFÉ": ["2"], "b/": ["4", "<5>"], "truncated": ["4"]}
+    for typed, left in found.items():
+        tab.fill("#search", typed)
+        assert names(tab) == left
+        assert tab.inner_text("#count") == f"{len(left)} of 5 pictures"
     tab.fill("#search", "no such thing")
     assert names(tab) == [] and tab.is_visible("#none")
 
