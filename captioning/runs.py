@@ -256,8 +256,11 @@ def last_checkpoint(run_dir: Path) -> Path | None:
 
 
 def keep_end(run_dir: Path, ended_by: str, value: Any) -> None:
-    """Write down that a run came to its end, by which key, and what that was."""
-    write_atomically(run_dir / ENDED, json.dumps([ended_by, value]) + "\n")
+    """Write down that a run came to its end, by which key, and what that was; on a full disk a resume looks itself."""
+    try:
+        write_atomically(run_dir / ENDED, json.dumps([ended_by, value]) + "\n")
+    except OSError as error:
+        log.warning("%s can't be written: %s", run_dir / ENDED, error.strerror)
 
 
 def nothing_to_do(config: TrainConfig) -> str:

@@ -1,6 +1,6 @@
-"""Scores a COCO results file against COCO captions.
+"""Scores COCO results, or the JSONL or CSV of predict.py, against COCO captions.
 
-python -m captioning.evaluation RESULTS.json ANNOTATIONS.json --output scores.json
+python -m captioning.evaluation RESULTS ANNOTATIONS.json --output scores.json
 """
 
 import argparse
@@ -8,11 +8,12 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from captioning.data.readers.coco import read_references, read_results
+from captioning.data.readers.coco import read_references
 from captioning.data.records import ImageId
 from captioning.errors import UserError, writing
 from captioning.evaluation.scoring import Scores, check_pictures, score, scores_json
 from captioning.files import readable, write_atomically
+from captioning.prediction.outputs.read_back import Key, of_pictures, read_candidates
 
 
 def table(scores: Scores) -> str:
@@ -32,10 +33,8 @@ def evaluate(
         raise UserError(f"--output {output} is a folder; name a file, for example {output / 'scores.json'}")
     if any(output.exists() and output.samefile(given) for given in (results, annotations) if given.exists()):
         raise UserError(f"--output {output} is one of the files to be scored; name another file")
-    candidates, references = read_results(results), read_references(annotations)
-    by_text = {str(picture): picture for picture in references}
-    if len(by_text) == len(references):  # "7" in one file and 7 in the other are one picture
-        candidates = {by_text.get(str(picture), picture): caption for picture, caption in candidates.items()}
+    references = read_references(annotations)
+    candidates = of_pictures(read_candidates(results), references, annotations)
     if only_captioned:
         references = {picture: captions for picture, captions in references.items() if picture in candidates}
     _check(candidates, references, results, annotations)
@@ -48,7 +47,7 @@ def evaluate(
 
 
 def _check(
-    candidates: Mapping[ImageId, str], references: Mapping[ImageId, list[str]], results: Path, annotations: Path
+    candidates: Mapping[Key, str], references: Mapping[ImageId, list[str]], results: Path, annotations: Path
 ) -> None:
     try:
         check_pictures(candidates, references)
@@ -62,7 +61,7 @@ def _check(
 def main(arguments: list[str] | None = None) -> None:
     """The command line; a user's mistake ends in one sentence and status 1."""
     parser = argparse.ArgumentParser(prog="python -m captioning.evaluation", description=__doc__.splitlines()[0])
-    parser.add_argument("results", type=Path, help='COCO results: [{"image_id": ..., "caption": ...}, ...]')
+    parser.add_argument("results", type=Path, help="COCO results, or a .jsonl or .csv of predict.py")
     parser.add_argument("annotations", type=Path, help="COCO captions, like captions_val2017.json")
     parser.add_argument("--output", type=Path, default=Path("scores.json"), help="default: scores.json")
     parser.add_argument("--no-java", action="store_true", help="without METEOR and SPICE, in seconds")

@@ -1,11 +1,14 @@
 """`python -m captioning.evaluation` as a shell runs it: scores, a table, and one sentence on a mistake."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from captioning.evaluation.__main__ import main
 from captioning.evaluation.java import JavaScores
+from captioning.prediction.journal import CaptionedPicture
+from captioning.prediction.outputs import format_of
 
 CANDIDATES = [{"image_id": 1, "caption": "A dog runs."}, {"image_id": 2, "caption": "Two cats sleep."}]
 REFERENCES = [(1, "A dog is running."), (1, "The dog runs."), (2, "Two cats sleep on a bed."), (3, "A man.")]
@@ -25,10 +28,10 @@ def files(tmp_path, monkeypatch):
     return write
 
 
-def run(capsys, *options: str) -> tuple[object, str, str]:
+def run(capsys, *options: str, results: str = "results.json") -> tuple[object, str, str]:
     status: object = 0
     try:
-        main(["results.json", "captions.json", *options])
+        main([results, "captions.json", *options])
     except SystemExit as end:
         status = end.code
     out, err = capsys.readouterr()
@@ -80,6 +83,65 @@ def test_ids_that_differ_only_in_kind_are_of_one_picture(files, capsys):
     files([{**row, "image_id": str(row["image_id"])} for row in CANDIDATES])
     status, table, _ = run(capsys, "--no-java", "--output", "by_text.json")
     assert status == 0 and table.splitlines()[:-1] == expected.splitlines()[:-1]
+
+
+def written_by_predict(name: str, rows: list[CaptionedPicture]) -> None:
+    with Path(name).open("wb") as file:
+        made = format_of(name)(file)
+        for row in rows:
+            made.add(row)
+        made.finish()
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".json", ""])
+def test_what_predict_writes_is_matched_by_file_name_or_by_id(files, capsys, suffix):
+    files()
+    expected = run(capsys, "--no-java", "--output", "expected.json")[1].splitlines()[:-1]
+    images = [{"id": 1, "file_name": "train/dog.jpg"}, {"id": 2, "file_name": "2=\\two cats.jpg"}]
+    annotations = json.loads(Path("captions.json").read_text()) | {"images": images}
+    Path("captions.json").write_text(json.dumps(annotations))
+    for of_dog, of_cats in (
+        ({"path": "photos/dog.jpg"}, {"path": "a/two cats.png"}),
+        ({"image_id": 1}, {"image_id": "2"}),
+    ):
+        rows = [
+            CaptionedPicture(**{"place": 0, "path": "x.jpg"} | of_dog, caption="A dog runs.", log_probability=-1),
+            CaptionedPicture(**{"place": 1, "path": "=y.jpg"} | of_cats, caption="Two cats sleep."),
+        ]
+        written_by_predict(f"mine{suffix}", rows)
+        status, table, _ = run(capsys, "--no-java", "--overwrite", results=f"mine{suffix}")
+        assert status == 0 and table.splitlines()[:-1] == expected
+    assert [row["image_id"] for row in json.loads(Path("scores.json").read_text())["per_picture"]] == [1, 2]
+
+
+NAMED = [{"id": 1, "file_name": "a/1.jpg"}, {"id": 2, "file_name": "b/1.jpg"}, {"id": 3, "file_name": "2.jpg"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("x.jsonl", '{"path": "c/1.jpg", "caption": "a"}', r"c/1.jpg may be picture 1 (a/1.jpg) or 2 (b/1.jpg)"),
+        ("x.json", '[{"image_id": "2", "caption": "a"}]', r"2 may be picture 2 (b/1.jpg) or 3 (2.jpg)"),
+        ("x.csv", "path,caption\na/1.jpg,a\n/p/a/1.jpg,a", "a/1.jpg and /p/a/1.jpg are both picture 1; keep one"),
+        ("x.csv", "path,caption\n4.jpg,a", "picture 4.jpg has a candidate but no references"),
+        ("x.csv", "path,caption\n2.jpg,a,b", "x.csv:2: this row has not the 2 cells of the first line"),
+        (
+            "x.csv",
+            "name;caption\n2.jpg;a",
+            "x.csv:1: the first line must name the columns caption, and path or image_id",
+        ),
+        ("x.csv", 'path,caption\n"2.jpg,a', "x.csv:2: this is not CSV (unexpected end of data)"),
+        ("x.jsonl", '{"path": "2.jpg", "caption": "a"}\n{"pa', "x.jsonl:2: this is not a line such as"),
+        ("x.jsonl", '{"path": "2.jpg", "error": "cut"}', "there are no candidates to score"),
+    ],
+)
+def test_a_row_that_may_mean_several_pictures_or_none_is_refused_by_name(files, capsys, name, content, sentence):
+    files(references=[(1, "A dog."), (2, "A cat."), (3, "A man.")])
+    annotations = json.loads(Path("captions.json").read_text()) | {"images": NAMED}
+    Path("captions.json").write_text(json.dumps(annotations))
+    Path(name).write_text(content)
+    status, *_ = run(capsys, "--no-java", results=name)
+    assert sentence in status and "\n" not in status
 
 
 def test_empty_candidates_are_scored_and_counted(files, capsys):

@@ -20,7 +20,7 @@ from captioning.prediction.inputs import InputPictures
 from captioning.prediction.journal import CaptionedPicture
 from captioning.prediction.outputs import FORMATS, format_of
 from captioning.prediction.outputs.coco import coco_image_id
-from captioning.prediction.outputs.csv import FORMULA, cell
+from captioning.prediction.outputs.csv import cell, without_apostrophes
 from captioning.prediction.outputs.files import Format
 
 # Texts as cells meet them: mostly of what makes cells, formulas and lines.
@@ -137,14 +137,6 @@ def test_no_reader_that_splits_where_it_likes_finds_a_formula(text):
         for line in re.split("[\r\n]", cell(text)[1:-1]):
             for piece in line.split(separator):
                 assert piece.strip(' "\xa0\u200b\ufeff')[:1] not in tuple("=+-@＝"), piece
-
-
-# An apostrophe is one of ours where a formula would begin behind it.
-PUT_IN = re.compile(FORMULA.pattern.replace("(?=", "'(?=", 1).replace(r"\A(?=['", r"\A'(?=['"))
-
-
-def without_apostrophes(text: str) -> str:
-    return PUT_IN.sub("", text)
 
 
 @given(st.lists(st.tuples(READABLE, READABLE, LOG_PROBABILITIES), max_size=4))

@@ -92,6 +92,15 @@ def read_references(path: Path) -> dict[ImageId, list[str]]:
     return references
 
 
+def read_file_names(path: Path) -> dict[ImageId, str]:
+    """The `file_name` of each picture of an annotation file, as far as it has a list `images`; the file is JSON."""
+    content = read_json(path).value
+    images = content.get("images") if isinstance(content, dict) else None
+    rows = [row for row in images if isinstance(row, dict)] if isinstance(images, list) else []
+    names = {row["id"]: row.get("file_name") for row in rows if isinstance(row.get("id"), ImageId)}
+    return {picture: name.replace("\\", "/") for picture, name in names.items() if isinstance(name, str)}
+
+
 def _captions(path: Path, key: str, example: str) -> list[tuple[Node, ImageId, str]]:
     """The objects of the list under `key`, each with its picture and its caption."""
     try:

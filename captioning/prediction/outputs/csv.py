@@ -28,15 +28,28 @@ def cell(value: str | int | None) -> str:
     return f'"{text.replace(chr(34), chr(34) * 2)}"'
 
 
+# One of ours, where a formula would begin behind it.
+APOSTROPHE = re.compile(FORMULA.pattern.replace("(?=", "'(?=", 1).replace(r"\A(?=['", r"\A'(?=['"))
+
+
+def without_apostrophes(text: str) -> str:
+    """The text that a cell was made of.
+
+    >>> without_apostrophes("a dog;' =1")
+    'a dog; =1'
+    """
+    return APOSTROPHE.sub("", text)
+
+
 class Csv(Format):
     r"""A table `path,caption,log_probability,error` for spreadsheets (RFC 4180), in UTF-8 with a byte order mark.
 
     Without the mark Excel takes UTF-8 for another encoding; pandas skips it, and Python's csv wants
     `encoding="utf-8-sig"`. `image_id` is a column, after `path`, if the first picture has one; then all have.
 
-    No text is taken for a formula: what would begin one gets an apostrophe before it. One apostrophe wherever
-    `FORMULA` matches behind it, taken away, gives the text back. All texts are quoted, since some programs also split
-    at semicolons, and numbers are not. A byte of a name that is no UTF-8 is written as in JSON, `\udcff`.
+    No text is taken for a formula: what would begin one gets an apostrophe before it, and `without_apostrophes` gives
+    the text back. All texts are quoted, since some programs also split at semicolons, and numbers are not. A byte of a
+    name that is no UTF-8 is written as in JSON, `\udcff`.
     """
 
     has_ids: bool | None = None  # not known before the first picture

@@ -1,0 +1,105 @@
+"""Captions to be scored, from a file that `predict.py` wrote, and which picture of an annotation file each is of."""
+
+import csv
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from io import StringIO
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from captioning.data.readers.annotations import read_lines, read_text
+from captioning.data.readers.coco import read_file_names, read_results
+from captioning.data.records import ImageId
+from captioning.errors import UserError
+from captioning.prediction.outputs.coco import coco_image_id
+from captioning.prediction.outputs.csv import without_apostrophes
+
+Key = ImageId | PurePosixPath  # what a row names its picture by
+
+
+def read_candidates(path: Path) -> dict[Key, str]:
+    """The captions of a file, by the `image_id` of their rows or, where there is none, by `path`.
+
+    JSONL and CSV by their suffix, else COCO's results. A row with the reason why there is no caption gives none.
+
+    Raises:
+        UserError: if it can't be read, is not like what `predict.py` writes, or names a picture twice.
+    """
+    rows = {".jsonl": _objects, "": _objects, ".csv": _cells}.get(path.suffix.lower())
+    if rows is None:
+        return dict(read_results(path))
+    candidates: dict[Key, str] = {}
+    for place, row in rows(path):
+        image_id, name, caption = row.get("image_id"), row.get("path"), row.get("caption")
+        key = PurePosixPath(str(name).replace("\\", "/")) if image_id in (None, "") else image_id
+        if key == PurePosixPath() or not isinstance(caption, str | None) or not isinstance(key, Key):
+            raise UserError(f"{place}: a row names its picture by path or image_id, and has its caption as a text")
+        if key in candidates:
+            raise UserError(f"{place}: picture {key} has a candidate already; keep one caption for each picture")
+        if caption or (caption == "" and not row.get("error")):
+            candidates[key] = caption
+    return candidates
+
+
+def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in read_lines(path):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or ("path" not in row and "image_id" not in row):
+            raise UserError(f'{path}:{number}: this is not a line such as {{"path": "a.jpg", "caption": "a dog"}}')
+        yield f"{path}:{number}", row
+
+
+def _cells(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    table = csv.DictReader(StringIO(read_text(path), newline=""), strict=True)
+    try:
+        names = set(table.fieldnames or ())
+        if "caption" not in names or not names & {"path", "image_id"}:
+            raise UserError(f"{path}:1: the first line must name the columns caption, and path or image_id")
+        for row in table:
+            if None in row or None in row.values():
+                raise UserError(f"{path}:{table.line_num}: this row has not the {len(names)} cells of the first line")
+            yield f"{path}:{table.line_num}", {name: without_apostrophes(text) for name, text in row.items()}
+    except csv.Error as error:
+        raise UserError(f"{path}:{table.reader.line_num}: this is not CSV ({error})") from error
+
+
+def of_pictures(candidates: Mapping[Key, str], references: Mapping[ImageId, Any], annotations: Path) -> dict[Key, str]:
+    """The candidates by the image ids of the annotation file; what belongs to none of its pictures stays as it is.
+
+    "7" and 7 are one image id. Else a picture is known by its file's name, with its suffix or without, and by its
+    folder too where several have one name.
+
+    Raises:
+        UserError: if a row may mean several pictures, or two rows mean one.
+    """
+    if all(key in references for key in candidates):
+        return dict(candidates)
+    by_text: dict[str, set[ImageId]] = defaultdict(set)
+    for image_id in references:
+        by_text[str(image_id)].add(image_id)
+    files = read_file_names(annotations)
+    by_name: dict[str, set[ImageId]] = defaultdict(set)
+    for image_id, name in files.items():
+        for known in {PurePosixPath(name).name, PurePosixPath(name).stem}:
+            by_name[known] |= {image_id} & references.keys()
+    found: dict[Key, Key] = {}
+    for key in candidates:
+        if key in references:
+            meant: set[Any] = {key}
+        elif isinstance(key, PurePosixPath):
+            meant = by_name[key.name] or by_name[key.stem] or by_text[key.name] or by_text[str(coco_image_id(key.name))]
+            meant = {one for one in meant if f"/{key}".endswith(f"/{files.get(one)}")} or meant
+        else:
+            meant = by_text[str(key)] | by_name[str(key)]
+        if len(meant) > 1:
+            each = " or ".join(sorted(f"{one} ({files[one]})" if one in files else str(one) for one in meant))
+            raise UserError(f"{key} may be picture {each} of {annotations}; name it by image_id, or by its whole path")
+        picture = meant.pop() if meant else key
+        if picture in found:
+            raise UserError(f"{found[picture]} and {key} are both picture {picture}; keep one caption for each picture")
+        found[picture] = key
+    return {picture: candidates[key] for picture, key in found.items()}
