@@ -23,7 +23,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --editable . --group dev
 	@touch $@
 
-demo: setup  ## train on drawn shapes (minutes), caption held-out pictures, and say where everything is
+demo: setup  ## train on drawn shapes (a minute or two), caption held-out pictures, and say where everything is
 	@run=runs/demo-$$(date +%Y-%m-%d_%H-%M-%S) && \
 	$(BIN)/python train.py experiment=demo run_dir=$$run && \
 	$(BIN)/python -m captioning.shapes draw $$run/pictures && \
@@ -57,5 +57,5 @@ lint: setup  ## style, format and types
 bench: setup  ## every benchmark small, and one table of their ratios (about nine minutes)
 	$(BIN)/python benchmarks/all.py
 
-pictures: setup  ## docs/*.png again, of RUN=a run of the demo; without RUN it is trained first (minutes)
+pictures: setup  ## docs/*.png again, of RUN=a run of the demo; without RUN it is trained first
 	$(BIN)/python docs/make_pictures.py $(RUN)

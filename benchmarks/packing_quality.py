@@ -5,8 +5,8 @@ python benchmarks/packing_quality.py [--small] [--photographs ROOT] [--seconds N
 Two runs of model=tiny through `train(cfg)`, alike but for `data.captions_per_image`: all of a picture's captions in a
 row (packed), or one. Both take as many captions a step, so the packed run's steps see a fifth of the pictures. They run
 side by side, one thread each, so that whatever else the machine does meets both. Validation is not counted. ROOT is a
-folder with Flickr8k: photographs instead of drawn shapes. Packing gains what it saves of encoding: experiment=demo,
-whose encoder is a smaller part of its work, begins 2.3 times faster and is 1.2 times sooner at the end.
+folder with Flickr8k: photographs instead of drawn shapes. Packing gains what it saves of encoding: a demo
+whose encoder is a smaller part of its work begins 2.3 times faster and is 1.2 times sooner at the end.
 """
 
 import argparse

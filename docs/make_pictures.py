@@ -1,6 +1,6 @@
 """`docs/captions.png` and `docs/curves.png`: the demo's model on drawings that it has never seen, and how it learned.
 
-    python docs/make_pictures.py [RUN_DIR]     # a run of experiment=demo; without one it is trained first (minutes)
+    python docs/make_pictures.py [RUN_DIR]     # a run of experiment=demo; without one it is trained first
 
 The drawings are chosen by their number, one each of one, two and three shapes; nothing else is.
 """
