@@ -33,6 +33,13 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compositions_are_remembered() -> None:
+    from small_runs import remember_compositions
+
+    remember_compositions()
+
+
 # A test never talks to a hub or to W&B's servers, whatever the machine's own settings are.
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", WANDB_MODE="offline")
 os.environ.pop("WANDB_API_KEY", None)

@@ -1,10 +1,15 @@
 """The small runs that tests train, and what they logged."""
 
+import copy
 import csv
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra._internal import config_loader_impl
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from captioning.cli import CONF, parsed_override, spelled_out
@@ -56,6 +61,49 @@ SMOKE = (
     "model.encoder_width=32",
     "model.decoder_width=32",
 )
+
+
+def remember_compositions() -> None:
+    """Hydra composes equal choices of groups once a process, and sets values in a copy; it parses an override once.
+
+    Composing takes it an eighth of a second, a command does so three times, and the suite starts some 150 in its own
+    processes. Files that a test may change, in other folders than `conf/`, are read anew.
+    """
+    remembered: dict[tuple, Any] = {}
+    listed, composed = config_loader_impl.create_defaults_list, ConfigLoaderImpl._compose_config_from_defaults_list
+    parsed = OverridesParser.parse_rule
+
+    def once(key: tuple, repo: Any, make: Any) -> Any:
+        paths = [source.path for source in repo.get_sources()]
+        if any(path not in (str(CONF), "hydra.conf", "") for path in paths):
+            return make()
+        if key not in remembered:
+            remembered[key] = make()
+        return copy.deepcopy(remembered[key])
+
+    def create_defaults_list(repo, config_name, overrides_list, prepend_hydra, skip_missing):
+        choices = [one for one in overrides_list if repo.group_exists(one.key_or_group)]
+        key = ("list", config_name, skip_missing, *(one.input_line for one in choices))
+        found = once(key, repo, lambda: listed(repo, config_name, choices, prepend_hydra, skip_missing))
+        found.config_overrides = [
+            one
+            for one in overrides_list
+            if not (one.is_sweep_override() or one in choices) or one in found.config_overrides
+        ]
+        return found
+
+    def compose_config(loader, defaults, repo):
+        return once(("config", repr(defaults)), repo, lambda: composed(loader, defaults, repo))
+
+    def parse_rule(parser, line, rule):
+        key = (line, rule)
+        if key not in remembered:
+            remembered[key] = parsed(parser, line, rule)
+        return copy.copy(remembered[key])
+
+    config_loader_impl.create_defaults_list = create_defaults_list
+    ConfigLoaderImpl._compose_config_from_defaults_list = compose_config
+    OverridesParser.parse_rule = parse_rule
 
 
 @cache

@@ -232,6 +232,7 @@ class Touches:
 
 
 def prediction(checkpoint: Path, pictures: Path, output: Path, *overrides: str) -> PredictConfig:
-    """The configuration of a prediction of a folder, which reads it in this process."""
+    """The configuration of a prediction of a folder, of few words, which reads it in this process."""
     given = {"checkpoint": checkpoint, "input": pictures, "output": output, "num_workers": 0}
+    given["decoding.max_new_tokens"] = 8
     return predict_config(composition("predict", *(quoted(f"{k}={v}") for k, v in given.items()), *overrides))

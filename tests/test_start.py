@@ -35,11 +35,14 @@ ANSWERS = [
 ]
 
 # Each script as a shell would run it, and then whether anything heavy came with it; all of them are forked from one
-# process that has imported what they begin with.
+# process that has imported what they begin with, and remembers what was composed.
 AS_A_SHELL_WOULD = """
 import json, os, runpy, sys
-sys.path.insert(0, os.getcwd())
-import captioning.cli, captioning.prediction.plan
+sys.path[:0] = [os.getcwd(), "tests"]
+import captioning.prediction.plan, small_runs
+small_runs.remember_compositions()
+for name in ("train", "predict", "prepare"):
+    small_runs.composition(name)
 for arguments, path in json.load(sys.stdin):
     if (child := os.fork()) == 0:
         answers = os.open(path, os.O_WRONLY | os.O_CREAT)

@@ -231,7 +231,9 @@ def _by_processes(
 ) -> Iterator[Iterator[CaptionedBatch]]:
     processes = len(devices)
     total = len(share(work.first, len(work.pictures), work.batch_size))
-    context = multiprocessing.get_context("spawn")  # no process that uses a GPU can be forked
+    # No process that uses a GPU can be forked, but one can that has imported everything and uses none: imports once.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     results: list[Any] = [context.Queue(AHEAD) for _ in range(processes)]
     threads = torch.get_num_threads()
     started = [

@@ -1,12 +1,9 @@
 """Captions to ids and back, from BOS to EOS, with a tokenizer of our own and with GPT-2's."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from support import CAPTIONS, saved_model, trained_tokenizer
@@ -143,17 +140,6 @@ def test_a_model_without_its_tokenizer_is_refused(with_own_tokens, damage, said)
         (with_own_tokens / "tokenizer_config.json").unlink()
     with pytest.raises(UserError, match=rf"^checkpoint={with_own_tokens} {said}"):
         CaptionTokenizer.of_model(str(with_own_tokens), "checkpoint", bos_token_id=300, eos_token_id=eos_token_id)
-
-
-def test_training_on_the_same_captions_gives_the_same_tokenizer_in_every_process():
-    code = (
-        "import gc, json, sys; gc.disable(); from captioning.data.tokenizer import CaptionTokenizer as T;"
-        "print(T.train(json.load(sys.stdin), vocab_size=300).to_json())"
-    )
-    process = subprocess.run(
-        [sys.executable, "-c", code], input=json.dumps(CAPTIONS), capture_output=True, text=True, cwd=ROOT
-    )
-    assert json.loads(process.stdout) == json.loads(OURS.to_json()), process.stderr
 
 
 def test_training_learns_words_and_keeps_to_the_vocabulary_asked_for():

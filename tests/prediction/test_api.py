@@ -38,7 +38,7 @@ def test_captions_are_those_of_the_command(captioner, predicted, photos, tmp_pat
     given = [f"{key}={value}" if key == "seed" else f"decoding.{key}={value}" for key, value in keys.items()]
     predicted(f"decoding={decoding}", *given)
     expected = rows(tmp_path / "out.jsonl")
-    made = captioner.caption([Path(row["path"]) for row in expected], decoding, **keys)
+    made = captioner.caption([Path(row["path"]) for row in expected], decoding, max_new_tokens=8, **keys)
     assert [record.caption for record in made] == captions(tmp_path / "out.jsonl")
     assert [record.error for record in made] == [row.get("error") for row in expected]
     assert [round(one.log_probability, 6) for one in made if one.caption] == [
@@ -121,7 +121,7 @@ def test_scores_are_log_probabilities_of_captions(captioner, photos):
 
 
 def test_a_heat_map_is_that_of_the_command(captioner, predicted, photos, tmp_path):
-    predicted("heat_maps=1")
+    predicted("heat_maps=1", "decoding.max_new_tokens=40")
     (file,) = (tmp_path / "out.heat_maps").iterdir()
     strip = captioner.heat_map(photos / "1.jpg")
     assert np.array_equal(np.asarray(strip), np.asarray(Image.open(file)))

@@ -325,20 +325,21 @@ def test_a_process_that_is_killed_ends_the_run_and_leaves_no_other(run_dir, tmp_
     while not (partial.is_file() and partial.stat().st_size):
         time.sleep(0.2)
         assert running.poll() is None
-    spawned = [
+    [server] = [
         pid
         for pid in children(running.pid)
-        if b"multiprocessing.spawn" in (Path("/proc") / pid / "cmdline").read_bytes()
+        if b"multiprocessing.forkserver" in (Path("/proc") / pid / "cmdline").read_bytes()
     ]
-    assert len(spawned) == 2
-    os.kill(int(random.Random(1).choice(spawned)) if victim == "a process" else running.pid, signal.SIGKILL)
+    forked = children(int(server))
+    assert len(forked) == 2
+    os.kill(int(random.Random(1).choice(forked)) if victim == "a process" else running.pid, signal.SIGKILL)
     _, said = running.communicate(timeout=60)
     if victim == "a process":
         assert running.returncode == 1
         assert "error: captioning process" in said and "ended by SIGKILL, most often because memory ran out" in said
         assert "Traceback" not in said
     until = time.monotonic() + 30
-    while any((Path("/proc") / pid).exists() for pid in spawned):
+    while any((Path("/proc") / pid).exists() for pid in (server, *forked)):
         assert time.monotonic() < until, "an orphan lives on"
         time.sleep(0.5)
     assert all(json.loads(line) for line in partial.read_text().splitlines())

@@ -17,6 +17,7 @@ from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 from small_runs import TINY, composed
 
 from captioning.errors import Stopped, UserError
+from captioning.model.build import load_captioner
 from captioning.training import ranks
 from captioning.training.ranks import check_strategy, one_fate
 from captioning.training.run import train
@@ -102,6 +103,11 @@ def test_losses_scores_and_weights_equal_those_of_one_process_with_the_same_glob
         # No softmax sees a bias of keys: its gradient is rounding, of which Adam makes a step.
         seen = slice(len(value) // 2, None) if name.endswith("crossattention.c_attn.bias") else slice(None)
         torch.testing.assert_close(found[name][seen], value[seen], rtol=1e-5, atol=1e-7, msg=name)
+
+
+def test_training_on_the_same_captions_gives_the_same_tokenizer_in_every_process(two, alone):
+    ours, theirs = (load_captioner(run_dir / "checkpoints" / "last.ckpt")[1] for run_dir in (two.run_dir, alone))
+    assert ours.to_json() == theirs.to_json()
 
 
 def test_only_the_first_rank_talks(two):
