@@ -107,7 +107,7 @@ def run(size: str, count: int) -> list[dict[str, float]]:
     steps.clear()
     enough = (count + WARM_UP_STEPS) * 16  # pictures
     counts = [f"data.train_pictures={enough}", "data.val_pictures=4", "data.test_pictures=4"]
-    counts += [f"+trainer.limit_train_batches={count + WARM_UP_STEPS}"]
+    counts += [f"trainer.limit_train_batches={count + WARM_UP_STEPS}"]
     with tempfile.TemporaryDirectory() as folder:
         train(configured(TrainConfig, *RUN, ALL_TRAINS, *counts, *SIZES[size], f"run_dir={folder}"))
     return steps[WARM_UP_STEPS:]

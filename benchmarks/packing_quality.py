@@ -41,7 +41,7 @@ COMMON = [
     *("model=tiny", "optimizer.betas=[0.9,0.95]"),
     *("trainer=cpu", "trainer._target_=__main__.clocked_trainer", "trainer.max_epochs=100000", "logger=csv"),
     *("sample_pictures=0", "stage.warmup_steps=50", "stage.decay=none", "trainer.num_sanity_val_steps=0"),
-    *("++trainer.limit_train_batches=20", "++trainer.limit_test_batches=1"),
+    *("trainer.limit_train_batches=20", "trainer.limit_test_batches=1"),
     "stage.learning_rates={cross_attention:1e-3,decoder:1e-3,encoder:1e-3}",
     "stage.phases=[{from_epoch:0,train:[cross_attention,decoder,encoder]}]",
 ]

@@ -25,7 +25,7 @@ RUN = (
     *("data.train_pictures=16", "data.val_pictures=4", "data.test_pictures=2", "data.batch_size=4"),
     *("model.image_size=16", "model.patch_size=8", "model.encoder_width=16", "model.encoder_layers=1"),
     *("model.encoder_heads=2", "model.decoder_width=16", "model.decoder_layers=1", "model.decoder_heads=2"),
-    *("sample_pictures=0", "scores.pictures=0", "+trainer.enable_progress_bar=false"),
+    *("sample_pictures=0", "scores.pictures=0", "trainer.enable_progress_bar=false"),
 )
 PREDICTION = ("batch_size=256", "decoding.max_new_tokens=2")
 

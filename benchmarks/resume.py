@@ -32,14 +32,14 @@ from measuring import setting, table
 ROOT = Path(__file__).resolve().parents[1]
 EPOCHS, BATCHES = 4, 30  # of each epoch; divisible by 2 and 3
 RUN = (
-    *("data=shapes", "model=tiny", "stage=full", "trainer=cpu", "logger=csv", "+trainer.deterministic=true"),
+    *("data=shapes", "model=tiny", "stage=full", "trainer=cpu", "logger=csv", "trainer.deterministic=true"),
     *(f"data.train_pictures={8 * BATCHES}", "data.val_pictures=48", "data.test_pictures=8", "data.batch_size=8"),
     "data.captions_per_image=6",  # one row for each picture
     *("model.image_size=24", "model.encoder_width=32", "model.encoder_layers=1", "model.encoder_heads=2"),
     *("model.decoder_width=32", "model.decoder_layers=1", "model.decoder_heads=2", "model.dropout=0.1"),
     *("stage.warmup_steps=10", f"trainer.max_epochs={EPOCHS}", "trainer.log_every_n_steps=3", "scores.pictures=8"),
-    *("checkpoints.every_n_steps=4", "checkpoints.every_minutes=null", "+trainer.val_check_interval=0.5"),
-    "+trainer.enable_progress_bar=false",
+    *("checkpoints.every_n_steps=4", "checkpoints.every_minutes=null", "trainer.val_check_interval=0.5"),
+    "trainer.enable_progress_bar=false",
 )
 SPEED = "captions_per_second"
 

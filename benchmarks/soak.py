@@ -28,7 +28,7 @@ RUN = (
     *("data=shapes", "model=tiny", "stage=full", "trainer=cpu", "logger=wandb", "data.num_workers=2"),
     *(f"data.train_pictures={8 * STEPS_AN_EPOCH}", "data.batch_size=8", "data.val_pictures=16", "data.test_pictures=8"),
     *("model.image_size=32", "model.encoder_layers=1", "model.decoder_layers=1", "scores.pictures=8"),
-    *("sample_pictures=4", "decoding.max_new_tokens=12", "+trainer.enable_progress_bar=false"),
+    *("sample_pictures=4", "decoding.max_new_tokens=12", "trainer.enable_progress_bar=false"),
 )
 MOST_GROWTH = 0.05  # of resident memory, over the whole run
 QUIET_SECONDS = 0.2  # between looks at whether an epoch has ended

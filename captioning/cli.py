@@ -14,6 +14,7 @@ import re
 import sys
 import traceback
 import warnings
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -36,7 +37,17 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from captioning.config import AUGMENTATION_OFF, KINDS, Kind, Section, checked, path_keys
+from captioning.config import (
+    AUGMENTATION_OFF,
+    GROUPS,
+    INSTEAD,
+    KINDS,
+    Kind,
+    Section,
+    checked,
+    fields_of,
+    path_keys,
+)
 from captioning.errors import Stopped, UserError
 from captioning.files import readable
 from captioning.runs import SWEEP, is_first_rank, is_requeued, is_run, new_folder, overrides_of_run, own
@@ -58,7 +69,7 @@ def prepared_arguments(arguments: list[str], config_name: str) -> list[str]:
         UserError: if an override names nothing that exists or has a value that cannot be meant, if `resume` names no
             run, or if `run_dir` names one that exists or cannot be written.
     """
-    arguments = list(in_hydras_words(arguments))
+    arguments = in_full(list(in_hydras_words(arguments)), config_name)
     multirun = bool({"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(arguments))
     arguments = [argument if multirun and _is_sweep(argument) else quoted(argument) for argument in arguments]
     arguments = spelled_out(arguments)
@@ -75,20 +86,86 @@ def prepared_arguments(arguments: list[str], config_name: str) -> list[str]:
 
 
 def in_hydras_words(arguments: list[str]) -> Iterator[str]:
-    """With `--seed=1`, as W&B's sweeps say it, as an override; and `--config-dir` as one, which is kept with a run.
+    """With `--seed=1` and `--seed 1` as an override; and `--config-dir` as one, which is kept with a run.
 
-    >>> list(in_hydras_words(["--seed=1", "-m", "--config-dir", "/conf", "--cfg", "job"]))
-    ['seed=1', '-m', "hydra.searchpath=['file:///conf']", '--cfg', 'job']
+    >>> list(in_hydras_words(["--seed=1", "--batch-size", "8", "-m", "--config-dir", "/conf", "--cfg", "job"]))
+    ['seed=1', 'batch_size=8', '-m', "hydra.searchpath=['file:///conf']", '--cfg', 'job']
     """
     hydras = get_args_parser()._option_string_actions  # its flags
-    given = iter(arguments)
-    for argument in given:
+    given = deque(arguments)
+    while given:
+        argument = given.popleft()
         flag, equals, value = argument.partition("=")
         if flag in ("--config-dir", "-cd"):
-            folder = Path(value if equals else next(given, "")).absolute()
+            folder = Path(value if equals else given.popleft() if given else "").absolute()
             yield f"hydra.searchpath=['file://{folder}']"
+        elif flag in hydras or not flag.startswith("--") or flag == "--":
+            yield argument
         else:
-            yield argument.removeprefix("--") if equals and flag not in hydras else argument
+            if not equals:  # its value follows, or it is a switch
+                follows = given and not given[0].startswith("-") and not OVERRIDE.match(given[0])
+                value = given.popleft() if follows else "true"
+            yield f"{flag[2:].replace('-', '_')}={value}"
+
+
+OVERRIDE = re.compile(r"[+~]*[\w./@]+=")  # how one begins
+
+MEANT = {  # names that people try, by script, where they can mean but one key
+    "train": {
+        **dict.fromkeys(("epochs", "num_epochs", "stage.epochs"), "trainer.max_epochs"),
+        **dict.fromkeys(("dataset", "data.name"), "data"),
+        **dict.fromkeys(("output", "out", "output_dir"), "run_dir"),
+        "data_dir": "data.root",
+        "workers": "data.num_workers",
+        "gpus": "trainer.devices",
+    },
+    "predict": {
+        **dict.fromkeys(("image", "images", "folder", "picture", "pictures", "photos", "path", "inputs"), "input"),
+        **dict.fromkeys(("model", "ckpt", "weights", "run", "model.init_from"), "checkpoint"),
+        **dict.fromkeys(("out", "outputs", "output_file"), "output"),
+        "dataset": "data",
+        "beams": "decoding.num_beams",
+        "workers": "num_workers",
+    },
+    "prepare": {"dataset": "data", "workers": "num_workers", "folder": "data.root"},
+}
+
+
+def in_full(arguments: list[str], config_name: str) -> list[str]:
+    """With the whole name of each key that can mean but one: `batch_size=8` as `data.batch_size=8`.
+
+    Raises:
+        UserError: if two names of one key are given, with two values.
+
+    >>> in_full(["epochs=3", "batch_size=8", "seed=1", "+trainer.max_steps=9"], "train")
+    ['trainer.max_epochs=3', 'data.batch_size=8', 'seed=1', '++trainer.max_steps=9']
+    """
+    meant, said = _short_names(config_name), dict[str, str]()
+    for place, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name.startswith("+trainer."):  # as it was written while conf/trainer listed few
+            arguments[place] = f"+{argument}"
+        if not equals or name.startswith(("-", "+", "~")):
+            continue
+        key = meant.get(name, name)
+        first, _, before = said.setdefault(key, argument).partition("=")
+        if before != value and {first, name} != {key}:
+            raise UserError(f"{said[key]} and {argument} are both {key}; leave one out")
+        arguments[place] = f"{key}={value}"
+    return arguments
+
+
+@cache
+def _short_names(config_name: str) -> dict[str, str]:
+    """What `MEANT` has, and the last part of each key's name that no other key has."""
+    names = {name for name, _ in fields_of(KINDS[config_name]) if "*" not in name}
+    ends = defaultdict(list)
+    for name in names:
+        ends[name.rpartition(".")[2]].append(name)
+    unique = {end: whole[0] for end, whole in ends.items() if len(whole) == 1}
+    taken = {path.name for path in CONF.iterdir()}  # groups
+    short = {end: name for end, name in unique.items() if end not in taken}
+    return {name: key for name, key in (short | MEANT[config_name]).items() if name not in names}
 
 
 def _with_own_folder(config: DictConfig, key: str) -> list[str]:
@@ -155,14 +232,18 @@ def _of_resumed_run(arguments: list[str], resume: str) -> list[str]:
         raise UserError(f"resume={resume} continues with its own weights; leave model.init_from out")
     own = [quoted(f"run_dir={resume}")]
     first = next(i for i, argument in enumerate(arguments) if "=" in argument and argument[0] != "-")
-    kept = [o for o in overrides_of_run(Path(resume)) if not any(f"~{a.partition('=')[0]}" == o for a in arguments)]
+    kept = [
+        o
+        for o in in_full(overrides_of_run(Path(resume)), "train")
+        if not any(f"~{a.partition('=')[0]}" == o for a in arguments)
+    ]
     return [*arguments[:first], *kept, *arguments[first:], *own]
 
 
 SPELLED_OUT = {
     "scores": ("scores.pictures=0",),
     "sample_pictures": ("sample_pictures=0",),
-    "checkpoints": ("++trainer.enable_checkpointing=false",),
+    "checkpoints": ("trainer.enable_checkpointing=false",),
     "data.augmentation": tuple(f"data.augmentation.{key}={off}" for key, off in AUGMENTATION_OFF.items()),
     **{group: (f"~{group}",) for group in ("logger.wandb", "logger", "callbacks", "experiment", "debug")},
 }
@@ -323,13 +404,16 @@ def _check_key(override: Override, before: DictConfig) -> None:
     values = _keys(before)
     known = values | {name.partition(".")[0] for name in values}  # and the groups
     if key not in known and not any(name.startswith(f"{key}.") for name in known):
-        is_trainers = key.rpartition(".")[0] == "trainer"
-        added = f"; +{key}=... passes an argument to lightning.Trainer that is not listed" if is_trainers else ""
-        if key.rpartition(".")[2] in ("lr", "learning_rate", "learning_rates"):
-            raise UserError(f"there is no key {key}; each group has its own, such as stage.learning_rates.decoder=1e-4")
+        group, _, last = key.rpartition(".")
+        if group == "trainer" and last in INSTEAD:
+            raise UserError(f"{override.input_line} is not taken: {INSTEAD[last]}")
+        if last in ("lr", "learning_rate", "learning_rates"):
+            value = str(override.input_line).partition("=")[2] if isinstance(override.value(), int | float) else "1e-4"
+            each = ", ".join(f"stage.learning_rates.{one}={value}" for one in GROUPS)
+            raise UserError(f"there is no key {key}; each group of weights has a rate of its own: {each}")
         if choices := _choices_with(key):
             raise UserError(f"there is no key {key} as things are chosen; it is of {' or '.join(choices)}")
-        raise UserError(f"there is no key {key}; conf/ lists them all{added}{_meant(key, sorted(known), cutoff=0.8)}")
+        raise UserError(f"there is no key {key}; conf/ lists them all{_meant(key, sorted(known), cutoff=0.8)}")
 
 
 def _choices_with(key: str) -> list[str]:
@@ -353,10 +437,11 @@ def _keys(config: DictConfig, prefix: str = "") -> set[str]:
 
 def _meant(name: str, names: list[str], cutoff: float) -> str:
     """Like `; did you mean data.root?`, or nothing if no name is near."""
-    near = difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
+    near = [known for known in names if name and known.startswith(name)]
+    near = near or difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
     if not near:  # the right key in the wrong group
-        near = [known for known in names if known.rpartition(".")[2] == name.rpartition(".")[2]][:1]
-    return f"; did you mean {near[0]}?" if near else ""
+        near = [known for known in names if known.rpartition(".")[2] == name.rpartition(".")[2]]
+    return f"; did you mean {' or '.join(near[:2])}?" if near else ""
 
 
 # What a script builds, and how it ends.

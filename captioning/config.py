@@ -335,7 +335,6 @@ class SelfCriticalConfig(Section):
 class StageConfig(Section):
     """What trains when, and how fast."""
 
-    epochs: Count = key("Epochs of the run.")
     phases: Annotated[list[PhaseConfig], MinLen(1)] = key(
         "From which epoch which groups train.",
         must="a list of phases, such as [{from_epoch: 0, train: [cross_attention]}]",
@@ -452,33 +451,50 @@ Precision = Annotated[
 TARGETS = "a list of mappings, each with a _target_, such as [{_target_: my_module.MyClass, size: 3}]"
 
 
-class TrainerConfig(Own):
-    """Arguments of lightning.Trainer: those that conf/ sets or that are looked at here; any other may be added."""
+Batches = Count | Part | None  # so many, or a part of an epoch's; null: all
 
+
+class TrainerConfig(Own):
+    """Arguments of lightning.Trainer, null where Lightning chooses; a user's own trainer may have others."""
+
+    max_epochs: Count = key("Epochs of the run.")
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = key("auto takes a GPU if there is one.")
     devices: Annotated[int, Ge(-1)] | str | list[Whole] = key(
         "Devices of a machine, each with a process of its own.", must="auto, a number of devices, or a list of them"
     )
-    num_nodes: Count = key("Machines.", default=1)
+    num_nodes: Count = key("Machines.")
     strategy: Text | dict[str, Any] = key("auto: one process, or DDP for several devices.")
     precision: Precision = key("auto, 32-true, 16-mixed or bf16-mixed.")
-    max_epochs: Count = key("Epochs of the run.")
     gradient_clip_val: Annotated[float, Ge(0)] | None = key("Norm at most of a step's mean gradient.")
     accumulate_grad_batches: Count = key("Batches of an optimizer step.")
     log_every_n_steps: Count = key("Optimizer steps between logged rows.")
     num_sanity_val_steps: Annotated[int, Ge(-1)] = key("Batches of a validation before the first epoch; -1: all.")
     enable_model_summary: bool = key("Whether Lightning prints a table of the model's parts.")
-    enable_checkpointing: bool = key("Whether checkpoints are written.", default=True)
-    enable_progress_bar: bool = key("Whether progress is shown.", default=True)
-    check_val_every_n_epoch: Count | None = key("Epochs between validations.", default=1)
-    limit_train_batches: Count | Part | None = key("Batches of an epoch at most, or a part of them.", default=None)
-    limit_val_batches: Limit | None = key("The same of a validation.", default=None)
-    limit_test_batches: Limit | None = key("The same of the test.", default=None)
-    profiler: Text | dict[str, Any] | None = key("Where the time goes.", default=None)
-    max_steps: Count | Literal[-1] = key("Optimizer steps of the run at most; -1: those of its epochs.", default=-1)
-    enable_autolog_hparams: bool = key("Whether loggers get the configuration.", default=True)
-    callbacks: list[Own] = key("Callbacks beside ours; or by name, in `callbacks`.", must=TARGETS, default=[])
-    plugins: list[Own] = key("Lightning's, beside the one that writes checkpoints.", must=TARGETS, default=[])
+
+    limit_train_batches: Batches = key("Batches of an epoch at most, or a part of them.")
+    limit_val_batches: Limit | None = key("The same of a validation.")
+    limit_test_batches: Limit | None = key("The same of the test.")
+    val_check_interval: Batches | Text | dict[str, Any] = key(
+        "Batches, a part of an epoch or a time between validations."
+    )
+    check_val_every_n_epoch: Count | None = key("Epochs between validations; null: batches are counted over epochs.")
+    max_steps: Count | Literal[-1] = key("Optimizer steps of the run at most; -1: those of its epochs.")
+    max_time: Text | dict[str, Any] | None = key("Time of the run at most, as DD:HH:MM:SS.")
+    min_epochs: Count | None = key("Epochs before a callback may stop the run.")
+    min_steps: Count | None = key("The same in optimizer steps.")
+    fast_dev_run: bool | Count = key("So many batches of everything, and no files.")
+    enable_checkpointing: bool | None = key("Whether checkpoints are written.")
+    enable_progress_bar: bool | None = key("Whether progress is shown.")
+    enable_autolog_hparams: bool = key("Whether loggers get the configuration.")
+    callbacks: list[Own] = key("Callbacks beside ours; or by name, in `callbacks`.", must=TARGETS)
+    plugins: list[Own] = key("Lightning's, beside the one that writes checkpoints.", must=TARGETS)
+    profiler: Text | dict[str, Any] | None = key("Where the time goes.")
+    deterministic: bool | Literal["warn"] | None = key("Whether a repetition gives the same bits, or ends.")
+    benchmark: bool | None = key("Whether cuDNN tries its kernels first.")
+    detect_anomaly: bool = key("Whether a gradient that is no number names its operation; slow.")
+    inference_mode: bool = key("Whether validation uses inference_mode, else no_grad.")
+    sync_batchnorm: bool = key("Whether batch norms see the batches of all processes.")
+    reload_dataloaders_every_n_epochs: Whole = key("Epochs between new loaders; 0: they are kept.")
 
     @model_validator(mode="after")
     def _obeyed(self) -> TrainerConfig:

@@ -17,15 +17,15 @@ from captioning.config import KINDS, Kind, TrainConfig, checked
 
 # Through all three stages, in seconds; by Muon, which is AdamW too.
 TINY = (
-    *("data=shapes", "model=tiny", "stage=full", "trainer=cpu", "logger=csv", "+trainer.deterministic=true"),
+    *("data=shapes", "model=tiny", "stage=full", "trainer=cpu", "logger=csv", "trainer.deterministic=true"),
     "optimizer=muon",
     *("data.train_pictures=28", "data.val_pictures=12", "data.test_pictures=4", "data.batch_size=4"),
     *("model.image_size=24", "model.encoder_width=32", "model.encoder_layers=1", "model.encoder_heads=2"),
     *("model.decoder_width=32", "model.decoder_layers=1", "model.decoder_heads=2", "model.dropout=0.2"),
     *("trainer.max_epochs=3", "trainer.log_every_n_steps=2", "scores.pictures=2", "decoding.max_new_tokens=4"),
-    *("checkpoints.every_n_steps=2", "trainer.accumulate_grad_batches=2", "+trainer.val_check_interval=3"),
+    *("checkpoints.every_n_steps=2", "trainer.accumulate_grad_batches=2", "trainer.val_check_interval=3"),
     "stage.warmup_steps=3",
-    "+trainer.enable_progress_bar=false",
+    "trainer.enable_progress_bar=false",
 )  # 8 batches and 4 steps an epoch, validated after the 3rd batch, in mid-step, and the 6th
 
 # The demo with every report, W&B's among them; one stage an epoch.

@@ -13,6 +13,8 @@ from captioning.cli import (
     built,
     check_overrides,
     configured,
+    in_full,
+    in_hydras_words,
     one_sentence_errors,
     prepared_arguments,
     quiet_libraries,
@@ -37,16 +39,16 @@ def check(*overrides, config="train"):
     ("override", "named"),
     [
         ("data=cocoo", "did you mean coco"),
-        ("trainer.max_epoch=3", r"; conf/ lists them all; .* not listed; did you mean trainer.max_epochs\?$"),
-        ("batch_size=3", "did you mean data.batch_size"),
+        ("trainer.max_epoch=3", r"; conf/ lists them all; did you mean trainer.max_epochs\?$"),
+        ("image_size=3", r"did you mean model.image_size\?$"),
+        ("model=vit", r"did you mean vit_gpt2\?$"),
+        ("trainer.overfit_batches=1", "trainer.overfit_batches=1 is not taken: .*; data.overfit_images=8"),
         ("trainer.max_epochs=many", "trainer.max_epochs=many must be a whole number"),
         ("data.use_restval=3", "must be true or false"),
         ("experiment=dmeo", "did you mean demo"),
         ("data._common=3", "no key data._common"),
         ("nonsense", "not an override"),
         ("data.root=[", "not an override"),
-        ("trainer.fast_dev_run=true", r"\+trainer.fast_dev_run"),
-        ("+trainer.max_epochs=3", r"\+trainer.max_epochs=3 does not compose"),
         ("~trainer.nothing", "~trainer.nothing does not compose"),
         ("hydra.nothing=3", "hydra.nothing=3 does not compose"),
     ],
@@ -55,6 +57,28 @@ def test_a_mistake_is_told_in_one_sentence(override, named):
     with pytest.raises(UserError, match=named) as raised:
         check(override)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("script", "typed", "meant"),
+    [
+        ("train", "epochs=3 batch_size=8", "trainer.max_epochs=3 data.batch_size=8"),
+        ("train", "--data flickr8k --fraction=0.5 --stage.epochs 2 -m", "data=flickr8k data.fraction=0.5 "
+         "trainer.max_epochs=2 -m"),
+        ("train", "+trainer.max_steps=3 ++trainer.fast_dev_run=1", "++trainer.max_steps=3 ++trainer.fast_dev_run=1"),
+        ("predict", "--checkpoint X --images Y --overwrite", "checkpoint=X input=Y overwrite=true"),
+        ("predict", "model=X folder=Y num_beams=3 --cfg job", "checkpoint=X input=Y decoding.num_beams=3 --cfg job"),
+        ("predict", "--gallery image=Y batch_size=3", "gallery=true input=Y batch_size=3"),
+    ],
+)  # fmt: skip
+def test_a_name_that_means_one_key_is_that_key(script, typed, meant):
+    assert in_full(list(in_hydras_words(typed.split())), script) == meant.split()
+
+
+def test_two_names_of_one_key_do_not_contradict():
+    assert in_full(["epochs=3", "trainer.max_epochs=3"], "train") == ["trainer.max_epochs=3"] * 2
+    with pytest.raises(UserError, match=r"epochs=3 and trainer.max_epochs=4 are both trainer.max_epochs"):
+        in_full(["epochs=3", "trainer.max_epochs=4"], "train")
 
 
 def test_keys_of_prediction_take_numbers_words_or_lists():
@@ -78,7 +102,7 @@ def test_keys_of_prediction_take_numbers_words_or_lists():
         "trainer.precision=16-mixed",
         "trainer.precision=32",
         "trainer.devices=auto",
-        "+trainer.limit_train_batches=0.5",
+        "trainer.limit_train_batches=0.5",
         "data.augmentation.crop_scale=null",
         "data.augmentation.crop_scale=[0.5,1]",
         "stage.learning_rates={decoder: 1e-4}",
@@ -186,8 +210,11 @@ def test_what_was_left_out_of_a_run_can_come_back_as_it_resumes(tmp_path):
             "hydra.job.chdir=true",
             r"hydra\.job\.chdir=true would let relative paths begin in the run's folder",
         ),
-        ("lr=1e-4", r"there is no key lr; each group has its own, such as stage\.learning_rates\.decoder=1e-4"),
-        ("optimizer.lr=1e-4", r"there is no key optimizer\.lr; each group has its own, such as stage\.learning_rates"),
+        (
+            "lr=1e-4",
+            "there is no key lr; each group of weights has a rate of its own: .*decoder=1e-4",
+        ),
+        ("optimizer.lr=1e-4", r"there is no key optimizer\.lr; each group of weights has a rate of its own"),
     ],
 )
 def test_what_hydra_would_end_in_a_trace_or_far_away_is_a_sentence(given, said, tmp_path, monkeypatch):

@@ -1,15 +1,17 @@
 """Every key of conf/ is known, with its type and range, and a wrong value is one clear sentence."""
 
+import inspect
 import re
 from itertools import product
 
 import pytest
 from conftest import ROOT
+from lightning import Trainer
 from omegaconf import OmegaConf
 from small_runs import composition
 
 from captioning.cli import parsed_override
-from captioning.config import KINDS, TrainerConfig, checked, fields_of
+from captioning.config import INSTEAD, KINDS, checked, fields_of
 from captioning.errors import UserError
 
 CONF = ROOT / "conf"
@@ -369,8 +371,14 @@ def test_every_choice_composes_every_key_is_known_and_every_known_key_is_in_conf
     met = {key for key in met if not key.startswith(of_others)} - {"logger.*", "callbacks.*"}
     assert met <= known.keys()
     lists = {key for key in known if re.search("(phases|callbacks|plugins)[.][*][.]", key)}
-    of_lightning = {f"trainer.{field}" for field, of in TrainerConfig.model_fields.items() if not of.is_required()}
-    assert known.keys() - met - lists <= of_lightning
+    assert known.keys() - met <= lists
+
+
+def test_every_argument_of_lightnings_trainer_is_in_conf_or_refused_by_name():
+    arguments = {name: one.default for name, one in inspect.signature(Trainer.__init__).parameters.items()}
+    listed = {key: value for key, value in composed("train").trainer.items() if key != "_target_"}
+    assert arguments.keys() - {"self"} == listed.keys() | INSTEAD.keys()
+    assert all(arguments[key] is None for key, value in listed.items() if value is None)  # as Lightning's own default
 
 
 def runs_of_words(text, length=4):

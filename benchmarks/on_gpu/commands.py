@@ -30,7 +30,7 @@ from on_gpu.work import EVERYTHING, STAGES, TOKENS, Figures, Setting, Work, figu
 
 ROOT = Path(__file__).resolve().parents[2]
 AUDITED = 20  # steps whose waits are counted
-NO_FILES = "+trainer.enable_checkpointing=false"
+NO_FILES = "trainer.enable_checkpointing=false"
 TWICE = [stage for stage in STAGES for _ in range(2)]  # what trains in the epochs of `drawn`
 
 
@@ -43,7 +43,7 @@ def loop(setting: Setting) -> Figures:
         *usual_of(setting),
         f"stage.phases=[{{from_epoch:0,train:[{','.join(STAGES[EVERYTHING])}]}}]",
     ]
-    three = [*photographs, NO_FILES, "trainer.max_epochs=3", "+trainer.limit_val_batches=1"]
+    three = [*photographs, NO_FILES, "trainer.max_epochs=3", "trainer.limit_val_batches=1"]
     for what in ("JPEGs", "packs"):
         if what == "packs":
             start = time.perf_counter()
@@ -51,7 +51,7 @@ def loop(setting: Setting) -> Figures:
             yield figure("prepare.py", time.perf_counter() - start, "s, its start included")
         yield loader_alone(setting, what, three)
         yield from trained(setting, what, three, [EVERYTHING] * 3)
-    one = ["trainer.max_epochs=1", "+trainer.limit_train_batches=5", "+trainer.limit_val_batches=1"]
+    one = ["trainer.max_epochs=1", "trainer.limit_train_batches=5", "trainer.limit_val_batches=1"]
     yield from trained(setting, "with checkpoints", [*photographs, *one], [])
 
 

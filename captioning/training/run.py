@@ -251,7 +251,7 @@ def callbacks_of(
         ResultsTable(run_dir, verdict.notes),  # its rows go into the checkpoint of the same epoch
         Curves(run_dir),  # draws the rows that MetricRows has logged
     ]
-    if config.trainer.enable_progress_bar:
+    if config.trainer.enable_progress_bar is not False:
         callbacks.append(progress_reports(20 if machine_of(config.trainer).kind == "cuda" else 1))
     if config.encoder_cache is not None:
         folder = AUTO_ENCODER_CACHE if config.encoder_cache == "auto" else config.encoder_cache
@@ -320,7 +320,7 @@ def checkpoints_of(config: TrainConfig, settings: dict[str, Any]) -> list[L.Call
     best_by, keys = config.stage.best_by, config.checkpoints
     saving, path = Saving(keys.on_error), Path(config.run_dir) / LAST
     last = LastCheckpoint(path, saving, settings, keys.every_n_steps, keys.every_minutes)
-    if not config.trainer.enable_checkpointing:
+    if config.trainer.enable_checkpointing is False:
         log.warning("no checkpoints are written: this run cannot be resumed, nor its best weights be tested")
         return []
     metric = choosable()[best_by]

@@ -14,7 +14,7 @@ from captioning.model.generation import Greedy, generate
 from captioning.training.run import train
 
 DRAWN = [f"data.{key}" for key in ("dataset", "root", "layout", "fraction", "use_restval", "on_missing", "prepared")]
-UNSAVED = "+trainer.enable_checkpointing=false"  # 120 checkpoints take longer than the 120 steps
+UNSAVED = "trainer.enable_checkpointing=false"  # 120 checkpoints take longer than the 120 steps
 
 
 class BlurredNoise(CaptionDataModule):

@@ -59,7 +59,7 @@ def test_where_the_output_is_no_terminal_a_line_an_epoch_says_how_far_it_is(comm
 
 def test_long_epochs_validations_and_tests_have_lines_between_but_no_more_than_ten(command, tmp_path, monkeypatch):
     monkeypatch.setattr(progress, "EVERY_SECONDS", 0)
-    longer = ("trainer.max_epochs=1", "data.train_pictures=60", "data.batch_size=2", "+trainer.val_check_interval=30")
+    longer = ("trainer.max_epochs=1", "data.train_pictures=60", "data.batch_size=2", "trainer.val_check_interval=30")
     given = [one for one in WITH_PROGRESS if "val_check" not in one and "max_epochs" not in one]
     status, output = command("train.py", *given, *longer, f"run_dir={tmp_path}")
     assert status == 0, output

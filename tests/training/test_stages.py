@@ -14,7 +14,7 @@ RATES = {"cross_attention": 1.0, "decoder": 0.5, "encoder": 0.1}
 
 
 def schedule(**changes):
-    keys = {"epochs": 5, "warmup_steps": 4, "decay": "none", "best_by": "val/perplexity", "self_critical": None}
+    keys = {"warmup_steps": 4, "decay": "none", "best_by": "val/perplexity", "self_critical": None}
     return StageSchedule(StageConfig(**{"phases": PHASES, "learning_rates": RATES, **keys, **changes}))
 
 

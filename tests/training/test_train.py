@@ -304,7 +304,7 @@ def test_a_mistake_ends_in_one_sentence_before_any_training(command, tmp_path, a
 def test_a_run_without_validation_ends_well(tmp_path):
     assert (
         "val/perplexity"
-        not in train(demo(tmp_path, *PLAIN, "trainer.max_epochs=1", "+trainer.limit_val_batches=0")).metrics
+        not in train(demo(tmp_path, *PLAIN, "trainer.max_epochs=1", "trainer.limit_val_batches=0")).metrics
     )
     assert (tmp_path / "checkpoints" / "last.ckpt").is_file()
 
@@ -357,7 +357,7 @@ def test_a_resumed_run_with_other_batches_trains_at_the_rates_of_its_epoch(tmp_p
 
 
 def test_an_epoch_without_validation_shows_none(tmp_path):
-    train(demo(tmp_path, *PLAIN, "trainer.max_epochs=4", "+trainer.check_val_every_n_epoch=2"))
+    train(demo(tmp_path, *PLAIN, "trainer.max_epochs=4", "trainer.check_val_every_n_epoch=2"))
     lines = [line.split("|")[1:-1] for line in table_of(tmp_path)[2:]]
     assert [cells[0].strip() for cells in lines] == ["0", "1", "2", "3"]
     assert [cells[4].strip() == "-" for cells in lines] == [True, False, True, False]
@@ -379,7 +379,7 @@ def test_rows_of_steps_that_are_taken_again_are_replaced(tmp_path, monkeypatch):
 
 
 def test_switches_of_lightnings_trainer_are_heeded(tmp_path):
-    off = ("+trainer.enable_progress_bar=false", "+trainer.enable_checkpointing=false")
+    off = ("trainer.enable_progress_bar=false", "trainer.enable_checkpointing=false")
     train(demo(tmp_path, *PLAIN, "trainer.max_epochs=1", *off))
     assert not (tmp_path / "checkpoints").exists()
 
@@ -465,13 +465,13 @@ class Counted(L.Callback):
         self.batches += 1
 
 
-SHORT = ("trainer.max_epochs=1", "+trainer.limit_train_batches=2", "scores.pictures=0", "trainer.val_check_interval=1")
+SHORT = ("trainer.max_epochs=1", "trainer.limit_train_batches=2", "scores.pictures=0", "trainer.val_check_interval=1")
 
 
 def test_a_users_callbacks_and_plugins_join_ours(tmp_path, caplog):
     given = [f"+callbacks.mine={{_target_: {__name__}.Counted, of: group}}", "callbacks=model_summary"]
-    given += [f"+trainer.callbacks=[{{_target_: {__name__}.Counted, of: list}}]"]
-    given += ["+trainer.plugins=[{_target_: lightning.pytorch.plugins.environments.LightningEnvironment}]"]
+    given += [f"trainer.callbacks=[{{_target_: {__name__}.Counted, of: list}}]"]
+    given += ["trainer.plugins=[{_target_: lightning.pytorch.plugins.environments.LightningEnvironment}]"]
     run = train(composed(tmp_path, *given, *SHORT))
     assert [(c.of, c.batches) for c in run.trainer.callbacks if isinstance(c, Counted)] == [("group", 2), ("list", 2)]
     kinds = [type(callback).__name__ for callback in run.trainer.callbacks]
@@ -483,11 +483,11 @@ def test_a_users_callbacks_and_plugins_join_ours(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ("+trainer.callbacks=[{_target_: nowhere.Nothing}]", "trainer cannot be set up so: Error loading 'nowhere.No"),
+        ("trainer.callbacks=[{_target_: nowhere.Nothing}]", "trainer cannot be set up so: Error loading 'nowhere.No"),
         ("+callbacks.mine={_target_: nowhere.Nothing}", "callbacks.mine cannot be set up so: Error loading 'nowhere"),
         ("+callbacks.mine={_target_: builtins.dict}", "callbacks.mine is a dict, and no lightning.Callback; name the"),
         ("trainer.limit_train_batches=0.1", "trainer.limit_train_batches=0.1 is less than one of the 8 batches of t"),
-        ("+trainer.limit_test_batches=0.1", "trainer.limit_test_batches=0.1 is less than one of the 1 batches of te"),
+        ("trainer.limit_test_batches=0.1", "trainer.limit_test_batches=0.1 is less than one of the 1 batches of te"),
         ("trainer.val_check_interval=5000", "trainer.val_check_interval=5000 is more than the 2 batches of an epoch"),
         ("trainer.strategy=fsdp", "trainer cannot be set up so: "),
         ("+trainer.nonsense=3", "trainer cannot be set up so: "),
@@ -513,7 +513,7 @@ def test_without_checkpoints_a_run_says_what_it_cannot(tmp_path, caplog):
 
 
 def test_a_run_that_ends_before_its_first_validation_says_so(tmp_path, caplog):
-    train(composed(tmp_path, "+trainer.max_steps=1", "scores.pictures=0"))
+    train(composed(tmp_path, "trainer.max_steps=1", "scores.pictures=0"))
     assert "max_steps=1 ends the run before its first validation, after 3 batches: it will have no best" in caplog.text
 
 
