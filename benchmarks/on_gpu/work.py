@@ -198,7 +198,6 @@ class Work:
         optimizer = adamw(captioner, weight_decay=0.01, betas=(0.9, 0.999), fused=not fp16)
         for group in optimizer.param_groups:
             group["lr"] = 1e-5
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         scaler = torch.amp.GradScaler(self.device.type, enabled=fp16)
 
         def step(batch: CaptionBatch) -> None:
@@ -208,7 +207,7 @@ class Work:
                 scaler.scale(nats / LOSS_UNIT).backward()
             if fp16:
                 scaler.unscale_(optimizer)
-            scale_and_clip(parameters, LOSS_UNIT / tokens.float(), 1.0)
+            scale_and_clip(optimizer, LOSS_UNIT / tokens.float(), 1.0)
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)

@@ -30,7 +30,7 @@ from captioning.data.batch import PictureFormat
 from captioning.errors import UserError
 from captioning.hub import out_of_reach
 from captioning.model.captioner import ImageCaptioner, cast_norms_once
-from captioning.model.cpu import use_products
+from captioning.model.cpu import use_fast_layers
 from captioning.model.encoders import ENCODERS, family_of, picture_format_of, processor_of
 from captioning.weights import HuggingFaceModel, weight_files
 
@@ -300,7 +300,7 @@ def joined(encoder: PreTrainedModel, decoder: GPT2LMHeadModel) -> VisionEncoderD
 
 
 def captioner_of(network: VisionEncoderDecoderModel, picture_format: PictureFormat) -> ImageCaptioner:
-    """The captioner of a network of transformers, whose linear layers compute from now on as in cpu.py."""
-    use_products(network)
+    """The captioner of a network of transformers, whose layers compute from now on as in cpu.py."""
+    use_fast_layers(network)
     cast_norms_once(network)
     return ImageCaptioner(network, picture_format)

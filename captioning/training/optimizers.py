@@ -122,6 +122,8 @@ class Muon(torch.optim.AdamW):
     ) -> None:
         """N matrices of one shape, all at once: a small one costs more to begin than to multiply."""
         matrix, gradient, momentum = (torch.stack(views) for views in (matrices, gradients, momenta))  # (N, R, C)
+        if (grad_scale := getattr(self, "grad_scale", None)) is not None:  # AdamW's part divides by it as it steps
+            gradient /= grad_scale
         kept, rate = group["momentum"], group["lr"]
         new_momentum = momentum.lerp(gradient, 1 - kept)
         update = orthogonalised(gradient.lerp(new_momentum, kept))  # Nesterov's

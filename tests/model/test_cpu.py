@@ -17,7 +17,7 @@ from captioning.model.cpu import (
     Int8Linear,
     PackedLinear,
     product,
-    use_products,
+    use_fast_layers,
     with_int8_weights,
     with_packed_weights,
 )
@@ -57,7 +57,7 @@ def test_a_layers_output_and_gradients_stay(every_size, counted, make, trained):
     results = []
     stock = make()
     ours = copy.deepcopy(stock)
-    use_products(nn.ModuleList([ours]))
+    use_fast_layers(nn.ModuleList([ours]))
     for layer in (stock, ours):
         x = torch.randn(3, 5, 12, generator=torch.Generator().manual_seed(0)).requires_grad_(trained[0])
         layer.requires_grad_(trained[1])
@@ -102,7 +102,7 @@ def test_small_and_half_precision_matrices_and_autocast_are_left_to_torch(every_
     monkeypatch.setattr(cpu, "LEAST_WEIGHTS", 1)
     product(torch.randn(4, 12).bfloat16(), torch.randn(7, 12).bfloat16())
     layer = nn.ModuleList([nn.Linear(12, 7)])
-    use_products(layer)
+    use_fast_layers(layer)
     with torch.autocast("cpu", torch.bfloat16):
         assert layer[0](torch.randn(4, 12)).dtype == torch.bfloat16
     assert not counted
@@ -111,9 +111,32 @@ def test_small_and_half_precision_matrices_and_autocast_are_left_to_torch(every_
 def test_a_swapped_layer_keeps_its_weights_and_names():
     layers = nn.Sequential(nn.Linear(3, 4), Conv1D(5, 4))
     before = {name: id(weight) for name, weight in layers.named_parameters()}
-    use_products(layers)
+    use_fast_layers(layers)
     assert {name: id(weight) for name, weight in layers.named_parameters()} == before
     assert isinstance(layers[0], nn.Linear) and isinstance(layers[1], Conv1D)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.75])
+def test_dropout_keeps_the_mean_and_its_gradient_falls_where_its_values_stay(p):
+    layers = nn.Sequential(nn.Dropout(p))
+    use_fast_layers(layers)
+    torch.manual_seed(0)
+    x = torch.ones(333, 1001, requires_grad=True)
+    y = layers(x)
+    y.sum().backward()
+    assert torch.equal(x.grad, y) and len(y.unique()) == 2
+    assert (y == 0).float().mean() == pytest.approx(p, abs=3 * (p * (1 - p) / x.numel()) ** 0.5)
+    assert y.max().item() == pytest.approx(1 / (1 - p), rel=1e-3)
+    torch.manual_seed(0)
+    assert torch.equal(layers(x), y), "seeded"
+    assert layers.eval()(x) is x
+
+
+@pytest.mark.parametrize("p", [0.0, 1.0])
+def test_dropout_of_nothing_or_all_is_torchs(p):
+    layers = nn.Sequential(nn.Dropout(p))
+    use_fast_layers(layers)
+    assert torch.equal(layers(torch.ones(5)), torch.full((5,), 1 - p))
 
 
 @pytest.fixture(scope="module")

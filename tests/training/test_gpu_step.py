@@ -43,7 +43,9 @@ class Audit(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.waits: list[str] = []
+        self.copied: list[tuple] = []  # to or from the GPU: shape, and types before and after
         self.casts: Counter[int] = Counter()  # to bfloat16, by the tensor that is cast
+        self.widened: list[torch.Size] = []  # shapes of what bfloat16 became float32 of
         self.kept: list[torch.Tensor] = []  # so that no id comes twice
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -53,8 +55,12 @@ class Audit(TorchDispatchMode):
         if name.startswith(("aten._to_copy", "aten.copy_")):
             target, source = (made, args[0]) if "_to_copy" in name else (args[0], args[1])
             waits = not kwargs.get("non_blocking", args[2] if len(args) > 2 else False)
+            if target.device.type != source.device.type:
+                self.copied.append((source.shape, source.dtype, target.dtype))
             if target.device.type != source.device.type and waits:
                 self.waits.append(f"{name} of {tuple(source.shape)} from {source.device} to {target.device}")
+            if target.dtype == torch.float32 and source.dtype == torch.bfloat16:
+                self.widened.append(source.shape)
             if target.dtype == torch.bfloat16 and source.dtype == torch.float32:
                 self.casts[id(source)] += 1
                 self.kept.append(source)
@@ -122,10 +128,14 @@ def stage_of(groups):
     return StageConfig(epochs=1, phases=phases, learning_rates=dict.fromkeys(GROUPS, 1e-3), **keys)
 
 
-def audited(groups, tmp_path):
-    """Two steps of a `Trainer` in bf16, of which the second counts."""
+def audited(groups, tmp_path, cached_as=None):
+    """Two steps of a `Trainer` in bf16, of which the second counts; of cached encodings if these have a type."""
     tokenizer, audit, fake = trained_tokenizer(), Audit(), FakeTensorMode(allow_non_fake_inputs=True)
-    batch, captioner = pack(encoded_rows(tokenizer, [CAPTIONS[:3], CAPTIONS[2:4]])), small_captioner(400)
+    rows, captioner = encoded_rows(tokenizer, [CAPTIONS[:3], CAPTIONS[2:4]]), small_captioner(400)
+    if cached_as is not None:
+        encoded = torch.zeros(captioner.encoder_shape(), dtype=cached_as)
+        rows = [row._replace(pixels=None, encoder_hidden_states=encoded) for row in rows]
+    batch = pack(rows)
     with fake:
         module = Module(
             on_a_gpu(captioner),
@@ -176,6 +186,14 @@ def test_in_a_bf16_step_the_host_never_waits_and_what_is_multiplied_is_cast_once
     assert not audit.waits
     assert len(audit.casts) > 20, "norms, the picture, weights"
     assert max(audit.casts.values()) == 1
+
+
+def test_cached_encodings_in_bf16_reach_a_gpus_products_as_they_are(tmp_path):
+    audit = audited(GROUPS[:1], tmp_path, cached_as=torch.bfloat16)
+    assert not audit.waits
+    cached = torch.Size([2, *small_captioner(400).encoder_shape()])
+    assert (cached, torch.bfloat16, torch.bfloat16) in audit.copied
+    assert cached not in audit.widened
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from captioning.config import GROUPS, StageConfig
 from captioning.data.batch import pack
 from captioning.model.captioner import ImageCaptioner
 from captioning.training.module import CaptioningModule, in_eval_mode, scale_and_clip
-from captioning.training.optimizers import adamw
+from captioning.training.optimizers import adamw, muon
 from captioning.training.reports import MetricRows
 from captioning.training.stages import ApplyStages, StageSchedule
 
@@ -29,9 +29,11 @@ class Recording(CaptioningModule):
         loss = super().training_step(batch, batch_index)
         return loss * float("inf") if batch_index in self.overflow else loss
 
-    def configure_gradient_clipping(self, *args, **kwargs):
-        super().configure_gradient_clipping(*args, **kwargs)
-        self.steps = [*getattr(self, "steps", []), [p.grad.clone() for p in self.parameters() if p.grad is not None]]
+    def configure_gradient_clipping(self, optimizer, *args, **kwargs):
+        super().configure_gradient_clipping(optimizer, *args, **kwargs)
+        divided_by = getattr(optimizer, "grad_scale", 1)  # as a fused optimizer steps
+        gradients = [p.grad / divided_by for p in self.parameters() if p.grad is not None]
+        self.steps = [*getattr(self, "steps", []), gradients]
 
 
 def fitted(batches, tmp_path, accumulate=1, precision="32-true", max_norm=None, rate=1e-3, overflow=(), **trainer):
@@ -202,15 +204,39 @@ def test_scaling_and_clipping_equals_torchs_own_after_division():
     for a, b in zip(ours, theirs, strict=True):
         a.grad = torch.randn_like(a) * 100
         b.grad = a.grad / 8
-    norm = scale_and_clip(ours, 1 / 8, max_norm=1.0)
+    norm = scale_and_clip(torch.optim.SGD(ours), 1 / 8, max_norm=1.0)
     expected = torch.nn.utils.clip_grad_norm_(theirs, 1.0)
     assert norm == pytest.approx(expected.item())
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a.grad, b.grad)
 
 
+@pytest.mark.parametrize("make", [adamw, partial(muon, momentum=0.9, update_rms=0.4)], ids=["adamw", "muon"])
+def test_a_fused_optimizer_that_scales_as_it_steps_changes_the_weights_as_one_of_scaled_gradients(make):
+    captioners = [small_captioner(40) for _ in range(2)]
+    for captioner, fused in zip(captioners, (True, False), strict=True):
+        optimizer = make(captioner, weight_decay=0.1, betas=(0.9, 0.99), fused=fused)
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2
+        for step in range(2):
+            torch.manual_seed(step)
+            for parameter in captioner.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            scale_and_clip(optimizer, 1 / 8, max_norm=1.0 / (1 + step))
+            optimizer.step()
+    for ours, theirs in zip(*(captioner.parameters() for captioner in captioners), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_the_norm_of_a_large_gradient_is_exact():
+    parameter = torch.nn.Parameter(torch.zeros(4096, 1024))
+    parameter.grad = torch.full_like(parameter, 0.1).uniform_(-1, 1, generator=torch.Generator().manual_seed(0))
+    norm = scale_and_clip(torch.optim.SGD([parameter]), 1.0, None)
+    assert norm == pytest.approx(parameter.grad.double().norm().item(), rel=1e-6)
+
+
 def test_short_gradients_are_scaled_but_not_clipped():
     parameter = torch.nn.Parameter(torch.zeros(2))
     parameter.grad = torch.tensor([3.0, 4.0])
-    assert scale_and_clip([parameter], 0.1, max_norm=1.0) == pytest.approx(0.5)
+    assert scale_and_clip(torch.optim.SGD([parameter]), 0.1, max_norm=1.0) == pytest.approx(0.5)
     torch.testing.assert_close(parameter.grad, torch.tensor([0.3, 0.4]))
