@@ -350,6 +350,7 @@ def test_the_commands_run_resumes_and_a_refused_resume_leaves_it_as_it_was(comma
 def test_a_resumed_run_with_other_batches_trains_at_the_rates_of_its_epoch(tmp_path):
     train(demo(tmp_path, *PLAIN, "trainer.max_epochs=1"))
     changes = ("data.batch_size=4", "trainer.log_every_n_steps=1", "stage.warmup_steps=2", "stage.decay=none")
+    changes += ("stage.learning_rates.encoder=1.5e-3",)
     train(demo(tmp_path, *PLAIN, f"resume={tmp_path}", *changes))
     rates = [float(row["lr/encoder"]) for row in rows_of(tmp_path) if row["epoch"] == "2" and row["lr/encoder"]]
     assert len(rates) == 12
