@@ -78,7 +78,8 @@ def prepared_arguments(arguments: list[str], config_name: str) -> list[str]:
             return arguments
         arguments = _of_run(arguments, multirun)
     flags = [argument for argument in arguments if argument.startswith("-")]
-    if set(flags) <= {"-m", "--multirun"}:  # the rest, such as --help, is Hydra's own business
+    _refuse_other_configurations(flags)
+    if set(flags) <= {"-m", "--multirun", "-r", "--run"}:  # the rest, such as --help, is Hydra's own business
         config = check_overrides([a for a in arguments if a not in flags], config_name, multirun)
         if config_name == "train" and is_first_rank():
             return [*arguments, *_with_own_folder(config, SWEEP if multirun else "hydra.run.dir")]
@@ -166,6 +167,19 @@ def _short_names(config_name: str) -> dict[str, str]:
     taken = {path.name for path in CONF.iterdir()}  # groups
     short = {end: name for end, name in unique.items() if end not in taken}
     return {name: key for name, key in (short | MEANT[config_name]).items() if name not in names}
+
+
+OTHER_CONFIGURATIONS = ("--config-name", "-cn", "--config-path", "-cp", "--experimental-rerun")
+
+
+def _refuse_other_configurations(flags: list[str]) -> None:
+    """Raise UserError for flags of Hydra that choose another file than the script's, which nothing here would check."""
+    for flag in flags:
+        if flag.partition("=")[0] in OTHER_CONFIGURATIONS:
+            raise UserError(
+                f"{flag} is not taken: each script has one configuration; put yours into FOLDER/experiment/MINE.yaml, "
+                "and choose it with --config-dir=FOLDER experiment=MINE"
+            )
 
 
 def _with_own_folder(config: DictConfig, key: str) -> list[str]:

@@ -210,6 +210,7 @@ def test_what_was_left_out_of_a_run_can_come_back_as_it_resumes(tmp_path):
             "hydra.job.chdir=true",
             r"hydra\.job\.chdir=true would let relative paths begin in the run's folder",
         ),
+        ("--config-name=mine", r"--config-name=mine is not taken: each script has one configuration; put yours into F"),
         (
             "lr=1e-4",
             "there is no key lr; each group of weights has a rate of its own: .*decoder=1e-4",

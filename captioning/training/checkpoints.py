@@ -30,6 +30,7 @@ from captioning.training.lightning_internals import (
     BestOnly,
     cluster_environment,
     dumped,
+    ends_here,
     gradients_wait,
     settle_loops,
     validation_is_next,
@@ -202,6 +203,9 @@ class LastCheckpoint(Checkpoint):
     It is taken between optimizer steps alone. Where a validation comes next, or goes on, it says that the validation
     is still to be made, which a resumed run then begins with; so a long one needs not be waited for.
 
+    Where a limit or a callback ends the run in the middle of an epoch, it is of that middle, so that a run with a
+    higher limit goes on there; Lightning would take the epoch for done.
+
     Args:
         path: of the file.
         saving: how.
@@ -222,7 +226,7 @@ class LastCheckpoint(Checkpoint):
         self._every_n_steps, self._every_seconds = every_n_steps, 60 * every_minutes if every_minutes else None
         self._signals = StopSignals()
         self._step, self._saved_at = 0, 0.0
-        self._validation_due = False
+        self._validation_due = self._stop_due = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._signals.listen(trainer)
@@ -231,14 +235,16 @@ class LastCheckpoint(Checkpoint):
             log.info("going on from epoch %d, behind step %d", trainer.current_epoch, self._step)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        if trainer.global_step == self._step:
-            return  # the gradients of a step are being accumulated
+        if trainer.global_step == self._step:  # the gradients of a step are being accumulated
+            self._put_off_stop(trainer)
+            return
         self._step = trainer.global_step
+        trainer.should_stop, self._stop_due = trainer.should_stop or self._stop_due, False
         validation_due = validation_is_next(trainer)
         if trainer.is_last_batch and not validation_due:
             return  # the end of the epoch comes at once
         stop = self._asked_to_stop(trainer)
-        if stop or self._is_time(trainer):
+        if stop or ends_here(trainer) or self._is_time(trainer):
             self._save(trainer, validation_due=validation_due, must=stop)
         if stop:
             self._signals.end(trainer)
@@ -251,11 +257,24 @@ class LastCheckpoint(Checkpoint):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._saving.fresh = None  # an epoch's end, which may come next, is another moment
-        if self._between_steps(trainer) and not trainer.is_last_batch and self._asked_to_stop(trainer):
-            self._save(trainer, must=True)
+        if trainer.sanity_checking or trainer.is_last_batch:
+            return
+        if not self._between_steps(trainer):
+            self._put_off_stop(trainer)
+            return
+        stop = self._asked_to_stop(trainer)
+        if stop or ends_here(trainer):
+            self._save(trainer, must=stop)
+        if stop:
             self._signals.end(trainer)
 
+    def _put_off_stop(self, trainer: L.Trainer) -> None:
+        """Let a callback that ends the run in mid-step do so behind the step."""
+        self._stop_due, trainer.should_stop = self._stop_due or trainer.should_stop, False
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.is_last_batch:
+            return  # cut short, and saved so
         stop = self._asked_to_stop(trainer)
         if self._saving.linked(trainer, self._path):  # the best one, of just now
             self._saved_at = time.monotonic()

@@ -43,6 +43,12 @@ def gradients_wait(trainer: L.Trainer) -> bool:
     return trainer.fit_loop.epoch_loop._should_accumulate()
 
 
+def ends_here(trainer: L.Trainer) -> bool:
+    """Between two steps: whether the fit ends before the next one, by `max_steps` or as a callback has asked it to."""
+    asked = trainer.should_stop and trainer.fit_loop._can_stop_early
+    return asked or 0 < trainer.max_steps <= trainer.global_step
+
+
 def settle_loops(fit_loop: dict[str, Any], validation_due: bool) -> None:
     """Let the saved progress of Lightning's loops say what it means: this batch is done, and a validation is to come.
 

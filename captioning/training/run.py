@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import Timer
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from captioning.cli import built, quiet_libraries, resumable
@@ -170,7 +171,11 @@ def _ended_by(trainer: L.Trainer, config: TrainConfig) -> tuple[str, Any] | None
         return "early_stopping_epochs", config.early_stopping_epochs
     if 0 < trainer.max_steps <= trainer.global_step:
         return "trainer.max_steps", trainer.max_steps
-    return ("trainer.max_epochs", trainer.max_epochs) if trainer.current_epoch == trainer.max_epochs else None
+    time = config.trainer.max_time
+    if time and any(isinstance(one, Timer) and (one.time_remaining() or 0) < 0 for one in trainer.callbacks):  # type: ignore[attr-defined]
+        return "trainer.max_time", time
+    has_ended = trainer.current_epoch == trainer.max_epochs and trainer.is_last_batch
+    return ("trainer.max_epochs", trainer.max_epochs) if has_ended else None
 
 
 def _best(trainer: L.Trainer) -> BestCheckpoint | None:
@@ -276,6 +281,17 @@ def caption_scores_of(config: TrainConfig, datamodule: CaptionDataModule, decodi
     )
 
 
+NOT_TAKEN = {  # callbacks of Lightning that would not do here what they do elsewhere
+    "GradientAccumulationScheduler": "learning rates and resumed runs count in steps of one size; set "
+    "trainer.accumulate_grad_batches, which a run that goes on from a whole epoch may change",
+    "StochasticWeightAveraging": "it sets learning rates of its own, where stage.learning_rates and stage.decay do",
+    "WeightAveraging": "it tests best.ckpt with other weights than it was chosen by, those before averaging",
+    "BaseFinetuning": "stage.phases says what trains when; choose stage=... or set them",
+    "LearningRateFinder": "it tries rates that stage.learning_rates overrules; sweep them with -m",
+    "BatchSizeFinder": "data.batch_size=auto chooses it",
+}
+
+
 def users_callbacks(config: TrainConfig) -> list[L.Callback]:
     """Those of the group `callbacks`, and of `trainer.callbacks`; raises UserError for what is none."""
     named = {f"callbacks.{name}": one for name, one in config.callbacks.items()}
@@ -284,6 +300,9 @@ def users_callbacks(config: TrainConfig) -> list[L.Callback]:
     for key, one in made.items():
         if not isinstance(one, L.Callback):
             raise UserError(f"{key} is a {type(one).__name__}, and no lightning.Callback; name the class of one")
+        for kind in type(one).__mro__:
+            if kind.__module__.startswith("lightning.") and kind.__name__ in NOT_TAKEN:
+                raise UserError(f"{key} is a {kind.__name__}, which is not taken: {NOT_TAKEN[kind.__name__]}")
     return list(made.values())
 
 

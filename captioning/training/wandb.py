@@ -21,6 +21,8 @@ from typing import Any, ClassVar
 
 import lightning as L
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -121,11 +123,13 @@ def wandb_logger(run_dir: str, project: str, name: str | None, **of_run: Any) ->
 def _place(folder: Path, project: str, entity: str | None) -> tuple[str, str, str]:
     """Where the run of a folder lies at W&B: its id, project and entity, as they were when it began.
 
-    A sweep's agent gives the id of a new one.
+    A sweep's agent gives the id of a new one; behind it, each job of a multirun has its number.
     """
     file = folder / ID_FILE
     if not file.is_file():
-        run_id = os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8]
+        given, hydra = os.environ.get("WANDB_RUN_ID"), HydraConfig.get() if HydraConfig.initialized() else None
+        job = f"-{hydra.job.num}" if hydra is not None and hydra.mode == RunMode.MULTIRUN else ""
+        run_id = f"{given}{job}" if given else uuid.uuid4().hex[:8]
         write_atomically(file, f"{run_id}\n{project}\n{entity or ''}\n")
     run_id, began_in, of_whom = [*file.read_text(encoding="utf-8").splitlines(), project, entity or ""][:3]
     if began_in != project:

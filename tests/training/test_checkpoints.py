@@ -88,7 +88,8 @@ def test_a_checkpoint_is_taken_when_its_time_has_come(tmp_path, monkeypatch):
     loop = SimpleNamespace(_should_check_val_fx=lambda fetcher: False)
     fit = SimpleNamespace(epoch_loop=loop, _data_fetcher=object())
     for step in range(1, 9):
-        trainer = SimpleNamespace(global_step=step, is_last_batch=False, fit_loop=fit, world_size=1)
+        at = {"global_step": step, "max_steps": -1, "should_stop": False, "is_last_batch": False}
+        trainer = SimpleNamespace(**at, fit_loop=fit, world_size=1)
         last.on_train_batch_end(trainer, None)
     assert saved == [4, 7], "each step takes 40 seconds, and so does a save"
 

@@ -44,6 +44,21 @@ def test_it_is_known_whether_a_validation_or_more_batches_of_a_step_come_next(tm
     assert sees.order == [0, 1, "validation", 2, 3, "validation", 4, 5, "validation"]
 
 
+def test_it_is_known_behind_which_batch_a_fit_ends(tmp_path):
+    sees = Sees(internals.ends_here)
+    trainer_of(tmp_path, sees, max_steps=2).fit(BoringModel())
+    assert sees.seen == [False, True]
+
+    def asked_to_stop(trainer):
+        trainer.should_stop = trainer.global_step > 1
+        return internals.ends_here(trainer)
+
+    for least, seen in ((None, [False, True]), (1, [False] * 6)):
+        sees = Sees(asked_to_stop)
+        trainer_of(tmp_path, sees, min_epochs=least).fit(BoringModel())
+        assert sees.seen == seen
+
+
 @pytest.mark.parametrize("due", [True, False])
 def test_a_dumped_checkpoint_is_whole_and_its_settled_loops_resume_where_they_say(tmp_path, due):
     def dump(trainer):

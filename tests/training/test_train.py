@@ -20,9 +20,10 @@ from captioning.cli import one_sentence_errors
 from captioning.config import TrainConfig
 from captioning.errors import UserError
 from captioning.model.build import load_captioner
-from captioning.training.lightning_internals import cluster_environment
+from captioning.runs import LAST, read_checkpoint
+from captioning.training.lightning_internals import cluster_environment, unfinished_epoch
 from captioning.training.reports import ResultsTable
-from captioning.training.run import train
+from captioning.training.run import train, users_callbacks
 
 PLAIN = ("logger=csv", "sample_pictures=0", "scores.pictures=0")
 
@@ -513,9 +514,44 @@ def test_without_checkpoints_a_run_says_what_it_cannot(tmp_path, caplog):
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_a_run_that_ends_before_its_first_validation_says_so(tmp_path, caplog):
-    train(composed(tmp_path, "trainer.max_steps=1", "scores.pictures=0"))
-    assert "max_steps=1 ends the run before its first validation, after 3 batches: it will have no best" in caplog.text
+class Stops(L.Callback):
+    """Ends the run in the middle of its first step of two batches."""
+
+    def on_train_batch_end(self, trainer, *_):
+        trainer.should_stop = True
+
+
+@pytest.mark.parametrize("limit", ["trainer.max_steps=1", f"+callbacks.stops={{_target_: {__name__}.Stops}}"])
+def test_a_run_that_ends_in_mid_epoch_goes_on_there(tmp_path, caplog, limit):
+    """How such a checkpoint resumes is tested above."""
+    train(composed(tmp_path, limit, "scores.pictures=0"))
+    last = read_checkpoint(tmp_path / LAST)
+    assert last["global_step"] == 1 and unfinished_epoch(last) == 2, "batches, the whole step"
+    said = "max_steps=1 ends the run before its first validation, after 3 batches: it will have no best"
+    assert (said in caplog.text) == ("max_steps" in limit)
+
+
+@pytest.mark.parametrize(
+    ("callback", "said"),
+    [
+        (
+            "GradientAccumulationScheduler, scheduling: {0: 2}",
+            "callbacks.mine is a GradientAccumulationScheduler, which",
+        ),
+        (
+            "EMAWeightAveraging",
+            "callbacks.mine is a WeightAveraging, which is not taken: it tests best.ckpt with other",
+        ),
+        (
+            "StochasticWeightAveraging, swa_lrs: 0.1",
+            "callbacks.mine is a StochasticWeightAveraging, which is not taken",
+        ),
+    ],
+)
+def test_callbacks_that_would_change_what_a_step_or_a_weight_is_are_refused_by_name(tmp_path, callback, said):
+    config = composed(tmp_path, f"+callbacks.mine={{_target_: lightning.pytorch.callbacks.{callback}}}")
+    with pytest.raises(UserError, match=said):
+        users_callbacks(config)
 
 
 def test_a_finished_run_says_so_and_a_resumed_one_from_where_and_what_changes(command, commanded):

@@ -5,8 +5,10 @@ import socket
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
+from hydra.types import RunMode
 from lightning.pytorch.loggers.logger import DummyLogger
 from PIL import Image
 from small_runs import composed
@@ -99,6 +101,14 @@ def test_a_run_under_a_sweeps_agent_is_resumed_by_the_agents_id(tmp_path, settin
     settings(WANDB_RUN_ID="others", WANDB_ENTITY=None)
     resumed = given(wandb_logger(str(tmp_path), "default", None))
     assert (resumed["id"], resumed["project"], resumed["entity"]) == ("agents", "my project", "us")
+
+
+def test_each_job_of_a_multirun_has_its_own_id(tmp_path, settings, monkeypatch):
+    settings(WANDB_RUN_ID="mine")
+    for number in (0, 1):
+        job = SimpleNamespace(mode=RunMode.MULTIRUN, job=SimpleNamespace(num=number))
+        monkeypatch.setattr(ours, "HydraConfig", SimpleNamespace(initialized=lambda: True, get=lambda job=job: job))
+        assert given(wandb_logger(str(tmp_path / str(number)), "captions", None))["id"] == f"mine-{number}"
 
 
 def test_wandbs_own_names_are_taken(tmp_path, monkeypatch, settings):
