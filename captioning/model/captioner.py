@@ -12,7 +12,6 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import VisionEncoderDecoderModel
 from transformers.pytorch_utils import Conv1D
@@ -97,22 +96,12 @@ class ImageCaptioner(nn.Module):
         gpt2: Any = self.network.decoder.transformer
         with self._compiled_for("decoder", len(batch)):
             return gpt2(
-                inputs_embeds=self._embedded(batch.input_ids),
+                input_ids=batch.input_ids,
                 position_ids=batch.position_ids,
                 attention_mask=same_caption_causal_mask(batch.caption_index),
                 encoder_hidden_states=attended,
                 use_cache=False,
             ).last_hidden_state
-
-    def _embedded(self, input_ids: Tensor) -> Tensor:
-        """Tokens (B, S) to (B, S, D).
-
-        On a CPU the gradient for a matrix (V, D) that the projection to the vocabulary shares is one of its few rows,
-        which autograd adds to the projection's in place; as a matrix of its own it costs 1% of a full-size step.
-        """
-        matrix = self.network.decoder.transformer.wte.weight
-        shared = matrix is self.network.decoder.lm_head.weight
-        return F.embedding(input_ids, matrix, sparse=shared and matrix.device.type == "cpu")
 
     def loss(self, batch: CaptionBatch) -> LossSum:
         """Cross-entropy summed over the labelled positions; padding never reaches the vocabulary projection."""

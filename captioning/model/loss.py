@@ -104,8 +104,6 @@ class _SummedCrossEntropy(torch.autograd.Function):
                     inputs = (inputs * weights).to(dtype)
                 of_weight = add_product(of_weight, of_logits.T, inputs.T)
             del logits, of_logits  # before the next chunk's are made
-        if wants_weight and of_weight is None:  # without a label
-            of_weight = torch.zeros_like(weight, dtype=torch.float32)
         if of_weight is not None and len(of_weight) > len(weight):
             of_weight = of_weight[: len(weight)]  # not where it is whole: into a view autograd adds nothing in place
         ctx.gradients = of_hidden, of_weight, weight.dtype

@@ -125,7 +125,7 @@ def on_a_gpu(captioner):
 def stage_of(groups):
     keys = {"warmup_steps": 0, "decay": "none", "best_by": "val/perplexity", "self_critical": None}
     phases = [{"from_epoch": 0, "train": list(groups)}]
-    return StageConfig(epochs=1, phases=phases, learning_rates=dict.fromkeys(GROUPS, 1e-3), **keys)
+    return StageConfig(phases=phases, learning_rates=dict.fromkeys(GROUPS, 1e-3), **keys)
 
 
 def audited(groups, tmp_path, cached_as=None):

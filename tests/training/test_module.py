@@ -46,7 +46,6 @@ def fitted(batches, tmp_path, accumulate=1, precision="32-true", max_norm=None, 
     )
     module.overflow = tuple(overflow)
     stage = StageConfig(
-        epochs=1,
         phases=[{"from_epoch": 0, "train": list(GROUPS)}],
         learning_rates=dict.fromkeys(GROUPS, rate),
         warmup_steps=0,
