@@ -89,8 +89,8 @@ def prepared_arguments(arguments: list[str], config_name: str) -> list[str]:
 def in_hydras_words(arguments: list[str]) -> Iterator[str]:
     """With `--seed=1` and `--seed 1` as an override; and `--config-dir` as one, which is kept with a run.
 
-    >>> list(in_hydras_words(["--seed=1", "--batch-size", "8", "-m", "--config-dir", "/conf", "--cfg", "job"]))
-    ['seed=1', 'batch_size=8', '-m', "hydra.searchpath=['file:///conf']", '--cfg', 'job']
+    >>> list(in_hydras_words(["--seed=1", "--batch-size", "8", "-m", "--config-dir", "/usr", "--cfg", "job"]))
+    ['seed=1', 'batch_size=8', '-m', "hydra.searchpath=['file:///usr']", '--cfg', 'job']
     """
     hydras = get_args_parser()._option_string_actions  # its flags
     given = deque(arguments)
@@ -99,6 +99,8 @@ def in_hydras_words(arguments: list[str]) -> Iterator[str]:
         flag, equals, value = argument.partition("=")
         if flag in ("--config-dir", "-cd"):
             folder = Path(value if equals else given.popleft() if given else "").absolute()
+            if not folder.is_dir():
+                raise UserError(f"--config-dir={folder} is no folder; name the one that holds experiment/ or the like")
             yield f"hydra.searchpath=['file://{folder}']"
         elif flag in hydras or not flag.startswith("--") or flag == "--":
             yield argument
@@ -394,7 +396,9 @@ def _is_group(override: Override) -> bool:
 def _first_of_sweep(override: Override) -> str:
     if not override.is_sweep_override():
         return override.input_line or ""
-    first = next(iter(override.sweep_string_iterator()))
+    first = next(iter(override.sweep_string_iterator()), None)
+    if first is None:
+        raise UserError(f"{override.input_line} fits none of the choices; write another pattern")
     return f"{override.input_line.split('=')[0]}={first}" if override.input_line else ""
 
 

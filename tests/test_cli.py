@@ -210,6 +210,7 @@ def test_what_was_left_out_of_a_run_can_come_back_as_it_resumes(tmp_path):
             "hydra.job.chdir=true",
             r"hydra\.job\.chdir=true would let relative paths begin in the run's folder",
         ),
+        ("--config-dir=nowhere", r"--config-dir=/.*nowhere is no folder; name the one that holds experiment/"),
         ("--config-name=mine", r"--config-name=mine is not taken: each script has one configuration; put yours into F"),
         (
             "lr=1e-4",
@@ -438,3 +439,5 @@ def test_a_sweep_may_name_its_choices_by_a_pattern(tmp_path):
     assert prepared_arguments(given, "train") == given
     with pytest.raises(UserError, match=r"add -m to run them all"):
         prepared_arguments(given[1:], "train")
+    with pytest.raises(UserError, match=r"experiment=glob\(nothing\*\) fits none of the choices; write another"):
+        prepared_arguments(["-m", "experiment=glob(nothing*)"], "train")

@@ -106,7 +106,8 @@ def load_weights(
             f"{'; '.join(wrong[:3])}); name an undamaged checkpoint in {source.key}"
         )
     log.info("%s: loaded %s", source.key, source.name)
-    if unused := sorted(info["unexpected_keys"]):
+    # Early GPT-2s were saved with the number that a mask is made of.
+    if unused := sorted(name for name in info["unexpected_keys"] if not name.endswith(".masked_bias")):
         log.info("%s: not used from %s: %s", source.key, source.name, ", ".join(unused))
     return model
 

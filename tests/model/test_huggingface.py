@@ -436,7 +436,7 @@ def test_some_captions_end_at_the_models_own_end(models, pictures):
     assert min(lengths) < LENGTH
 
 
-def test_a_model_of_the_hub_before_generation_settings_existed_is_understood(models, pictures, whole):
+def test_a_model_of_the_hub_before_generation_settings_existed_is_understood(models, pictures, whole, caplog):
     expected = transformers_captions(whole, pictures, max_new_tokens=LENGTH, do_sample=False)
     (whole / "generation_config.json").unlink()
     config = json.loads((whole / "config.json").read_text())
@@ -453,9 +453,12 @@ def test_a_model_of_the_hub_before_generation_settings_existed_is_understood(mod
     masks = {
         f"decoder.transformer.h.{n}.{part}.bias": mask.clone() for n in (0, 1) for part in ("attn", "crossattention")
     }
+    masks |= {name.replace(".bias", ".masked_bias"): torch.tensor(-1e4) for name in masks}
     head = {"decoder.lm_head.weight": weights["decoder.transformer.wte.weight"].clone()}
     save_file(weights | masks | head, whole / "model.safetensors", {"format": "pt"})
+    caplog.set_level(logging.INFO, "captioning")
     assert our_captions(whole, pictures, Greedy(LENGTH)) == expected
+    assert "not used" not in caplog.text, "which nobody can heed"
 
 
 def test_its_other_generation_settings_are_named_and_not_used(whole, pictures, caplog):
