@@ -395,3 +395,24 @@ def test_a_comment_of_conf_says_no_sentence_of_config_again():
         for name, comment in re.findall(r"^ *(\w+):.*? # (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE):
             twice += [f"{file.name}: {name}: {comment}"] if runs_of_words(comment) & said.get(name, set()) else []
     assert not twice
+
+
+def test_a_model_from_scratch_brings_what_it_needs_and_what_a_user_says_wins():
+    every, high = ["cross_attention", "decoder", "encoder"], {"cross_attention": 2e-3, "decoder": 2e-3, "encoder": 2e-3}
+    tiny = composed("train", "data=flickr8k", "model=tiny", "stage=full")
+    assert tiny.stage.phases == [{"from_epoch": 0, "train": every}] and tiny.stage.learning_rates == high
+    assert composed("train", "model=tiny", "stage=decoder").stage.phases == [{"from_epoch": 0, "train": every[:2]}]
+    assert tiny.data.tokenizer is None and tiny.data.batch_size == 4
+
+    said = composed(
+        *("train", "model=tiny", "stage.learning_rates.decoder=1e-4", f"stage.phases={PHASES}]"),
+        *("data.tokenizer=gpt2", "data.batch_size=16"),
+    )
+    assert said.stage.learning_rates == high | {"decoder": 1e-4}
+    assert len(said.stage.phases) == 1 and said.stage.phases[0].train == every[:1]
+    assert (said.data.tokenizer, said.data.batch_size) == ("gpt2", 16)
+
+    trained = composed("train", "model=tiny", "stage=scst", "model.init_from=runs/mine")
+    assert trained.stage == composed("train", "stage=scst", "model.init_from=runs/mine").stage
+    assert composed("train", "experiment=demo").stage.learning_rates.encoder == 2.5e-3
+    assert len(composed("train", "stage=full").stage.phases) == 3

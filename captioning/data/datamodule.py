@@ -54,7 +54,7 @@ class CaptionDataModule(L.LightningDataModule):
         seed: of the order, the augmentation and the choice of captions.
     """
 
-    TRAINED_VOCAB_SIZE = 512
+    TRAINED_VOCAB_SIZE = 4096  # at most: drawn shapes have 371, 753 photographs' captions as many as there may be
 
     tokenizer: CaptionTokenizer  # the model's, once there is a connection
     picture_format: PictureFormat  # how its encoder wants pictures

@@ -1,6 +1,7 @@
 """A training run from its configuration: `train(config)` puts the parts together, fits, tests the best weights."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -51,7 +52,7 @@ from captioning.training.resume import (
     settings_of,
 )
 from captioning.training.scst import CiderReward, SelfCriticalModule
-from captioning.training.stages import ApplyStages, StageSchedule
+from captioning.training.stages import FEW_STEPS, ApplyStages, StageSchedule
 from captioning.training.verdict import Guessing, Verdict
 from captioning.training.wandb import SampleTable, wandb_runs
 from captioning.weights import HuggingFaceModel, find_weights
@@ -117,7 +118,7 @@ def _train(config: TrainConfig, run_dir: Path, last: Path | None, keep_compositi
         default_root_dir=str(run_dir),
         use_distributed_sampler=False,  # EpochBatches deals the rows out to the ranks
     )
-    check_limits(trainer, datamodule)
+    steps_per_epoch = check_limits(trainer, datamodule)
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
     if last:
@@ -129,6 +130,7 @@ def _train(config: TrainConfig, run_dir: Path, last: Path | None, keep_compositi
     if config.resume:  # now it is known that it can go on with these overrides
         keep_composition()
     log.info("run folder: %s", readable(run_dir))
+    say_what_does_not_fit(config, schedule, steps_per_epoch)
 
     with wandb_runs(loggers, run_dir), resumable(run_dir), one_fate(trainer, run_dir), logging_redirect_tqdm():
         if config.trainer.enable_autolog_hparams:
@@ -306,8 +308,12 @@ def users_callbacks(config: TrainConfig) -> list[L.Callback]:
     return list(made.values())
 
 
-def check_limits(trainer: L.Trainer, datamodule: CaptionDataModule) -> None:
-    """Raise UserError for limits that Lightning would object to, at a test's after the whole training."""
+def check_limits(trainer: L.Trainer, datamodule: CaptionDataModule) -> int:
+    """The optimizer steps of an epoch.
+
+    Raises:
+        UserError: for limits that Lightning would object to, at a test's after the whole training.
+    """
     datamodule.trainer = trainer  # batches are those of its rank; Lightning says so too, later
     loaders = {"train": datamodule.train_dataloader, "val": datamodule.val_dataloader}
     if "test" in datamodule.splits:
@@ -319,10 +325,10 @@ def check_limits(trainer: L.Trainer, datamodule: CaptionDataModule) -> None:
                 f"trainer.limit_{split}_batches={limit} is less than one of the {len(loader())} batches of {split}; "
                 f"give a larger part, or a number of batches: trainer.limit_{split}_batches=1"
             )
+    limit, batches = trainer.limit_train_batches, len(loaders["train"]())
+    batches = min(limit, batches) if isinstance(limit, int) else int(limit * batches)
     every, epochs = trainer.val_check_interval, trainer.check_val_every_n_epoch or 1
     if trainer.limit_val_batches and (isinstance(every, int) or trainer.max_steps > 0):
-        limit, batches = trainer.limit_train_batches, len(datamodule.train_dataloader())
-        batches = min(limit, batches) if isinstance(limit, int) else int(limit * batches)
         if isinstance(every, int) and every > batches and trainer.check_val_every_n_epoch is not None:
             raise UserError(
                 f"trainer.val_check_interval={every} is more than the {batches} batches of an epoch; lower it, or "
@@ -332,6 +338,26 @@ def check_limits(trainer: L.Trainer, datamodule: CaptionDataModule) -> None:
         if 0 < trainer.max_steps * trainer.accumulate_grad_batches < first:
             words = "trainer.max_steps=%d ends the run before its first validation, after %d batches: it will have %s"
             log.warning(words, trainer.max_steps, first, "no best.ckpt and no test")
+    return max(1, math.ceil(batches / trainer.accumulate_grad_batches))
+
+
+def say_what_does_not_fit(config: TrainConfig, schedule: StageSchedule, steps_per_epoch: int) -> None:
+    """Before a run begins: a warm-up that is cut, a phase that comes too late, and too few steps to learn in."""
+    trainer, epochs = config.trainer, config.trainer.max_epochs
+    steps = epochs * steps_per_epoch
+    total = min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
+    said, wrong = schedule.remarks(steps_per_epoch, total)
+    for remark in said:
+        log.info("%s", remark)
+    for remark in wrong:
+        log.warning("%s", remark)
+    cut = trainer.limit_train_batches, trainer.fast_dev_run, config.data.overfit_images
+    if steps < FEW_STEPS and not any(cut):  # else it is so on purpose
+        log.warning(
+            "this run has %d optimizer steps, %d in each of %d epochs: a model needs some hundred at least. More come "
+            "of a larger trainer.max_epochs, a smaller data.batch_size (%s) or a larger data.fraction",
+            *(steps, steps_per_epoch, epochs, config.data.batch_size),
+        )
 
 
 def checkpoints_of(config: TrainConfig, settings: dict[str, Any]) -> list[L.Callback]:

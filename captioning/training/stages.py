@@ -18,6 +18,10 @@ from captioning.training.module import CaptioningModule
 
 log = logging.getLogger(__name__)
 
+WARMUP_PART = 10  # a warm-up is a tenth of a run at most
+LEAST_PEAK = 0.3  # of a group's rate, below which its share of a run is not what its stage means
+FEW_STEPS = 300
+
 
 @dataclass(frozen=True)
 class Position:
@@ -51,8 +55,39 @@ class StageSchedule:
         if group not in self.phase(epoch).train:
             return 0.0
         steps_trained = position.step - self._start_epoch(group, epoch) * position.steps_per_epoch
-        warmup = min(1.0, (steps_trained + 1) / (self.warmup_steps + 1))
+        warmup = min(1.0, (steps_trained + 1) / (self.warmup(position.total_steps) + 1))
         return self.learning_rates[group] * warmup * self._decayed(position.step / max(1, position.total_steps))
+
+    def warmup(self, total_steps: int) -> int:
+        """Steps of a group's warm-up in a run of so many: a tenth of them at most."""
+        return min(self.warmup_steps, total_steps // WARMUP_PART)
+
+    def remarks(self, steps_per_epoch: int, total_steps: int) -> tuple[list[str], list[str]]:
+        """What a run of so many optimizer steps does otherwise than its stage says, and what of it does not fit."""
+        said, wrong = [], []
+        if (warmup := self.warmup(total_steps)) < self.warmup_steps:
+            said.append(
+                f"stage.warmup_steps={self.warmup_steps} is {warmup} in this run: a tenth of its {total_steps} steps"
+            )
+        epochs = max(1, math.ceil(total_steps / steps_per_epoch))
+        for group in GROUPS:
+            start = next((phase.from_epoch for phase in self.phases if group in phase.train), None)
+            if start is None:
+                continue
+            if start >= epochs:
+                wrong.append(f"{group} would train from epoch {start}, counted from 0: the run ends before")
+                continue
+            steps = range(start * steps_per_epoch, total_steps)
+            seen = steps[:: max(1, len(steps) // 100)]
+            highest = max(self.learning_rate(group, Position(step, steps_per_epoch, total_steps)) for step in seen)
+            if highest < LEAST_PEAK * (peak := self.learning_rates[group]):
+                wrong.append(
+                    f"{group} trains from epoch {start} of {epochs}, where warm-up and decay leave it {highest:.1e} of "
+                    f"stage.learning_rates.{group}={peak:.1e} at most"
+                )
+        if wrong:
+            wrong[-1] += "; give the run more epochs (trainer.max_epochs), or take stage=together"
+        return said, wrong
 
     def _start_epoch(self, group: str, epoch: int) -> int:
         """The epoch in which `group`, training in `epoch`, was last switched on."""

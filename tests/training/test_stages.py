@@ -62,3 +62,19 @@ def test_rates_decay_over_the_whole_run(decay, halfway):
     assert stages.learning_rate("cross_attention", at(0)) == 1.0
     assert stages.learning_rate("cross_attention", at(25)) == pytest.approx(halfway)
     assert stages.learning_rate("cross_attention", at(50)) == pytest.approx(1.0 if decay == "none" else 0.0)
+
+
+def test_a_warm_up_is_a_tenth_of_the_run_at_most():
+    stages = schedule(warmup_steps=500)
+    assert stages.learning_rate("cross_attention", at(4, total_steps=50)) == pytest.approx(5 / 6)
+    assert stages.learning_rate("cross_attention", at(5, total_steps=50)) == 1.0
+    assert stages.remarks(10, 50)[0] == ["stage.warmup_steps=500 is 5 in this run: a tenth of its 50 steps"]
+    assert schedule(warmup_steps=5).remarks(10, 50) == ([], [])
+
+
+def test_a_phase_that_comes_too_late_is_named():
+    late = "encoder would train from epoch 2, counted from 0: the run ends before"
+    assert schedule().remarks(10, 20)[1][0].startswith(late)
+    _, (said,) = schedule(decay="cosine").remarks(10, 25)
+    assert said.startswith("encoder trains from epoch 2 of 3, where warm-up and decay leave it 4.1e-03 of")
+    assert "of stage.learning_rates.encoder=1.0e-01 at most; give the run more epochs" in said
