@@ -35,6 +35,7 @@ def main(cfg: DictConfig) -> float:
             log.info("%s", words)
             return math.nan
         check_paths(config)
+        log.info("loading PyTorch and Lightning")
         with heavy_imports():  # takes seconds: help, a typo or a wrong path is answered before
             from captioning.training.run import train
 

@@ -232,6 +232,9 @@ DATA: dict[str, type[Built]] = {
 Data = Annotated[PhotographsConfig | ShapesConfig | OwnDataConfig, by_target(DATA, OwnDataConfig)]
 
 
+DRAWN = "shapes"  # the data set that is drawn
+
+
 def data_set_of(data: Mapping) -> str:
     """A data set's name, by its section of a configuration, or that of the package which makes it: `shapes`."""
     return data.get("dataset") or str(data["_target_"]).removeprefix("captioning.").split(".")[0]

@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from captioning.cli import one_sentence_errors, quiet_libraries
-from captioning.config import data_set_of
+from captioning.config import DRAWN, data_set_of
 from captioning.errors import UserError, writing
 from captioning.files import atomic_folder, readable, write_atomically
 from captioning.hub import pushed, require_push
@@ -251,6 +251,8 @@ def model_card(record: RunRecord, name: str, parameters: int, encoder: str, deco
         f"# {name}\n\nCaptions photographs: a {ENCODERS[encoder].name} encodes the picture and GPT-2 writes the "
         f"caption, with {parameters / 1e6:.1f} million parameters.\n",
     ]
+    if data_set == DRAWN:
+        parts.append("It was trained on drawn shapes alone: of photographs it knows nothing.\n")
     if recipe := record.recipe():
         parts.append("## Data and recipe\n\n| what | how |\n|---|---|\n" + _rows(recipe))
     if scores:

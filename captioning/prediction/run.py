@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from captioning.cli import built, quiet_libraries
-from captioning.config import PredictConfig, WandbConfig
+from captioning.config import DRAWN, Data, PredictConfig, WandbConfig, data_set_of
 from captioning.data.datamodule import PhotographFiles
 from captioning.data.tokenizer import CaptionTokenizer
 from captioning.machine import data_for_one_process, for_prediction
@@ -30,9 +30,10 @@ from captioning.prediction.outputs.scores import SCORES, TABLE, SplitScores
 from captioning.prediction.plan import Plan, Prediction, Sinks, planned, settings_of
 from captioning.prediction.strips import checked_layers
 from captioning.progress import progress
-from captioning.runs import is_run, seed_of_run
+from captioning.runs import is_run, read_checkpoint, seed_of_run
 from captioning.training.loggers import log_split
 from captioning.training.wandb import ID_FILE, wandb_runs
+from captioning.weights import HuggingFaceModel
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,8 @@ def predict(config: PredictConfig, plan: Plan | None = None) -> Prediction:
     autocast(devices[0], config.precision)  # refuses what this device can't compute in
     captioner, tokenizer = load_captioner(plan.weights)
     require_room(captioner, decoding)
+    if words := knows_no_photographs(plan.weights, config.data):
+        log.info("%s", words)
     layers = checked_layers(config.heat_maps_layers, captioner)
     pictures = plan.pictures or _split_of(config, captioner, tokenizer)
     settings = plan.settings or settings_of(config, plan.weights, pictures.paths)
@@ -82,6 +85,18 @@ def predict(config: PredictConfig, plan: Plan | None = None) -> Prediction:
         put_in_place(journal)
     _report(config, journal, sinks)
     return Prediction(journal.captioned, journal.failed, output, sinks.split.scores.corpus if sinks.split else {})
+
+
+def knows_no_photographs(weights: Path | HuggingFaceModel, data: Data | None) -> str:
+    """Words where a checkpoint was trained on drawn shapes and photographs are asked of it; else empty."""
+    trained_on = read_checkpoint(weights)["captioner"].get("data") if isinstance(weights, Path) else None
+    asked = data_set_of(data.plain()) if data else None
+    if trained_on != DRAWN or asked == DRAWN:
+        return ""
+    return (
+        "this model was trained on data=shapes: it knows drawn shapes alone, and sees shapes in any photograph; for "
+        "photographs take checkpoint=nlpconnect/vit-gpt2-image-captioning, or train on data=flickr8k or coco"
+    )
 
 
 def _write(batches: Iterable[CaptionedBatch], work: Work, journal: Journal, sinks: Sinks) -> None:

@@ -29,6 +29,7 @@ from captioning.training.module import CaptioningModule, TokenAverage
 log = logging.getLogger(__name__)
 
 SAVED_AS = "metric_rows"  # in a checkpoint
+STEPS_TIMED = 20
 
 
 class MetricRows(L.Callback):
@@ -208,6 +209,72 @@ class ResultsTable(L.Callback):
         before = state_dict.get("columns", now)
         rows = {epoch: dict(zip(before, row, strict=False)) for epoch, row in state_dict["rows"].items()}
         self._rows = {epoch: [row.get(name, math.nan) for name in now] for epoch, row in rows.items()}
+
+
+class Forecast(L.Callback):
+    """Says after `STEPS_TIMED` steps how long the run will take, and once more when a validation has been timed.
+
+    Until then a validation is taken for a third of as many training batches: it has no backward pass.
+
+    Args:
+        clock: seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._clock = clock
+        self._batches, self._began = 0, 0.0  # timed, the first one aside, which warms up
+        self._each, self._validation = 0.0, 0.0  # seconds of a batch, and of a validation
+        self._measured = False
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: CaptionBatch, batch_idx: int
+    ) -> None:
+        if self._batches == 0:
+            self._began = self._clock()
+        self._batches += 1
+        if self._each or self._batches <= STEPS_TIMED * trainer.accumulate_grad_batches:
+            return
+        self._each = (self._clock() - self._began) / (self._batches - 1)
+        if not self._measured:
+            self._validation = self._each / 3 * sum(trainer.num_val_batches)
+        if trainer.is_global_zero and self._left(trainer) > 0:
+            words = "an epoch will take about %s, a validation %s without its captions, all that is left of the run %s"
+            log.info(
+                words, *map(lasts, (self._each * trainer.num_training_batches, self._validation, self._left(trainer)))
+            )
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._validated_from = self._clock()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        took = self._clock() - self._validated_from
+        if not self._each:
+            self._began += took  # no part of a step
+        first, self._measured, self._validation = not self._measured, True, took
+        if first and self._each and trainer.is_global_zero and (left := self._left(trainer)) > 0:
+            log.info("the validation took %s with its captions; about %s are left of the run", lasts(took), lasts(left))
+
+    def _left(self, trainer: L.Trainer) -> float:
+        """Seconds of the run that are left."""
+        steps = trainer.estimated_stepping_batches - trainer.global_step
+        batches = steps * trainer.accumulate_grad_batches
+        if not math.isfinite(batches) or not trainer.num_training_batches:
+            return 0.0
+        validations = batches / trainer.num_training_batches / (trainer.check_val_every_n_epoch or 1)
+        return batches * self._each + int(validations + 0.5) * self._validation
+
+
+def lasts(seconds: float) -> str:
+    """A time in few digits.
+
+    >>> lasts(7.1), lasts(400), lasts(9000)
+    ('7 s', '7 min', '2.5 h')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def progress_reports(every_n_batches: int = 1) -> L.Callback:

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Timer
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from captioning.cli import built, quiet_libraries, resumable
-from captioning.config import TrainConfig, require_loggers
+from captioning.config import TrainConfig, data_set_of, require_loggers
 from captioning.data.datamodule import CaptionDataModule
 from captioning.data.datasets import SOURCES
 from captioning.errors import UserError
@@ -43,7 +43,7 @@ from captioning.training.curves import Curves
 from captioning.training.loggers import log_config, run_loggers
 from captioning.training.module import CaptioningModule
 from captioning.training.ranks import check_strategy, one_fate, require_accelerator
-from captioning.training.reports import MetricRows, ResultsTable, progress_reports
+from captioning.training.reports import Forecast, MetricRows, ResultsTable, progress_reports
 from captioning.training.resume import (
     changes_of,
     refuse_fewer_epochs,
@@ -123,7 +123,7 @@ def _train(config: TrainConfig, run_dir: Path, last: Path | None, keep_compositi
         keep_freed_memory()
     if last:
         refuse_other_settings(last, settings | {"processes": trainer.world_size})
-        refuse_other_architecture(last, **module.checkpoint_extras)
+        refuse_other_architecture(last, captioner.description(), datamodule.tokenizer.to_json())
         refuse_fewer_epochs(last, config.trainer.max_epochs)
     if trainer.is_global_zero:
         tidy(run_dir)
@@ -215,6 +215,7 @@ def model_and_data(
         captioner = fine_tuned(trained, config.model)
     else:
         tokenizer = datamodule.new_tokenizer()
+        log.info("making the model")
         captioner = new_captioner(config.model, Vocabulary.of(tokenizer))
     of_model = tokenizer, captioner.picture_format, captioner.max_positions
     datamodule.connect(*of_model, packed_multiple=packed_multiple(config))
@@ -224,7 +225,11 @@ def model_and_data(
 def module_of(config: TrainConfig, captioner: ImageCaptioner, datamodule: CaptionDataModule) -> CaptioningModule:
     """What one step is: cross-entropy, or with `stage=scst` the reward of the model's own captions."""
     tokenizer = datamodule.tokenizer
-    extras = {"description": captioner.description(), "tokenizer": tokenizer.to_json()}
+    extras = {
+        "description": captioner.description(),
+        "tokenizer": tokenizer.to_json(),
+        "data": data_set_of(config.data.plain()),
+    }
     common = {"optimizer": built(config.optimizer, "optimizer", _partial_=True), "checkpoint_extras": extras}
     if config.stage.self_critical is None:
         return CaptioningModule(captioner, **common)
@@ -259,6 +264,7 @@ def callbacks_of(
         Curves(run_dir),  # draws the rows that MetricRows has logged
     ]
     if config.trainer.enable_progress_bar is not False:
+        callbacks.append(Forecast())
         callbacks.append(progress_reports(20 if machine_of(config.trainer).kind == "cuda" else 1))
     if config.encoder_cache is not None:
         folder = AUTO_ENCODER_CACHE if config.encoder_cache == "auto" else config.encoder_cache

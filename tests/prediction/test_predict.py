@@ -14,6 +14,8 @@ from PIL import Image
 from small_runs import SMOKE, composed
 from support import prediction
 
+from captioning.cli import configured
+from captioning.config import PredictConfig
 from captioning.data.readers.coco import read_results
 from captioning.prediction import caption, run
 from captioning.training.run import train
@@ -373,3 +375,9 @@ def test_coco_results_are_what_the_evaluation_reads(predicted, photos, tmp_path)
     assert status == 2, output
     assert list(read_results(tmp_path / "out.json")) == ["2", "10", 139, "1"]
     assert "1 of 5 pictures could not be read; the results leave them out" in output
+
+
+def test_a_model_of_drawn_shapes_says_that_it_knows_no_photographs(run_dir):
+    checkpoint = run_dir / "checkpoints" / "best.ckpt"
+    assert "it knows drawn shapes alone" in run.knows_no_photographs(checkpoint, None)
+    assert run.knows_no_photographs(checkpoint, configured(PredictConfig, "checkpoint=-", "data=shapes").data) == ""

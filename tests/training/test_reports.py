@@ -1,5 +1,6 @@
 """What a run reports: the table of results, and how far it is, on a terminal and in a file."""
 
+import logging
 import math
 import re
 import sys
@@ -9,7 +10,7 @@ import pytest
 from small_runs import TINY
 
 from captioning import progress
-from captioning.training.reports import ProgressLog, ResultsTable, TerminalBar, progress_reports
+from captioning.training.reports import Forecast, ProgressLog, ResultsTable, TerminalBar, progress_reports
 
 
 def table_of(tmp_path, epochs: list[dict], saved: dict | None = None) -> list[list[str]]:
@@ -81,3 +82,31 @@ def test_a_terminal_has_a_bar_with_the_same_numbers(command, tmp_path, monkeypat
 def test_which_it_is_depends_on_stdout(stdout, monkeypatch):
     monkeypatch.setattr(sys, "stdout", SimpleNamespace(isatty=lambda: stdout == "a terminal"))
     assert isinstance(progress_reports(), TerminalBar if stdout == "a terminal" else ProgressLog)
+
+
+def test_after_twenty_steps_a_run_says_how_long_it_will_take(caplog):
+    now = [0.0]
+    forecast = Forecast(lambda: now[0])
+    trainer = SimpleNamespace(
+        accumulate_grad_batches=1,
+        num_training_batches=100,
+        num_val_batches=[30],
+        global_step=0,
+        estimated_stepping_batches=300,
+        check_val_every_n_epoch=1,
+        is_global_zero=True,
+        sanity_checking=False,
+    )
+    with caplog.at_level(logging.INFO):
+        now[0] = 60.0  # of the first step, which is no measure
+        for _ in range(100):
+            trainer.global_step += 1
+            forecast.on_train_batch_end(trainer, None, None, None, 0)
+            now[0] += 2.0
+        forecast.on_validation_start(trainer, None)
+        now[0] += 45.0
+        forecast.on_validation_end(trainer, None)
+    assert caplog.messages == [
+        "an epoch will take about 3 min, a validation 20 s without its captions, all that is left of the run 10 min",
+        "the validation took 45 s with its captions; about 8 min are left of the run",
+    ]
