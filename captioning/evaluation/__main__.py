@@ -7,9 +7,9 @@ import argparse
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 from captioning.data.readers.coco import read_references
-from captioning.data.records import ImageId
 from captioning.errors import UserError, writing
 from captioning.evaluation.scoring import Scores, check_pictures, score, scores_json
 from captioning.files import readable, write_atomically
@@ -33,7 +33,7 @@ def evaluate(
         raise UserError(f"--output {output} is a folder; name a file, for example {output / 'scores.json'}")
     if any(output.exists() and output.samefile(given) for given in (results, annotations) if given.exists()):
         raise UserError(f"--output {output} is one of the files to be scored; name another file")
-    references = read_references(annotations)
+    references = cast(dict[Key, list[str]], read_references(annotations))
     candidates = of_pictures(read_candidates(results), references, annotations)
     if only_captioned:
         references = {picture: captions for picture, captions in references.items() if picture in candidates}
@@ -47,7 +47,7 @@ def evaluate(
 
 
 def _check(
-    candidates: Mapping[Key, str], references: Mapping[ImageId, list[str]], results: Path, annotations: Path
+    candidates: Mapping[Key, str], references: Mapping[Key, list[str]], results: Path, annotations: Path
 ) -> None:
     try:
         check_pictures(candidates, references)

@@ -89,6 +89,7 @@ def require_identical_weights(run_dir):
 
 def test_after_every_stage_switch_all_ranks_hold_identical_weights(two):
     require_identical_weights(two.run_dir)
+    assert [phase.from_epoch for phase in composed(two.run_dir).stage.phases] == [0, 1, 2]
     shapes = [[shape for one in told_by(two.run_dir, rank) for shape in one["batches"]] for rank in (0, 1)]
     assert shapes[0] != shapes[1], "their captions are of different lengths"
     assert {len(shapes) for shapes in zip(*shapes, strict=True)} == {2} and {2, 1} <= {rows for rows, _ in shapes[1]}

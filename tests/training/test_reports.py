@@ -53,7 +53,7 @@ def test_where_the_output_is_no_terminal_a_line_an_epoch_says_how_far_it_is(comm
     for epoch, line in enumerate(lines):
         assert re.fullmatch(rf"epoch {epoch}: 8 of 8 batches, [\d,.]+ batches/s, {NUMBERS}", line)
     assert lines == [line for line in (tmp_path / "train.log").read_text().splitlines() if "batches" in line]
-    last_words = r"best val/perplexity \d+\.\d+, val/perplexity_floor 1\.\d+, test/perplexity \d+\.\d+$"
+    last_words = r"best val/perplexity [\d.]+, val/perplexity_floor 1\.\d+, test/perplexity [\d.]+$"
     assert re.search(last_words, output, re.MULTILINE)
     assert "`Trainer.fit` stopped" not in output
 

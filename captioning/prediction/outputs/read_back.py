@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from io import StringIO
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, cast
 
 from captioning.data.readers.annotations import read_lines, read_text
 from captioning.data.readers.coco import read_file_names, read_results
@@ -28,7 +28,7 @@ def read_candidates(path: Path) -> dict[Key, str]:
     """
     rows = {".jsonl": _objects, "": _objects, ".csv": _cells}.get(path.suffix.lower())
     if rows is None:
-        return dict(read_results(path))
+        return cast(dict[Key, str], read_results(path))
     candidates: dict[Key, str] = {}
     for place, row in rows(path):
         image_id, name, caption = row.get("image_id"), row.get("path"), row.get("caption")
@@ -67,7 +67,7 @@ def _cells(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
         raise UserError(f"{path}:{table.reader.line_num}: this is not CSV ({error})") from error
 
 
-def of_pictures(candidates: Mapping[Key, str], references: Mapping[ImageId, Any], annotations: Path) -> dict[Key, str]:
+def of_pictures(candidates: Mapping[Key, str], references: Mapping[Key, Any], annotations: Path) -> dict[Key, str]:
     """The candidates by the image ids of the annotation file; what belongs to none of its pictures stays as it is.
 
     "7" and 7 are one image id. Else a picture is known by its file's name, with its suffix or without, and by its
@@ -78,11 +78,11 @@ def of_pictures(candidates: Mapping[Key, str], references: Mapping[ImageId, Any]
     """
     if all(key in references for key in candidates):
         return dict(candidates)
-    by_text: dict[str, set[ImageId]] = defaultdict(set)
+    by_text: dict[str, set[Key]] = defaultdict(set)
     for image_id in references:
         by_text[str(image_id)].add(image_id)
-    files = read_file_names(annotations)
-    by_name: dict[str, set[ImageId]] = defaultdict(set)
+    files: Mapping[Any, str] = read_file_names(annotations)
+    by_name: dict[str, set[Key]] = defaultdict(set)
     for image_id, name in files.items():
         for known in {PurePosixPath(name).name, PurePosixPath(name).stem}:
             by_name[known] |= {image_id} & references.keys()
