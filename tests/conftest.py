@@ -27,6 +27,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 gc.disable()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What trains comes first: short tests are left to share out at the end, and nobody waits for another's run."""
+    items.sort(key=lambda item: item.path.parent.name != "training")
+
+
 def pytest_collection_finish() -> None:
     gc.freeze()
     atexit.register(gc.unfreeze)
