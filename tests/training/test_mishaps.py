@@ -1,6 +1,7 @@
 """What goes wrong in a long run: named, bounded, and nothing lost."""
 
 import errno
+import gc
 import shutil
 import subprocess
 import sys
@@ -29,6 +30,8 @@ from captioning.training.wandb import WandbLogger, WandbRows
 def test_a_loader_worker_that_is_killed_ends_the_run_with_the_reason_and_the_run_goes_on_exactly(
     whole, tmp_path, monkeypatch
 ):
+    # torch waits so long for the worker that is no more, when its loader is collected: in whichever test comes next.
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
     with monkeypatch.context() as patch, pytest.raises(UserError) as ended:
         at_call(11, kill_a_worker, CaptioningModule, "training_step", patch.setattr)
         train(composed(tmp_path, "data.num_workers=1"))
@@ -37,6 +40,8 @@ def test_a_loader_worker_that_is_killed_ends_the_run_with_the_reason_and_the_run
     assert "memory ran out" in words and words.endswith(f"; then continue with python train.py resume={tmp_path}")
     train(composed(tmp_path, f"resume={tmp_path}"))
     assert differences(tmp_path, whole) == []
+    del ended
+    gc.collect()
 
 
 class Losses:
