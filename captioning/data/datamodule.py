@@ -1,7 +1,8 @@
 """Data sets as LightningDataModules: splits of captioned pictures in, packed batches out.
 
 `CaptionDataModule` is what all have in common. A data set says in `read` which pictures and captions there are, and one
-call of `connect` fits them to a model; `PhotographDataModule` is `data=coco|flickr30k|flickr8k`: photographs in files.
+call of `connect` fits them to a model; `StoredDataModule` is for pictures that are stored, wherever that is, and
+`PhotographDataModule` of these is `data=coco|flickr30k|flickr8k`: photographs in files.
 """
 
 import logging
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -27,11 +27,12 @@ from torch.utils.data import DataLoader
 from captioning.data.batch import PictureFormat
 from captioning.data.datasets import annotation_files, find_photographs
 from captioning.data.encoder_cache import EncodedPictures, FrozenEncoder, encode_once
-from captioning.data.images import UnreadablePicture, read_picture
+from captioning.data.images import UnreadablePicture, decode_picture
 from captioning.data.pixel_cache import Outcome, Places, find_prepared, packs_in, prepare_pictures
 from captioning.data.records import DamagedPicture, Photograph, Pictures, Split
 from captioning.data.rows import CaptionRows, EpochBatches, TokenArrays, row_loader, spread
 from captioning.data.splits import refuse_empty, split_photographs, without_unreadable
+from captioning.data.stored import PictureFiles, StoredPictures
 from captioning.data.tokenizer import CaptionTokenizer
 from captioning.data.transforms import EvaluationTransform, TrainingTransform
 from captioning.errors import UserError
@@ -226,102 +227,85 @@ class CaptionDataModule(L.LightningDataModule):
         return self.trainer.world_size if self.trainer else 1
 
 
-class PhotographFiles:
-    """Paths as one array of bytes, which loader workers share; called with i reads photograph i.
+class Photographs:
+    """Stored pictures, decoded: called with i gives photograph i.
 
-    Set-up has looked at both ends of each file; what is found only now raises DamagedPicture.
+    Set-up has looked at them, though not at every byte; what is found only now raises DamagedPicture.
 
     Attributes:
-        prepared: where they lie stored small; those that do not are read from their own files.
+        prepared: where they lie stored small; those that do not are read from where they are stored.
     """
 
     prepared: Places | None = None
 
-    def __init__(self, paths: Sequence[Path], on_missing: str):
-        self._paths = np.array([str(path) for path in paths])
+    def __init__(self, stored: StoredPictures, on_missing: str):
+        self.stored = stored
         self._on_missing = on_missing
 
     def __call__(self, i: int) -> Image.Image:
         if self.prepared is not None and self.prepared.pack_of[i] >= 0:
             return self.prepared.load(i)
         try:
-            return read_picture(str(self._paths[i]))
+            return decode_picture(self.stored.read(i))
         except UnreadablePicture as error:
             without = "delete it" if self._on_missing == "skip" else "go on without it by data.on_missing=skip"
-            raise DamagedPicture(f"{self._paths[i]} cannot be read: {error}; replace it, or {without}") from error
+            raise DamagedPicture(f"{self.stored.name(i)} cannot be read: {error}; replace it, or {without}") from error
 
     def identity(self, i: int) -> str:
-        """The file's path, size in bytes and time of change."""
-        path = os.path.abspath(self._paths[i])  # noqa: PTH100  # Path.resolve asks the disk about every folder
-        status = os.stat(path)  # noqa: PTH116
-        return f"{path} {status.st_size} {status.st_mtime_ns}"
-
-    @property
-    def paths(self) -> list[Path]:
-        """Of all photographs."""
-        return list(map(Path, self._paths.tolist()))
+        """Its name and stamp: of a file the whole path, size in bytes and time of change."""
+        name = self.stored.name(i)
+        path = name if "://" in name else os.path.abspath(name)  # noqa: PTH100  # Path.resolve asks the disk
+        return f"{path} {' '.join(map(str, self.stored.stamp(i) or ()))}"
 
 
-class PhotographDataModule(CaptionDataModule):
-    """Photographs under `root` with the captions of the annotation files there; see `datasets.py` and `splits.py`.
+class StoredDataModule(CaptionDataModule):
+    """Photographs that are stored somewhere; a subclass says in `read` which there are, as `Photographs`.
 
     Args:
+        root: the folder that names of prepared pictures are relative to.
+        on_missing: `error`, or `skip` to leave out what is missing or cannot be read.
         prepared: the folder of prepared pictures, which augmentation reads where they are there, current and large
-            enough; `auto` is `prepared` under root, if it is there; None reads the files themselves. What is not
+            enough; `auto` is `prepared` under root, if it is there; None reads the pictures themselves. What is not
             augmented (validation, test, overfitting) always is: it must equal the encoder's processor to the bit.
     """
 
-    def __init__(
-        self,
-        *,
-        dataset: str,
-        root: str,
-        layout: str,
-        fraction: float,
-        use_restval: bool,
-        on_missing: str,
-        prepared: str | None,
-        **common: Any,
-    ):
+    def __init__(self, *, root: Path, on_missing: str, prepared: str | None, **common: Any):
         super().__init__(**common)
-        self._dataset, self._root, self._layout = dataset, Path(root).expanduser(), layout
-        self._fraction, self._use_restval, self._on_missing = fraction, use_restval, on_missing
-        self._prepared = prepared
-        self.prepared_folder = self._root / "prepared" if prepared in ("auto", None) else Path(prepared)
+        self._root, self._on_missing, self._prepared = root, on_missing, prepared
+        self.prepared_folder = root / "prepared" if prepared in ("auto", None) else Path(prepared)
 
-    def read(self) -> dict[str, Split]:
-        """Read the annotation files and divide the photographs; a folder of prepared pictures must hold some."""
+    @cached_property
+    def splits(self) -> dict[str, Split]:
+        """As `CaptionDataModule.splits`; a folder of prepared pictures that is named must hold some."""
         if self._prepared not in ("auto", None) and not packs_in(self.prepared_folder):
             raise UserError(
                 f"data.prepared={self._prepared} holds no prepared pictures; make them with python prepare.py and the "
                 "same data=... data.root=... data.prepared=..., or leave data.prepared out"
             )
-        divided = self._divided().items()
-        return {name: _split(photographs, self._on_missing) for name, photographs in divided if photographs}
+        return super().splits
 
     def prepare(self, size: int, num_workers: int) -> Outcome:
         """Store the training photographs with `size` pixels on the shorter side, where they are not so stored."""
         if self._prepared is None:
             raise UserError("data.prepared=null names no folder; leave it out, or set data.prepared=PATH")
-        paths = [photograph.path for photograph in self._divided()["train"]]
-        return prepare_pictures(self.prepared_folder, self._root, paths, size, num_workers)
+        return prepare_pictures(self.prepared_folder, self._root, stored_of(self.read()["train"]), size, num_workers)
 
     def fit_pictures(self, splits: Sequence[str]) -> None:
         """Where training reads its photographs: prepared, if that is wanted and they are large enough."""
         if len(splits) < len(self.splits):
             return  # one alone is not trained on
         files, wanted = copy(self.splits["train"].load), self._prepared is not None and self._overfit_images is None
-        assert isinstance(files, PhotographFiles)
+        assert isinstance(files, Photographs)
         pixels = self.picture_format.resize_shortest or max(self.picture_format.size)
-        files.prepared = self._large_enough(files.paths, pixels) if wanted else None
+        files.prepared = self._large_enough(files.stored, pixels) if wanted else None
         self.training_pictures = None if files.prepared is None else files
         if files.prepared is None:
             log.info("training pictures: read from their own files")
 
-    def _large_enough(self, paths: list[Path], pixels: int) -> Places | None:
+    def _large_enough(self, stored: StoredPictures, pixels: int) -> Places | None:
         """The prepared pictures, if there are any, of at least so many pixels on the shorter side."""
         folder = readable(self.prepared_folder)
-        places = find_prepared(self.prepared_folder, self._root, paths)
+        places = find_prepared(self.prepared_folder, self._root, stored)
         if places.size is None:
             if packs_in(self.prepared_folder):
                 log.warning("of the pictures in %s none is current; python prepare.py makes them anew", folder)
@@ -336,11 +320,27 @@ class PhotographDataModule(CaptionDataModule):
             log.warning("%s", problem)
             return None
         log.info("training pictures: %d prepared ones of %d pixels in %s", len(places), places.size, folder)
-        if others := len(paths) - len(places):
+        if others := len(stored) - len(places):
             log.warning("%d others are new or have changed since: their own files are read; run prepare.py", others)
         return places
 
-    def _divided(self) -> dict[str, list[Photograph]]:
+
+def stored_of(split: Split) -> StoredPictures:
+    """Where the pictures of a split of photographs lie."""
+    assert isinstance(split.load, Photographs)
+    return split.load.stored
+
+
+class PhotographDataModule(StoredDataModule):
+    """Photographs under `root` with the captions of the annotation files there; see `datasets.py` and `splits.py`."""
+
+    def __init__(self, *, dataset: str, root: str, layout: str, fraction: float, use_restval: bool, **common: Any):
+        super().__init__(root=Path(root).expanduser(), **common)
+        self._dataset, self._layout = dataset, layout
+        self._fraction, self._use_restval = fraction, use_restval
+
+    def read(self) -> dict[str, Split]:
+        """Read the annotation files, divide the photographs, look at their files."""
         divided = split_photographs(
             find_photographs(self._dataset, self._root, self._layout),
             seed=self.seed,
@@ -351,10 +351,11 @@ class PhotographDataModule(CaptionDataModule):
         )
         divided = without_unreadable(divided, self._on_missing)
         refuse_empty(divided)
-        return divided
+        return {name: split_of(photographs, self._on_missing) for name, photographs in divided.items() if photographs}
 
 
-def _split(photographs: list[Photograph], on_missing: str) -> Split:
-    files = PhotographFiles([photograph.path for photograph in photographs], on_missing)
+def split_of(photographs: Sequence[Photograph], on_missing: str) -> Split:
+    """Photographs in files, as a split."""
+    load = Photographs(PictureFiles([photograph.path for photograph in photographs]), on_missing)
     captions = [photograph.captions for photograph in photographs]
-    return Split([p.image_id for p in photographs], captions, files, skips_damaged=on_missing == "skip")
+    return Split([p.image_id for p in photographs], captions, load, skips_damaged=on_missing == "skip")

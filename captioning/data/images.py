@@ -91,7 +91,7 @@ def read_picture(path: str | PathLike[str], max_pixels: int = MAX_PIXELS) -> Ima
     The number of pixels is read from the header and checked before anything is decoded. Raises UnreadablePicture for
     everything else that a path can lead to: nothing, a folder, a pipe, a text, a truncated or broken picture.
     """
-    return decode_picture(_read_bytes(Path(path)), max_pixels)
+    return decode_picture(read_file(Path(path)), max_pixels)
 
 
 def decode_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -132,7 +132,8 @@ def picture_in_memory(picture: Image.Image | np.ndarray) -> Image.Image:
             raise UnreadablePicture(f"broken picture: {error}") from error
 
 
-def _read_bytes(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """A file's bytes, few enough to be a picture's; raises UnreadablePicture."""
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):

@@ -6,8 +6,8 @@ files its pictures were made, then their pixels end to end, three bytes each: ab
 of quality 90 would take 4 GB, but decoding them would again be most of the work, and cost detail.
 
 A pack is written whole or not at all, so there is no other manifest to fall out of step. A picture in it counts only
-while its source has the size and time of modification that the pack names, and while the pack was made as this version
-makes packs.
+while its source has the stamp (of a file: size and time of modification) that the pack names, and while the pack was
+made as this version makes packs.
 """
 
 import hashlib
@@ -16,8 +16,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -27,7 +26,8 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from captioning.data.images import UnreadablePicture, read_picture
+from captioning.data.images import UnreadablePicture, decode_picture
+from captioning.data.stored import Stamp, StoredPictures, stamps_of
 from captioning.errors import UserError, writing
 from captioning.files import atomic_file, readable
 from captioning.progress import progress
@@ -42,8 +42,6 @@ RECIPE = {
 SUFFIX = ".pictures"
 PORTION = 128  # pictures in a pack, of about 36 MB: what a kill costs, and few files for a network drive
 
-Stamp = tuple[int, int]  # bytes and time of modification in nanoseconds
-
 
 @dataclass(frozen=True)
 class Pack:
@@ -51,7 +49,7 @@ class Pack:
 
     path: Path
     size: int  # pixels of the shorter side
-    names: list[str]  # of the sources, relative to data.root
+    names: list[str]  # of the sources, relative to data.root where they are files
     stamps: list[Stamp]  # of the sources
     places: np.ndarray  # (N, 3) each picture's first byte in the pack, its width and its height
 
@@ -116,12 +114,12 @@ def read_pack(path: Path) -> Pack | None:
     return Pack(path, size, names, list(zip(sizes, times, strict=True)), places)
 
 
-def find_prepared(folder: Path, root: Path, paths: Sequence[Path]) -> Places:
+def find_prepared(folder: Path, root: Path, stored: StoredPictures) -> Places:
     """Where these photographs lie prepared, as far as they have not changed since."""
-    names = names_under(root, paths)
-    wanted = {(name, stamp): i for i, (name, stamp) in enumerate(zip(names, stamps_of(paths), strict=True)) if stamp}
+    names = names_under(root, stored)
+    wanted = {(name, stamp): i for i, (name, stamp) in enumerate(zip(names, stamps_of(stored), strict=True)) if stamp}
     packs = [pack for path in packs_in(folder) if (pack := read_pack(path))]
-    pack_of, place_of, sizes = np.full(len(paths), -1, np.int32), np.zeros((len(paths), 3), np.int64), []
+    pack_of, place_of, sizes = np.full(len(stored), -1, np.int32), np.zeros((len(stored), 3), np.int64), []
     for number, pack in enumerate(packs):
         rows = [wanted.get(source, -1) for source in zip(pack.names, pack.stamps, strict=True)]
         current = np.array(rows) >= 0
@@ -131,30 +129,16 @@ def find_prepared(folder: Path, root: Path, paths: Sequence[Path]) -> Places:
     return Places(np.array([str(pack.path) for pack in packs]), pack_of, place_of, min(sizes, default=None))
 
 
-def names_under(root: Path, paths: Sequence[Path]) -> list[str]:
-    """The paths relative to root, with slashes, so that a data set may be moved with what was made of it."""
-    return [Path(os.path.relpath(path, root)).as_posix() for path in paths]
+def names_under(root: Path, stored: StoredPictures) -> list[str]:
+    """Paths are relative to root, with slashes, so that a data set may be moved with what was made of it."""
+    names = (stored.name(i) for i in range(len(stored)))
+    return [name if "://" in name else Path(os.path.relpath(name, root)).as_posix() for name in names]
 
 
-def stamps_of(paths: Sequence[Path]) -> list[Stamp | None]:
-    """What tells that a file has changed; None for one that isn't there. 16 threads wait at once for slow drives."""
-    with ThreadPoolExecutor(16) as threads:
-        return list(chain.from_iterable(threads.map(lambda some: list(map(stamp_of, some)), portions(paths))))
-
-
-def stamp_of(path: Path) -> Stamp | None:
-    """The same of one file."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns
-
-
-def portions(paths: Sequence[Path]) -> Iterator[Sequence[Path]]:
+def portions(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
     """The photographs of one pack after the other."""
-    for start in range(0, len(paths), PORTION):
-        yield paths[start : start + PORTION]
+    for start in range(0, len(numbers), PORTION):
+        yield numbers[start : start + PORTION]
 
 
 ASPECT = 4 / 3  # of the usual photograph
@@ -166,15 +150,15 @@ class Outcome:
     """What became of some photographs: how many are stored, and why others are not."""
 
     stored: int = 0
-    unreadable: dict[Path, str] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)  # by name
 
 
 class Packs(Dataset[Outcome]):
     """Item i makes pack i; a DataLoader's workers end with the process that started them, even if it is killed."""
 
-    def __init__(self, folder: Path, root: Path, paths: Sequence[Path], size: int):
+    def __init__(self, folder: Path, root: Path, stored: StoredPictures, size: int):
         self._folder, self._root, self._size = folder, root, size
-        self._portions = list(portions(paths))
+        self._portions = [stored.part(numbers) for numbers in portions(range(len(stored)))]
 
     def __len__(self) -> int:
         return len(self._portions)
@@ -183,46 +167,46 @@ class Packs(Dataset[Outcome]):
         return make_pack(self._folder, self._root, self._portions[i], self._size)
 
 
-def prepare_pictures(folder: Path, root: Path, paths: Sequence[Path], size: int, num_workers: int) -> Outcome:
+def prepare_pictures(folder: Path, root: Path, stored: StoredPictures, size: int, num_workers: int) -> Outcome:
     """Store the photographs that are not yet stored as they are now, with `size` pixels on the shorter side.
 
     Packs of another size or recipe are removed, and those of which every source has changed.
     Raises UserError where the folder cannot be written or its disk is too small.
     """
-    _clear(folder, root, size)
-    places = find_prepared(folder, root, paths)
-    missing = [path for path, pack in zip(paths, places.pack_of, strict=True) if pack < 0]
+    _clear(folder, dict(zip(names_under(root, stored), stamps_of(stored), strict=True)), size)
+    places = find_prepared(folder, root, stored)
+    missing = np.flatnonzero(places.pack_of < 0)
     _refuse_full_disk(folder, len(missing), size)
     outcome = Outcome(len(places))
-    packs = Packs(folder, root, missing, size)
+    packs = Packs(folder, root, stored.part(missing), size)
     loader = DataLoader(packs, batch_size=None, num_workers=min(num_workers, len(packs)))
-    with progress(len(paths), "preparing", "pictures", initial=len(places)) as bar:
-        for made, portion in zip(loader, portions(missing), strict=True):
+    with progress(len(stored), "preparing", "pictures", initial=len(places)) as bar:
+        for made in loader:
             outcome.stored += made.stored
             outcome.unreadable |= made.unreadable
-            bar.update(len(portion))
+            bar.update(made.stored + len(made.unreadable))
     return outcome
 
 
-def make_pack(folder: Path, root: Path, paths: Sequence[Path], size: int) -> Outcome:
+def make_pack(folder: Path, root: Path, stored: StoredPictures, size: int) -> Outcome:
     """Write one pack; unreadable pictures are not in it."""
     outcome = Outcome()
-    stored: list[tuple[Path, Stamp, Image.Image]] = []
-    for path in paths:
-        stamp = stamp_of(path)  # before it is read: what changes meanwhile counts as changed
+    small: list[tuple[str, Stamp, Image.Image]] = []
+    for i, name in enumerate(names_under(root, stored)):
+        stamp = stored.stamp(i)  # before it is read: what changes meanwhile counts as changed
         try:
-            image = _small(read_picture(path), size)
+            image = _small(decode_picture(stored.read(i)), size)
         except UnreadablePicture as reason:
-            outcome.unreadable[path] = str(reason)
+            outcome.unreadable[stored.name(i)] = str(reason)
             continue
         if stamp:  # else it came after it was looked for
-            stored.append((path, stamp, image))
-    if stored:
-        of_paths, stamps, images = zip(*stored, strict=True)
-        first_line = header(size, names_under(root, of_paths), stamps, [image.size for image in images])
+            small.append((name, stamp, image))
+    if small:
+        names, stamps, images = zip(*small, strict=True)
+        first_line = header(size, names, stamps, [image.size for image in images])
         name = hashlib.blake2b(first_line, digest_size=8).hexdigest() + SUFFIX
         _write(folder / name, chain([first_line], (image.tobytes() for image in images)))
-    outcome.stored = len(stored)
+    outcome.stored = len(small)
     return outcome
 
 
@@ -239,11 +223,11 @@ def _write(path: Path, pieces: Iterable[bytes]) -> None:
         file.writelines(pieces)
 
 
-def _clear(folder: Path, root: Path, size: int) -> None:
+def _clear(folder: Path, stamps: Mapping[str, Stamp | None], size: int) -> None:
     """Make the folder; remove packs that are of no use, and what a kill left under a temporary name."""
     with writing(folder, "choose another folder with data.prepared=PATH"):
         folder.mkdir(parents=True, exist_ok=True)
-        useless = [path for path in packs_in(folder) if not _is_of_use(read_pack(path), root, size)]
+        useless = [path for path in packs_in(folder) if not _is_of_use(read_pack(path), stamps, size)]
         abandoned = [
             path for path in folder.glob(f".*{SUFFIX}.*.tmp") if time.time() - path.stat().st_mtime > ABANDONED_SECONDS
         ]
@@ -253,11 +237,11 @@ def _clear(folder: Path, root: Path, size: int) -> None:
         log.info("%d packs of another size, version or state in %s are removed", len(useless), readable(folder))
 
 
-def _is_of_use(pack: Pack | None, root: Path, size: int) -> bool:
-    """Whether it was made as packs are made now, and a source is as it was then, or lies elsewhere."""
+def _is_of_use(pack: Pack | None, stamps: Mapping[str, Stamp | None], size: int) -> bool:
+    """Whether it was made as packs are made now, and a source is as it was then, or is none of these."""
     if pack is None or pack.size != size:
         return False
-    return any(stamp_of(root / name) in (None, stamp) for name, stamp in zip(pack.names, pack.stamps, strict=True))
+    return any(stamps.get(name) in (None, stamp) for name, stamp in zip(pack.names, pack.stamps, strict=True))
 
 
 def _refuse_full_disk(folder: Path, pictures: int, size: int) -> None:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from captioning.data.images import UNREAD, picture_suffixes, read_picture
+from captioning.data.images import UNREAD, decode_picture, picture_suffixes, read_picture
+from captioning.data.stored import StoredPictures
 from captioning.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ class InputPictures:
         image_ids: of an annotated data set.
         references: the captions that it has for each picture.
         tokens: the same as the model reads them.
-        drawn: a picture by its place, where the paths are no files.
+        drawn: a picture by its place, where they are drawn.
+        stored: where they lie, if the paths are no files.
     """
 
     paths: Sequence[Path]
@@ -44,13 +46,16 @@ class InputPictures:
     references: Sequence[Sequence[str]] | None = None
     tokens: TokenArrays | None = None
     drawn: Callable[[int], Image.Image] | None = None
+    stored: StoredPictures | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def load(self, place: int) -> Image.Image:
         """A picture, upright and RGB; raises `UnreadablePicture`."""
-        return self.drawn(place) if self.drawn else read_picture(self.paths[place])
+        if self.drawn:
+            return self.drawn(place)
+        return decode_picture(self.stored.read(place)) if self.stored else read_picture(self.paths[place])
 
 
 def find_pictures(source: str | Path | Sequence[str | Path]) -> list[Path]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from captioning.cli import built, quiet_libraries
 from captioning.config import DRAWN, Data, PredictConfig, WandbConfig, data_set_of
-from captioning.data.datamodule import PhotographFiles
+from captioning.data.datamodule import Photographs
 from captioning.data.tokenizer import CaptionTokenizer
 from captioning.machine import data_for_one_process, for_prediction
 from captioning.model.build import load_captioner
@@ -122,8 +122,10 @@ def _split_of(config: PredictConfig, captioner: ImageCaptioner, tokenizer: Capti
     datamodule = built(data_for_one_process(config.data), "data")
     datamodule.connect(tokenizer, captioner.picture_format, captioner.max_positions, only=config.split)
     split, tokens = datamodule.splits[config.split], datamodule.tokens[config.split]
-    if isinstance(split.load, PhotographFiles):
-        return InputPictures(split.load.paths, split.image_ids, split.captions, tokens)
+    if isinstance(split.load, Photographs):
+        stored = split.load.stored
+        names = [Path(stored.name(i)) for i in range(len(stored))]
+        return InputPictures(names, split.image_ids, split.captions, tokens, stored=stored)
     names = [Path(f"{config.split}-{image_id}") for image_id in split.image_ids]
     return InputPictures(names, split.image_ids, split.captions, tokens, drawn=split.load)
 

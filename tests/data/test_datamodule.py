@@ -13,8 +13,9 @@ from PIL import Image
 from support import CAPTIONS, TwoColouredPictures
 
 from captioning.data.batch import IGNORE, CaptionBatch, PictureFormat
-from captioning.data.datamodule import CaptionDataModule, PhotographDataModule, PhotographFiles
+from captioning.data.datamodule import CaptionDataModule, PhotographDataModule, Photographs
 from captioning.data.records import DamagedPicture, Split
+from captioning.data.stored import PictureFiles
 from captioning.errors import UserError
 from captioning.shapes.datamodule import ShapesDataModule
 
@@ -305,14 +306,14 @@ def test_damage_that_shows_only_in_training_is_named(tmp_path):
     with pytest.raises(
         DamagedPicture, match=r"x\.jpg cannot be read: .*; replace it, or go on without it by data\.on_missing=skip"
     ):
-        PhotographFiles([tmp_path / "x.jpg"], "error")(0)
+        Photographs(PictureFiles([tmp_path / "x.jpg"]), "error")(0)
     with pytest.raises(DamagedPicture, match=r"x\.jpg cannot be read: .*; replace it, or delete it$"):
-        PhotographFiles([tmp_path / "x.jpg"], "skip")(0)
+        Photographs(PictureFiles([tmp_path / "x.jpg"]), "skip")(0)
 
 
 def test_the_files_travel_to_loader_workers(tmp_path):
     draw(tmp_path / "ünï code.jpg")
-    files = pickle.loads(pickle.dumps(PhotographFiles([tmp_path / "ünï code.jpg"], "error")))
+    files = pickle.loads(pickle.dumps(Photographs(PictureFiles([tmp_path / "ünï code.jpg"]), "error")))
     assert isinstance(files(0), Image.Image)
 
 
@@ -320,7 +321,7 @@ def test_a_photographs_identity_changes_with_its_path_size_or_time_of_change(tmp
     path = tmp_path / "a.jpg"
     for name in "ab":
         draw(tmp_path / f"{name}.jpg")
-    files = PhotographFiles([path, tmp_path / "b.jpg"], "error")
+    files = Photographs(PictureFiles([path, tmp_path / "b.jpg"]), "error")
     seen = [files.identity(0), files.identity(0), files.identity(1)]
     os.utime(path, ns=(0, 1_000_000_001))
     seen.append(files.identity(0))

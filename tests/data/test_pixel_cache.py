@@ -20,8 +20,8 @@ from captioning.data.pixel_cache import (
     packs_in,
     prepare_pictures,
     read_pack,
-    stamp_of,
 )
+from captioning.data.stored import PictureFiles
 from captioning.errors import UserError
 
 # What a pack says, and that a picture which has changed since is never served.
@@ -32,13 +32,13 @@ def packed(tmp_path) -> list[Path]:
     """Five photographs with a pack of them in `prepared`."""
     paths = [draw_photograph(tmp_path / "Images" / f"{seed}.jpg", seed) for seed in range(5)]
     (tmp_path / "prepared").mkdir()
-    make_pack(tmp_path / "prepared", tmp_path, paths, size=48)
+    make_pack(tmp_path / "prepared", tmp_path, PictureFiles(paths), size=48)
     return paths
 
 
 def found(paths: list[Path]) -> pixel_cache.Places:
     root = paths[0].parents[1]
-    return find_prepared(root / "prepared", root, paths)
+    return find_prepared(root / "prepared", root, PictureFiles(paths))
 
 
 def only_pack(paths: list[Path]) -> Path:
@@ -110,9 +110,9 @@ def test_a_data_set_may_be_moved_with_what_was_made_of_it(packed, tmp_path):
 
 def test_without_a_folder_nothing_is_prepared(tmp_path):
     path = draw_photograph(tmp_path / "a.jpg")
-    places = find_prepared(tmp_path / "prepared", tmp_path, [path])
+    places = find_prepared(tmp_path / "prepared", tmp_path, PictureFiles([path]))
     assert (len(places), places.size) == (0, None)
-    assert stamp_of(tmp_path / "missing.jpg") is None
+    assert PictureFiles([tmp_path / "missing.jpg"]).stamp(0) is None
 
 
 # Pictures are stored once, upright and small; what is there stays, what has changed is made again.
@@ -128,7 +128,7 @@ def photographs(root: Path, count: int = 8) -> list[Path]:
 
 
 def prepare(root: Path, paths: list[Path], size: int = 48, num_workers: int = 0):
-    return prepare_pictures(root / "prepared", root, paths, size, num_workers)
+    return prepare_pictures(root / "prepared", root, PictureFiles(paths), size, num_workers)
 
 
 def contents(root: Path) -> dict[str, tuple[int, bytes]]:
@@ -140,7 +140,7 @@ def test_all_pictures_are_stored(tmp_path, num_workers):
     paths = photographs(tmp_path)
     assert prepare(tmp_path, paths, num_workers=num_workers).stored == 8
     assert len(packs_in(tmp_path / "prepared")) == 3
-    places = find_prepared(tmp_path / "prepared", tmp_path, paths)
+    places = find_prepared(tmp_path / "prepared", tmp_path, PictureFiles(paths))
     assert len(places) == 8
     assert {places.load(i).size for i in range(8)} == {(64, 48)}
 
@@ -156,7 +156,7 @@ def test_a_second_time_writes_nothing(tmp_path):
 def test_what_a_killed_preparation_stored_is_kept(tmp_path):
     paths = photographs(tmp_path)
     (tmp_path / "prepared").mkdir()
-    make_pack(tmp_path / "prepared", tmp_path, paths[:3], 48)
+    make_pack(tmp_path / "prepared", tmp_path, PictureFiles(paths[:3]), 48)
     left = contents(tmp_path)
     young, old = (tmp_path / "prepared" / f".{name}.pictures.77.tmp" for name in ("young", "old"))
     young.write_bytes(b"another process is writing this")
@@ -173,7 +173,7 @@ def test_changed_and_new_pictures_are_stored_as_they_are_now(tmp_path):
     Image.new("RGB", (100, 80), "lime").save(paths[4])
     paths.append(draw_photograph(tmp_path / "new.jpg", 99))
     assert prepare(tmp_path, paths).stored == 9
-    places = find_prepared(tmp_path / "prepared", tmp_path, paths)
+    places = find_prepared(tmp_path / "prepared", tmp_path, PictureFiles(paths))
     assert len(places) == 9
     red, green, blue = places.load(4).getpixel((20, 20))
     assert green > 240 and max(red, blue) < 20
@@ -202,7 +202,7 @@ def test_two_data_sets_may_share_a_folder(tmp_path):
     paths = photographs(tmp_path)
     prepare(tmp_path, paths)
     before = contents(tmp_path)
-    prepare_pictures(tmp_path / "prepared", tmp_path / "other", [], 48, 0)
+    prepare_pictures(tmp_path / "prepared", tmp_path / "other", PictureFiles([]), 48, 0)
     assert contents(tmp_path) == before
 
 
@@ -210,7 +210,7 @@ def test_another_size_replaces_what_is_there(tmp_path):
     paths = photographs(tmp_path)
     prepare(tmp_path, paths)
     prepare(tmp_path, paths, size=60)
-    places = find_prepared(tmp_path / "prepared", tmp_path, paths)
+    places = find_prepared(tmp_path / "prepared", tmp_path, PictureFiles(paths))
     assert places.size == 60 and len(packs_in(tmp_path / "prepared")) == 3
     assert places.load(7).size == (80, 60)
 
@@ -223,7 +223,7 @@ def test_pictures_are_stored_upright_and_in_rgb(tmp_path):
     Image.new("I;16", (100, 80), 65535).save(grey)
     Image.new("RGBA", (100, 80), (0, 0, 0, 0)).save(clear)
     prepare(tmp_path, [turned, grey, clear])
-    places = find_prepared(tmp_path / "prepared", tmp_path, [turned, grey, clear])
+    places = find_prepared(tmp_path / "prepared", tmp_path, PictureFiles([turned, grey, clear]))
     assert places.load(0).size == (48, 64)
     assert all(np.asarray(places.load(i)).min() > 250 for i in (1, 2))
     assert all(places.load(i).mode == "RGB" for i in range(3))
@@ -232,7 +232,7 @@ def test_pictures_are_stored_upright_and_in_rgb(tmp_path):
 def test_a_picture_smaller_than_asked_keeps_its_size(tmp_path):
     path = draw_photograph(tmp_path / "a.jpg", size=(40, 30))
     prepare(tmp_path, [path])
-    assert find_prepared(tmp_path / "prepared", tmp_path, [path]).load(0).size == (40, 30)
+    assert find_prepared(tmp_path / "prepared", tmp_path, PictureFiles([path])).load(0).size == (40, 30)
 
 
 def test_pictures_that_cannot_be_read_are_named_and_the_others_stored(tmp_path):
@@ -241,14 +241,14 @@ def test_pictures_that_cannot_be_read_are_named_and_the_others_stored(tmp_path):
     paths[3].unlink()
     outcome = prepare(tmp_path, paths)
     assert outcome.stored == 3
-    assert outcome.unreadable == {paths[1]: "truncated JPEG", paths[3]: "no such file"}
+    assert outcome.unreadable == {str(paths[1]): "truncated JPEG", str(paths[3]): "no such file"}
 
 
 def test_a_place_that_cannot_be_written_is_told(tmp_path, monkeypatch):
     paths = photographs(tmp_path, 2)
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UserError, match=r"file/prepared can't be written: .*data\.prepared=PATH"):
-        prepare_pictures(tmp_path / "file" / "prepared", tmp_path, paths, 48, 0)
+        prepare_pictures(tmp_path / "file" / "prepared", tmp_path, PictureFiles(paths), 48, 0)
 
     def full(*_):
         raise OSError(28, "No space left on device")

@@ -9,9 +9,10 @@ import pytest
 from data_sets import draw
 from PIL import Image
 
-from captioning.data import splits
+from captioning.data import stored
 from captioning.data.records import Photograph
-from captioning.data.splits import split_photographs, why_unreadable, without_missing, without_unreadable
+from captioning.data.splits import split_photographs, without_missing, without_unreadable
+from captioning.data.stored import PORTION, PictureFiles
 from captioning.errors import UserError
 
 # Photographs -> train, val and test.
@@ -142,6 +143,10 @@ def test_skipping_must_not_empty_a_split(tmp_path):
 # Files that are no whole pictures are met before a model is built.
 
 
+def why_unreadable(path):
+    return PictureFiles([path]).flaw(0)
+
+
 def training_files(*paths):
     return {"train": [Photograph(path.name, path, ("words",), "train") for path in paths], "val": []}
 
@@ -154,7 +159,7 @@ def whole(tmp_path):
 
 
 def test_a_whole_jpeg_is_not_decoded(whole, monkeypatch):
-    monkeypatch.setattr(splits, "read_picture", lambda path: pytest.fail("decoded"))
+    monkeypatch.setattr(stored, "decode_picture", lambda data: pytest.fail("decoded"))
     assert why_unreadable(whole) is None
 
 
@@ -204,7 +209,7 @@ def test_unreadable_files_are_counted_or_left_out(tmp_path, whole, caplog):
 
 def test_the_last_files_are_checked_as_the_first(tmp_path, whole):
     data = whole.read_bytes()
-    paths = [tmp_path / f"{i}.jpg" for i in range(splits.PORTION * 2 + 3)]
+    paths = [tmp_path / f"{i}.jpg" for i in range(PORTION * 2 + 3)]
     for path in paths[:-1]:
         path.write_bytes(data)
     paths[-1].touch()

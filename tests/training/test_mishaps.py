@@ -16,7 +16,7 @@ from small_runs import TINY, composed, configured
 
 from captioning.cli import LOADER_DIED
 from captioning.config import TrainConfig
-from captioning.data.datamodule import PhotographFiles
+from captioning.data.datamodule import Photographs
 from captioning.errors import UserError
 from captioning.model.captioner import ImageCaptioner
 from captioning.training.callbacks import SkippedSteps
@@ -116,15 +116,15 @@ def flickr(root, *overrides):
 
 def rots(monkeypatch, name):
     """A file that is found damaged at the third time that it is read for training."""
-    original, reads = PhotographFiles.__call__, []
+    original, reads = Photographs.__call__, []
 
     def read(files, i):
-        reads.append(str(files.paths[i]))
+        reads.append(files.stored.name(i))
         if reads.count(reads[-1]) >= 3 and reads[-1].endswith(name):
             Path(reads[-1]).write_bytes(b"\xff\xd8\xff damaged \xff\xd9")
         return original(files, i)
 
-    monkeypatch.setattr(PhotographFiles, "__call__", read)
+    monkeypatch.setattr(Photographs, "__call__", read)
 
 
 def test_a_picture_found_damaged_in_training_is_named_and_the_run_can_go_on_without_it(tmp_path, monkeypatch, caplog):
