@@ -4,6 +4,7 @@ All three take what the command line takes, with the same defaults, checks and s
 itself: `from captioning import Captioner, predict, train`.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -26,11 +27,14 @@ from captioning.prediction.caption import Model, Work, autocast, caption, placed
 from captioning.prediction.inputs import InputPictures
 from captioning.prediction.journal import CaptionedPicture
 from captioning.prediction.plan import Prediction, run_dir_of
+from captioning.prediction.run import knows_no_photographs
 from captioning.prediction.run import predict as run_prediction
 from captioning.prediction.strips import checked_layers, draw_heat_maps, seen_part
 from captioning.training.run import Run
 from captioning.training.run import train as run_training
 from captioning.weights import find_weights
+
+log = logging.getLogger(__name__)
 
 Picture = Image.Image | np.ndarray | str | Path  # a URL is a str that begins with http:// or https://
 
@@ -64,7 +68,10 @@ class Captioner:
         config = configured(PredictConfig, *_overrides(checkpoint=checkpoint, input="-", **keys))
         config, (device, *_) = for_prediction(config)
         autocast(device, config.precision)  # refuses what this device can't compute in
-        captioner, tokenizer = load_captioner(find_weights(config.checkpoint, allow_pickle=config.allow_pickle))
+        weights = find_weights(config.checkpoint, allow_pickle=config.allow_pickle)
+        captioner, tokenizer = load_captioner(weights)
+        if words := knows_no_photographs(weights, config.data):
+            log.warning("%s", words)
         return cls(Model(placed(captioner, device, config.precision), tokenizer, device), config.precision)
 
     @overload

@@ -598,6 +598,7 @@ NOTHING_TO_HEED = {
     r"It is recommended to use .*sync_dist=True": "what is logged is summed over the ranks already",
     r"Grad strides do not match bucket view": "DDP says it of one small parameter; it costs nothing",
     r"Checkpoint directory .* exists and is not empty": "it is a resumed run's",
+    r"This DataLoader will create \d+ worker processes": "machine.py says it as a run starts, with the key",
     r".*isinstance\(treespec, LeafSpec\).*": "Lightning 2.6 with torch 2.15, between the two",
 }
 

@@ -142,6 +142,7 @@ def for_training(config: TrainConfig, before: Mapping[str, Any]) -> TrainConfig:
     rows = before.get("data.batch_size", machine.trained_rows())
     data = chosen.of(config.data, "data.", batch_size=(rows, ""), num_workers=(machine.readers(), ""))
     chosen.say(machine)
+    _warn_of_readers("data.num_workers", getattr(data, "num_workers", 0))
     switch_torch(machine.kind)
     return config.model_copy(update={"trainer": trainer, "model": model, "data": data})
 
@@ -172,8 +173,14 @@ def for_prediction(config: PredictConfig) -> tuple[PredictConfig, list[torch.dev
         num_workers=(readers, ""),
     )
     chosen.say(machine)
+    _warn_of_readers("num_workers", settled.num_workers)
     switch_torch(machine.kind)
     return settled, devices
+
+
+def _warn_of_readers(key: str, readers: int) -> None:
+    if readers > cores():
+        log.warning("%s=%d is more than this machine's %d cores: they wait for each other", key, readers, cores())
 
 
 class _Chosen:

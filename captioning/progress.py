@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 log = logging.getLogger(__name__)
 
-EVERY_SECONDS = 30
+FIRST_SECONDS, EVERY_SECONDS = 4, 30  # of work before the first line, and between any two
 
 
 def progress(
@@ -28,7 +28,7 @@ def progress(
     """
     if sys.stderr.isatty():
         return tqdm(total=total, desc=desc, unit=f" {unit}", initial=initial, leave=leave, delay=delay)
-    return ProgressLines(total, desc, unit, initial, leave)
+    return ProgressLines(total, desc, unit, initial, leave, first=FIRST_SECONDS)
 
 
 class ProgressLines:
@@ -37,13 +37,24 @@ class ProgressLines:
     Args:
         total, desc, unit, initial, leave: as `progress` takes them.
         least: so many are done between two lines, at least.
+        first: seconds before the first line, where those are others.
 
     >>> ProgressLines(2000, "captioning", "pictures").line(500, seconds=10)
     'captioning: 500 of 2,000 pictures, 50.0 pictures/s, 0:00:30 left'
     """
 
-    def __init__(self, total: int, desc: str, unit: str, initial: int = 0, leave: bool = True, least: float = 1):
-        self._total, self._desc, self._unit, self._leave, self._least = total, desc, unit, leave, least
+    def __init__(
+        self,
+        total: int,
+        desc: str,
+        unit: str,
+        initial: int = 0,
+        leave: bool = True,
+        least: float = 1,
+        first: float | None = None,
+    ):
+        self._total, self._desc, self._unit, self._leave = total, desc, unit, leave
+        self._least, self._first = least, first
         self._initial = self._done = self._said = initial
         self._start = self._last = time.monotonic()
 
@@ -51,7 +62,8 @@ class ProgressLines:
         """So many more are done; a line has what `more` says behind it."""
         self._done += n
         now = time.monotonic()
-        due = now - self._last >= EVERY_SECONDS and self._done - self._said >= self._least
+        wait = self._first if self._said == self._initial and self._first is not None else EVERY_SECONDS
+        due = now - self._last >= wait and self._done - self._said >= self._least
         if due and self._done < self._total:
             self._last, self._said = now, self._done
             log.info("%s%s", self.line(self._done, now - self._start), more())

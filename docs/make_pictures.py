@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from captioning.prediction.strips import COLUMNS, GAP, LABEL, PANEL
 from captioning.runs import logged_rows
-from captioning.training.curves import draw_panel, panels_in, switches
+from captioning.training.curves import OVER, draw_panel, panels_in, switches
 
 DOCS = Path(__file__).parent
 DRAWINGS = [f"shapes-test-seed42-{1_000_000 + number}.png" for number in (0, 5, 7)]
@@ -69,9 +69,10 @@ def panels_of(strip: Image.Image) -> list[Image.Image]:
 def draw_curves(rows: list[dict[str, str]], path: Path) -> None:
     """The panels of a run's `curves.png` beside each other."""
     panels = panels_in(rows)
-    figure = Figure(figsize=(3 * len(panels), 2.3), dpi=180, layout="constrained")
+    figure = Figure(figsize=(3 * len(panels), 2.6), dpi=180, layout="constrained")
     for ax, (title, curves) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
-        draw_panel(ax, title, curves, [step for step, _ in switches(rows)])
+        legend = OVER | {"fontsize": 5.5, "ncols": 2, "columnspacing": 1, "handlelength": 1.4}
+        draw_panel(ax, title, curves, [step for step, _ in switches(rows)], legend)
         ax.set_xlabel("optimizer step")
     figure.savefig(path, format="png")
 

@@ -109,6 +109,13 @@ def test_what_is_given_stays_as_it_is(tmp_path, gpus, caplog):
     assert chosen(trained(tmp_path, *given)) == ("32-true", False, 7, 0)
     assert chosen(trained(tmp_path, "trainer=cpu", "model.compile=true"))[1] is True
     assert packed_multiple(trained(tmp_path, "trainer=cpu", "model.compile=true")) == 16
+    assert "cores: they wait" not in caplog.text
+
+
+def test_more_readers_than_cores_are_obeyed_and_said(tmp_path, gpus, caplog):
+    gpus()
+    trained(tmp_path, "data.num_workers=17")
+    assert "data.num_workers=17 is more than this machine's 16 cores: they wait for each other" in caplog.text
 
 
 def test_a_run_that_goes_on_elsewhere_keeps_its_rows_and_takes_that_machines_precision(tmp_path, gpus, caplog):

@@ -25,9 +25,10 @@ def test_a_file_gets_a_line_now_and_then_and_one_at_the_end(clock, caplog, capfd
             clock[0] += 1
             counted.update()
     assert caplog.messages == [
-        "captioning: 30 of 100 pictures, 1.0 pictures/s, 0:01:10 left",
-        "captioning: 60 of 100 pictures, 1.0 pictures/s, 0:00:40 left",
-        "captioning: 90 of 100 pictures, 1.0 pictures/s, 0:00:10 left",
+        "captioning: 4 of 100 pictures, 1.0 pictures/s, 0:01:36 left",
+        "captioning: 34 of 100 pictures, 1.0 pictures/s, 0:01:06 left",
+        "captioning: 64 of 100 pictures, 1.0 pictures/s, 0:00:36 left",
+        "captioning: 94 of 100 pictures, 1.0 pictures/s, 0:00:06 left",
         "captioning: 100 of 100 pictures, 1.0 pictures/s",
     ]
     assert "\r" not in "".join(capfd.readouterr())

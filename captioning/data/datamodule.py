@@ -109,6 +109,7 @@ class CaptionDataModule(L.LightningDataModule):
         captions = self.splits["train"].captions
         if self._tokenizer_name is not None:
             return CaptionTokenizer.from_pretrained(self._tokenizer_name)
+        log.info("learning a tokenizer from the training captions")
         return CaptionTokenizer.train(chain.from_iterable(captions), self.TRAINED_VOCAB_SIZE)
 
     def connect(

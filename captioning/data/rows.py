@@ -28,6 +28,7 @@ from captioning.data.batch import Row, pack
 from captioning.data.records import DamagedPicture, Split
 from captioning.data.tokenizer import CaptionTokenizer
 from captioning.data.transforms import EvaluationTransform, TrainingTransform
+from captioning.progress import progress
 from captioning.randomness import addressed_seed
 
 log = logging.getLogger(__name__)
@@ -64,12 +65,14 @@ class TokenArrays:
         pieces: list[np.ndarray] = []
         lengths: list[int] = []
         cut = 0
-        for start in range(0, len(flat), CAPTIONS_AT_ONCE):
-            encoded = tokenizer.encode(flat[start : start + CAPTIONS_AT_ONCE])
-            cut += sum(len(ids) - 1 > max_tokens for ids in encoded)
-            encoded = [ids[: max_tokens + 1] for ids in encoded]
-            pieces.append(np.fromiter((token for ids in encoded for token in ids), dtype=dtype))
-            lengths.extend(len(ids) for ids in encoded)
+        with progress(len(flat), "turning into tokens", "captions", leave=False, delay=2) as bar:
+            for start in range(0, len(flat), CAPTIONS_AT_ONCE):
+                encoded = tokenizer.encode(flat[start : start + CAPTIONS_AT_ONCE])
+                bar.update(len(encoded))
+                cut += sum(len(ids) - 1 > max_tokens for ids in encoded)
+                encoded = [ids[: max_tokens + 1] for ids in encoded]
+                pieces.append(np.fromiter((token for ids in encoded for token in ids), dtype=dtype))
+                lengths.extend(len(ids) for ids in encoded)
         if cut:
             log.warning(
                 "%d of %d %s captions are longer than data.max_tokens=%d and were cut", cut, len(flat), name, max_tokens

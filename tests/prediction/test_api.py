@@ -30,6 +30,11 @@ def captioner(run_dir) -> Captioner:
     return Captioner.from_pretrained(run_dir)
 
 
+def test_a_model_of_drawn_shapes_says_what_it_knows(run_dir, caplog):
+    Captioner.from_pretrained(run_dir)
+    assert "it knows drawn shapes alone" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("decoding", "keys"),
     [("greedy", {}), ("beam", {"num_beams": 3, "n_best": 2}), ("sampling", {"temperature": 0.7, "seed": 3})],
