@@ -28,6 +28,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -189,6 +190,15 @@ class DataConfig(Built):
     seed: Seed = key("Of order, augmentation and choice of captions, and of splits where no list divides them.")
 
 
+def _encoding(name: str) -> str:
+    """The same; raises ValueError where Python has no encoding of text by that name."""
+    try:
+        "".encode(name)
+    except LookupError as error:
+        raise ValueError(str(error)) from error
+    return name
+
+
 class PhotographsConfig(DataConfig):
     """Photographs in files, with captions in annotation files: COCO, Flickr30k, Flickr8k."""
 
@@ -201,6 +211,29 @@ class PhotographsConfig(DataConfig):
     prepared: Text | None = key(
         "Folder of pictures that prepare.py stored small; auto is ROOT/prepared, null reads none.",
         path=True,
+    )
+
+
+class FolderConfig(PhotographsConfig):
+    """Pictures and captions of one's own."""
+
+    captions: Text | list[Text] | None = key(
+        "The file of captions, or one for each split; null looks under root.",
+        must="null, one path, or a list such as [train.csv,val.csv]",
+        path=True,
+    )
+    image_column: Text | None = key("The column of pictures; null takes one with a usual name.")
+    caption_column: Text | list[Text] | None = key("The column of captions, or several; null takes the usual.")
+    split_column: Text | None = key("The column of splits; null takes one with a usual name, if there is one.")
+    split_by: Literal["auto", "column", "folder", "lists", "seed"] = key(
+        "What says which split a picture is in; auto is the first of these that is there."
+    )
+    caption_suffix: Auto | Annotated[str, Field(pattern=r"^\.[\w-]+$")] = key(
+        "Of captions beside pictures; auto is .caption or .txt.", must="auto, or a suffix such as .txt"
+    )
+    captions_per_file: Literal["one", "lines"] = key("Whether each line of a file beside a picture is a caption.")
+    encoding: Annotated[Word, AfterValidator(_encoding)] = key(
+        "What text is written in.", must="an encoding of text that Python knows, such as utf-8, cp1252 or gb18030"
     )
 
 
@@ -227,9 +260,10 @@ class OwnDataConfig(create_model("SharedData", __base__=Own, **_shared())):  # t
 
 DATA: dict[str, type[Built]] = {
     "captioning.data.datamodule.PhotographDataModule": PhotographsConfig,
+    "captioning.data.datamodule.FolderDataModule": FolderConfig,
     "captioning.shapes.datamodule.ShapesDataModule": ShapesConfig,
 }
-Data = Annotated[PhotographsConfig | ShapesConfig | OwnDataConfig, by_target(DATA, OwnDataConfig)]
+Data = Annotated[PhotographsConfig | FolderConfig | ShapesConfig | OwnDataConfig, by_target(DATA, OwnDataConfig)]
 
 
 DRAWN = "shapes"  # the data set that is drawn

@@ -3,7 +3,7 @@
 import filecmp
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -112,6 +112,35 @@ def unlocked(lock: FileLock) -> None:
     with suppress(OSError):  # a file that is open can't be deleted on Windows
         Path(lock.lock_file).unlink()
     lock.release()
+
+
+HEAT_MAPS = "heat_maps"  # how folders of strips end, which lie beside outputs and are no input
+
+
+def is_passed_over(name: str) -> bool:
+    """Whether a file or a folder of this name is no input: a hidden one, or one of strips."""
+    return name.startswith(".") or name.endswith(f".{HEAT_MAPS}")
+
+
+def files_below(folder: Path, on_error: Callable[[OSError], None] | None = None) -> Iterator[Path]:
+    """All files below a folder but those passed over; no folder twice, whatever circles its links make."""
+    seen = {_identity(folder)}
+    for root, folders, files in os.walk(folder, followlinks=True, onerror=on_error):
+        here = Path(root)
+        visible = [here / name for name in sorted(folders) if not is_passed_over(name)]
+        new = []
+        for child in sorted(visible, key=Path.is_symlink):  # real folders first: their own names are the better ones
+            identity = _identity(child)
+            if identity not in seen:
+                seen.add(identity)
+                new.append(child.name)
+        folders[:] = new
+        yield from (here / name for name in files if not name.startswith("."))
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
 
 
 def is_same_file(path: Path, other: Path) -> bool:

@@ -156,7 +156,11 @@ def keys(config: object, prefix: str = "") -> set[str]:
 @pytest.fixture(scope="module")
 def known() -> set[str]:
     """Every key of every group, the groups, and what `lightning.Trainer` takes."""
-    lines = [("train", ["stage=scst", "optimizer=muon"]), ("train", ["data=shapes", "model=tiny"]), ("prepare", [])]
+    lines = [
+        ("train", ["stage=scst", "optimizer=muon"]),
+        ("train", ["data=shapes", "model=tiny"]),
+        ("prepare", ["data=folder"]),
+    ]
     lines += [("predict", [f"decoding={name}", "data=coco"]) for name in ("sampling", "beam")]
     found = {folder.name for folder in CONF.iterdir() if folder.is_dir()}
     for script, arguments in lines:

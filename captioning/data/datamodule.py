@@ -1,8 +1,8 @@
 """Data sets as LightningDataModules: splits of captioned pictures in, packed batches out.
 
 `CaptionDataModule` is what all have in common. A data set says in `read` which pictures and captions there are, and one
-call of `connect` fits them to a model; `StoredDataModule` is for pictures that are stored, wherever that is, and
-`PhotographDataModule` of these is `data=coco|flickr30k|flickr8k`: photographs in files.
+call of `connect` fits them to a model; `StoredDataModule` is for pictures that are stored, wherever that is. Of these
+`PhotographDataModule` is `data=coco|flickr30k|flickr8k`, and `FolderDataModule` `data=folder`: photographs in files.
 """
 
 import logging
@@ -29,6 +29,7 @@ from captioning.data.datasets import annotation_files, find_photographs
 from captioning.data.encoder_cache import EncodedPictures, FrozenEncoder, encode_once
 from captioning.data.images import UnreadablePicture, decode_picture
 from captioning.data.pixel_cache import Outcome, Places, find_prepared, packs_in, prepare_pictures
+from captioning.data.readers.folder import OWN_KEYS, OwnFolder, read_folder
 from captioning.data.records import DamagedPicture, Photograph, Pictures, Split
 from captioning.data.rows import CaptionRows, EpochBatches, TokenArrays, row_loader, spread
 from captioning.data.splits import refuse_empty, split_photographs, without_unreadable
@@ -340,19 +341,41 @@ class PhotographDataModule(StoredDataModule):
         self._dataset, self._layout = dataset, layout
         self._fraction, self._use_restval = fraction, use_restval
 
+    def find(self) -> tuple[list[Photograph], list[Path]]:
+        """The captioned photographs, and the files that name them."""
+        where = self._dataset, self._root, self._layout
+        return find_photographs(*where), annotation_files(*where)
+
     def read(self) -> dict[str, Split]:
         """Read the annotation files, divide the photographs, look at their files."""
+        photographs, annotations = self.find()
         divided = split_photographs(
-            find_photographs(self._dataset, self._root, self._layout),
+            photographs,
             seed=self.seed,
             fraction=self._fraction,
             use_restval=self._use_restval,
             on_missing=self._on_missing,
-            annotations=annotation_files(self._dataset, self._root, self._layout),
+            annotations=annotations,
         )
         divided = without_unreadable(divided, self._on_missing)
         refuse_empty(divided)
         return {name: split_of(photographs, self._on_missing) for name, photographs in divided.items() if photographs}
+
+
+class FolderDataModule(PhotographDataModule):
+    """Pictures and captions of one's own under `root`, in any of the forms of `readers/folder.py`.
+
+    Args:
+        keys: those of `FolderConfig`.
+    """
+
+    def __init__(self, **keys: Any):
+        self._own = OwnFolder.of(keys)
+        super().__init__(**{name: value for name, value in keys.items() if name not in OWN_KEYS})
+
+    def find(self) -> tuple[list[Photograph], list[Path]]:
+        """As `PhotographDataModule.find`."""
+        return read_folder(self._own)
 
 
 def split_of(photographs: Sequence[Photograph], on_missing: str) -> Split:

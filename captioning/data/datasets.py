@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from captioning.config import Built, PhotographsConfig
-from captioning.data.readers import coco, flickr, karpathy
+from captioning.config import Built, FolderConfig, PhotographsConfig
+from captioning.data.readers import coco, flickr, folder, karpathy
 from captioning.data.records import Photograph
 from captioning.errors import UserError
 
@@ -132,7 +132,9 @@ def annotation_files(dataset: str, root: Path, layout: str = "auto") -> list[Pat
 
 def require_data(data: Built, without: str = "") -> None:
     """Raise UserError where `data` names photographs that are not there; it ends with what can be done `without`."""
-    if isinstance(data, PhotographsConfig):
+    if isinstance(data, FolderConfig):
+        folder.recognise(folder.OwnFolder.of(data.plain()))
+    elif isinstance(data, PhotographsConfig):
         recognise(data.dataset, Path(data.root).expanduser(), data.layout, without)
 
 
@@ -196,9 +198,9 @@ def _neighbours(dataset: str, source: Source, root: Path, layouts: Sequence[Layo
         if layout.fits(root):  # so it is none of `layouts`
             yield f"data.layout={layout.name}"
     near = [*_folders(root), root.parent] if root.is_dir() else _folders(root.parent)
-    for folder in near:
-        if any(layout.fits(folder) for layout in layouts):
-            yield f"data.root={folder}"
+    for place in near:
+        if any(layout.fits(place) for layout in layouts):
+            yield f"data.root={place}"
     for other, its in SOURCES.items():
         if other != dataset and any(layout.fits(root) for layout in its.layouts):
             yield f"data={other}"

@@ -8,7 +8,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -19,13 +19,12 @@ from PIL import Image
 from captioning.data.images import UNREAD, decode_picture, picture_suffixes, read_picture
 from captioning.data.stored import StoredPictures
 from captioning.errors import UserError
+from captioning.files import files_below, is_passed_over
 
 if TYPE_CHECKING:
     from captioning.data.rows import TokenArrays
 
 log = logging.getLogger(__name__)
-
-HEAT_MAPS = "heat_maps"  # how folders of strips end, which lie beside outputs and are no input
 
 
 @dataclass(frozen=True)
@@ -109,34 +108,13 @@ def _expand(source: str | Path, may_be_missing: bool) -> list[Path]:
 
 
 def _in_folder(folder: Path) -> list[Path]:
-    files = list(_walk(folder))
+    files = list(files_below(folder, _warn_of_folder))
     pictures = [path for path in files if _is_picture_name(path)]
     _warn_of_unread(folder, files)
     if not pictures:
         others = f"which holds {len(files)} other files" if files else "which holds no files"
         raise UserError(f"input={folder}: no {_extensions()} file in this folder or below, {others}; check the path")
     return sorted(pictures, key=natural_key)
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """All files below a folder but hidden ones; no folder twice, whatever circles its links make."""
-    seen = {_identity(folder)}
-    for root, folders, files in os.walk(folder, followlinks=True, onerror=_warn_of_folder):
-        here = Path(root)
-        visible = [here / name for name in sorted(folders) if not _is_passed_over(name)]
-        new = []
-        for child in sorted(visible, key=Path.is_symlink):  # real folders first: their own names are the better ones
-            identity = _identity(child)
-            if identity not in seen:
-                seen.add(identity)
-                new.append(child.name)
-        folders[:] = new
-        yield from (here / name for name in files if not name.startswith("."))
-
-
-def _identity(folder: Path) -> tuple[int, int]:
-    status = folder.stat()
-    return status.st_dev, status.st_ino
 
 
 def _warn_of_folder(error: OSError) -> None:
@@ -163,11 +141,7 @@ def _matching(pattern: Path) -> list[Path]:
 
 def _wanted(match: Path, wild: Sequence[str]) -> bool:
     """What is passed over matches only patterns that spell it out: a leading dot, as in a shell, or `.heat_maps`."""
-    return any(map(_is_passed_over, wild)) or not any(map(_is_passed_over, match.parts))
-
-
-def _is_passed_over(name: str) -> bool:
-    return name.startswith(".") or name.endswith(f".{HEAT_MAPS}")
+    return any(map(is_passed_over, wild)) or not any(map(is_passed_over, match.parts))
 
 
 def _in_list(listing: Path) -> list[Path]:

@@ -4,6 +4,7 @@ Text and JSON, with errors that say in which line, or under which key, something
 lie, each listed once; and `Gathering`, which makes one record a photograph, refuses contradictions and counts oddities.
 """
 
+import codecs
 import json
 import logging
 import os
@@ -20,23 +21,38 @@ from captioning.errors import UserError
 log = logging.getLogger(__name__)
 
 
-def read_text(path: Path) -> str:
-    """The whole file as UTF-8, without a byte order mark; raises UserError with file and line where it is not."""
+def read_text(path: Path, encoding: str | None = None) -> str:
+    """The whole file without its byte order mark; raises UserError with file and line where it can't be read so.
+
+    Args:
+        path: of the file.
+        encoding: what `data.encoding` says, where there is this key; of UTF-8, a byte order mark of UTF-16 is believed
+            rather. None is UTF-8, and that alone.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    name = encoding or "utf-8"
+    if is_utf8 := codecs.lookup(name).name == "utf-8":
+        is_utf16 = encoding and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        name = "utf-16" if is_utf16 else "utf-8-sig"
     try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}:{line}: this is not UTF-8 text; save the file in UTF-8 or fetch it again") from error
+        return data.decode(name)
+    except UnicodeError as error:
+        line = data.count(b"\n", 0, getattr(error, "start", len(data))) + 1
+        way_out = "save the file in UTF-8 or fetch it again"
+        if encoding:
+            other = "cp1252" if is_utf8 else "utf-8"
+            way_out = f"say what it is written in, such as data.encoding={other}, or save it in UTF-8"
+        said = "UTF-8" if is_utf8 else encoding
+        raise UserError(f"{path}:{line}: this is not {said} text; {way_out}") from error
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+def read_lines(path: Path, encoding: str | None = None) -> Iterator[tuple[int, str]]:
     """(line number, stripped line) of every line that is not blank."""
     # Only "\n" ends a line: captions may hold what str.splitlines() takes for an end too.
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path, encoding).split("\n"), start=1):
         if line := line.strip():
             yield number, line
 
@@ -51,15 +67,16 @@ class Node:
     file: Path
     where: str
     value: Any
+    encoding: str | None = None
 
     def __str__(self) -> str:
-        return _place(self.file, self.where) if self.where else str(self.file)
+        return self._place(self.where) if self.where else str(self.file)
 
     def objects(self, key: str) -> "Iterator[Node]":
         """The members, all of them objects, of the list under `key`, or with an empty key of the value itself."""
         members = self._get(key, list, "a list")
         for index, value in enumerate(members):
-            member = Node(self.file, f"{self._name(key)}[{index}]", value)
+            member = Node(self.file, f"{self._name(key)}[{index}]", value, self.encoding)
             if not isinstance(value, dict):
                 raise UserError(f"{member} is {_short(value)}, not an object")
             yield member
@@ -80,22 +97,26 @@ class Node:
         if key and not isinstance(self.value, dict):
             raise UserError(f"{self} is {_short(self.value)}, not an object with the key {key!r}")
         if key and key not in self.value:
-            raise UserError(f"{_place(self.file, self.where, self._name(key))} is missing; it should be {words}")
+            raise UserError(f"{self._place(self.where, self._name(key))} is missing; it should be {words}")
         value = self.value[key] if key else self.value
         if not isinstance(value, kind) or isinstance(value, bool):
-            place = _place(self.file, self._name(key)) if key else self
+            place = self._place(self._name(key)) if key else self
             raise UserError(f"{place} is {_short(value)}, not {words}")
         return value
+
+    def _place(self, where: str, name: str = "") -> str:
+        """File and line of the value at `where`, and its name, or that of a member which it lacks."""
+        return f"{self.file}:{_line_of(read_text(self.file, self.encoding), where)}: {name or where}"
 
     def _name(self, key: str) -> str:
         return f"{self.where}.{key}" if self.where and key else self.where or key
 
 
-def read_json(path: Path) -> Node:
+def read_json(path: Path, encoding: str | None = None) -> Node:
     """The whole of a JSON file; raises UserError with file and line where it is none."""
-    text = read_text(path)
+    text = read_text(path, encoding)
     try:
-        return Node(path, "", json.loads(text))
+        return Node(path, "", json.loads(text), encoding)
     except json.JSONDecodeError as error:
         ends = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
         cut = "; the file ends too early, fetch it again" if ends else "; fetch it again"
@@ -104,14 +125,9 @@ def read_json(path: Path) -> Node:
         raise UserError(f"{path} nests too deeply for an annotation file") from error
 
 
-def _place(file: Path, where: str, name: str = "") -> str:
-    """File and line of the value at `where`, and its name, or that of a member which it lacks."""
-    return f"{file}:{_line_of(file, where)}: {name or where}"
-
-
-def _line_of(file: Path, where: str) -> int:
-    """The line on which the value at `where` begins, in a file that is known to be JSON."""
-    text, decoder, at = read_text(file), json.JSONDecoder(), 0
+def _line_of(text: str, where: str) -> int:
+    """The line on which the value at `where` begins, in a text that is known to be JSON."""
+    decoder, at = json.JSONDecoder(), 0
     for step in re.findall(r"[^.\[\]]+", where):
         at = _blanks(text, at)
         passed = 0  # members of this object or list

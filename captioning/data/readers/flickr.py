@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from captioning.data.readers.annotations import Gathering, PictureFolders, inside, read_lines, read_text
+from captioning.data.readers.tables import csv_records
 from captioning.data.records import Photograph
 from captioning.errors import UserError
 
@@ -150,50 +151,15 @@ def csv_rows_8k(path: Path) -> Iterator[CaptionRow]:
 
 
 def _csv_records(path: Path, delimiter: str, header: Sequence[str]) -> Iterator[tuple[int, list[str | None]]]:
-    """(line, fields) of every record below the header, as many as it has; None for those that the record lacks.
-
-    Quoted fields are as RFC 4180 has them, with line breaks, delimiters and doubled quotes inside. Others may hold
-    quotes, and the last also delimiters, at which Python's csv module would cut it: Kaggle's files need that.
-    """
-    text = read_text(path).rstrip()
-    quoted = re.compile(rf'[ \t]*"((?:[^"]|"")*)"[ \t\r]*({re.escape(delimiter)}|\n|\Z)')
-    at, line, is_header = 0, 1, True
-    while at < len(text):
-        start, fields = at, list[str | None]()
-        for place in range(1, len(header) + 1):
-            match = quoted.match(text, at)
-            if match and (place < len(header) or match[2] != delimiter):
-                field, end, at = match[1].replace('""', '"'), match[2], match.end()
-            else:
-                field, end, at = _plain_field(text, at, delimiter if place < len(header) else "\n")
-                if field.startswith('"') and field.count('"') % 2:
-                    number = line + text.count("\n", start, at - len(end))
-                    raise UserError(
-                        f"{path}:{number}: a quotation mark opens here and is not closed: {field[:60]!r}; close it at "
-                        "the end of the caption, or double it where it belongs to the words"
-                    )
-            fields.append(field.strip())
-            if end != delimiter:
-                break
-        fields += [None] * (len(header) - len(fields))
-        if is_header:
-            if [(field or "").lower() for field in fields] != list(header):
-                first = text[:at].strip()
-                wanted = f"{delimiter} ".join(header) if delimiter == "|" else delimiter.join(header)
-                raise UserError(f"{path}:{line}: the first line is {first[:60]!r}, not {wanted!r}")
-            is_header = False
-        elif any(fields):
-            yield line, fields
-        line += text.count("\n", start, at)
-
-
-def _plain_field(text: str, at: int, delimiter: str) -> tuple[str, str, int]:
-    """The field that begins there without being quoted, what ends it, and where the next begins."""
-    ends = text.find("\n", at)
-    ends = len(text) if ends < 0 else ends
-    cut = text.find(delimiter, at, ends)
-    cut = ends if cut < 0 else cut
-    return text[at:cut].strip(), text[cut : cut + 1], cut + 1
+    """(line, fields) of every record below the header, as many as it has; None for those that the record lacks."""
+    records = csv_records(read_text(path), path, delimiter, spills=True)
+    line, columns = next(records, (1, []))
+    if [column.lower() for column in columns] != list(header):
+        first = read_text(path).strip().partition("\n")[0].strip()
+        between = f"{delimiter} " if delimiter == "|" else delimiter
+        raise UserError(f"{path}:{line}: the first line is {first[:60]!r}, not {between.join(header)!r}")
+    for line, fields in records:
+        yield line, [*fields, *[None] * (len(header) - len(fields))]
 
 
 TOKENS_30K, KAGGLE_30K = "results_20130124.token", "results.csv"

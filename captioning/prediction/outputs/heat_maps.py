@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Self
 
 from captioning.errors import UserError, writing
-from captioning.files import atomic_file, is_same_file
-from captioning.prediction.inputs import HEAT_MAPS
+from captioning.files import HEAT_MAPS, atomic_file, is_same_file
 from captioning.prediction.journal import NOTHING, CaptionedPicture, May, beside
 from captioning.prediction.outputs.files import Sink
 
