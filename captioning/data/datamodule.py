@@ -215,7 +215,8 @@ class CaptionDataModule(L.LightningDataModule):
     def loader(self, split: str, training: bool = False) -> DataLoader:
         """Batches of one split for this process's rank."""
         rows, place = self.rows(split, training), {"rank": self._rank, "world_size": self._world_size}
-        batches = EpochBatches(len(rows), self.batch_size, shuffle=training, seed=self.seed, **place)
+        near = rows.neighbours
+        batches = EpochBatches(len(rows), self.batch_size, shuffle=training, seed=self.seed, neighbours=near, **place)
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         how: dict[str, Any] = {"pin_memory": on_gpu, "multiple": self._packed_multiple}
         return row_loader(rows, batches, self._num_workers, persistent=True, **how)

@@ -5,10 +5,12 @@ Needs neither torch nor a picture library, so that annotation files are read, an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 
 from captioning.errors import UserError
 
@@ -32,6 +34,92 @@ class Photograph:
     split: str = ""
 
 
+class Texts(Sequence[str]):
+    """N texts as one array of UTF-8, beside where each begins: of millions, Python's objects take many times as much.
+
+    Args:
+        data: bytes, all texts end to end.
+        starts: (N + 1,) the first byte of each, and the end of the last.
+
+    >>> list(Texts.of(["a dog", "", "ünï"])[1:])
+    ['', 'ünï']
+    """
+
+    def __init__(self, data: np.ndarray, starts: np.ndarray):
+        self.data, self.starts = data, starts
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> Texts:
+        """These texts; half a surrogate pair is kept as it is."""
+        encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
+        return cls(np.frombuffer(b"".join(encoded), np.uint8), starts_of([len(one) for one in encoded]))
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return self.part(np.arange(len(self))[i])
+        first, last = self.starts[i if i >= 0 else i + len(self)], self.starts[(i if i >= 0 else i + len(self)) + 1]
+        return self.data[first:last].tobytes().decode("utf-8", "surrogatepass")
+
+    def part(self, chosen: np.ndarray) -> Texts:
+        """These of them, in this order."""
+        return Texts(self.data[_spans(self.starts, chosen)], starts_of(np.diff(self.starts)[chosen]))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Texts]) -> Texts:
+        """All texts of all parts."""
+        lengths = [np.diff(part.starts) for part in parts]
+        return cls(_end_to_end([part.data for part in parts]), starts_of(_end_to_end(lengths)))
+
+
+class TextLists(Sequence[Texts]):
+    """N lists of texts: the captions of N pictures; list i has the texts from `starts[i]` to `starts[i + 1]`."""
+
+    def __init__(self, texts: Texts, starts: np.ndarray):
+        self.texts, self.starts = texts, starts
+
+    @classmethod
+    def of(cls, lists: Sequence[Sequence[str]]) -> TextLists:
+        """These lists."""
+        return cls(Texts.of(text for texts in lists for text in texts), starts_of([len(texts) for texts in lists]))
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return self.part(np.arange(len(self))[i])
+        first, last = self.starts[i if i >= 0 else i + len(self)], self.starts[(i if i >= 0 else i + len(self)) + 1]
+        return Texts(self.texts.data, self.texts.starts[first : last + 1])
+
+    def part(self, chosen: np.ndarray) -> TextLists:
+        """These of them, in this order."""
+        return TextLists(self.texts.part(_spans(self.starts, chosen)), starts_of(np.diff(self.starts)[chosen]))
+
+    @classmethod
+    def joined(cls, parts: Sequence[TextLists]) -> TextLists:
+        """All lists of all parts."""
+        counts = [np.diff(part.starts) for part in parts]
+        return cls(Texts.joined([part.texts for part in parts]), starts_of(_end_to_end(counts)))
+
+
+def starts_of(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
+    """(N + 1,) where each of N spans that lie end to end begins, and where the last ends."""
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+
+
+def _end_to_end(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate(arrays) if arrays else np.empty(0, np.uint8)
+
+
+def _spans(starts: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """The numbers in the chosen spans, end to end."""
+    firsts, lengths = starts[:-1][chosen], np.diff(starts)[chosen]
+    return np.repeat(firsts - starts_of(lengths)[:-1], lengths) + np.arange(lengths.sum())
+
+
 class Pictures(Protocol):
     """Numbered pictures; must be picklable, for workers."""
 
@@ -47,6 +135,18 @@ class DamagedPicture(UserError):
 
 
 @dataclass(frozen=True)
+class Neighbours:
+    """Which pictures are fetched together, and so are best read soon after each other.
+
+    run_of: (N,) the number of each picture's run, rising.
+    at_once: runs that may be held at the same time.
+    """
+
+    run_of: np.ndarray
+    at_once: int
+
+
+@dataclass(frozen=True)
 class Split:
     """N pictures and their captions, as annotation files or the drawn data set give them."""
 
@@ -54,6 +154,7 @@ class Split:
     captions: Sequence[Sequence[str]]
     load: Pictures
     skips_damaged: bool = False  # whether rows go on without a picture that raises DamagedPicture
+    neighbours: Neighbours | None = None  # None where all pictures are equally near
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -61,4 +162,5 @@ class Split:
     def first(self, pictures: int, captions: int) -> Split:
         """The same data set cut to its first pictures and the first captions of each."""
         fewer = [of_picture[:captions] for of_picture in self.captions[:pictures]]
-        return replace(self, image_ids=self.image_ids[:pictures], captions=fewer)
+        near = self.neighbours and replace(self.neighbours, run_of=self.neighbours.run_of[:pictures])
+        return replace(self, image_ids=self.image_ids[:pictures], captions=fewer, neighbours=near)

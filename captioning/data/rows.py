@@ -15,8 +15,9 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
-from itertools import pairwise
+from itertools import chain, islice, pairwise
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from captioning.data.batch import Row, pack
-from captioning.data.records import DamagedPicture, Split
+from captioning.data.records import DamagedPicture, Neighbours, Split, Texts
 from captioning.data.tokenizer import CaptionTokenizer
 from captioning.data.transforms import EvaluationTransform, TrainingTransform
 from captioning.progress import progress
@@ -60,23 +61,25 @@ class TokenArrays:
         A caption of more than `max_tokens` targets (its tokens and EOS) is cut there, without an EOS, so that the
         model never learns to stop in mid-sentence; how many were cut is one warning.
         """
-        flat = [caption for of_picture in captions for caption in of_picture]
+        flat = chain.from_iterable(captions)
         dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
         pieces: list[np.ndarray] = []
         lengths: list[int] = []
         cut = 0
-        with progress(len(flat), "turning into tokens", "captions", leave=False, delay=2) as bar:
-            for start in range(0, len(flat), CAPTIONS_AT_ONCE):
-                encoded = tokenizer.encode(flat[start : start + CAPTIONS_AT_ONCE])
-                bar.update(len(encoded))
+        total = sum(map(len, captions))
+        with progress(total, "turning into tokens", "captions", leave=False, delay=2) as bar:
+            while some := list(islice(flat, CAPTIONS_AT_ONCE)):
+                encoded = tokenizer.encode(some)
                 cut += sum(len(ids) - 1 > max_tokens for ids in encoded)
+                bar.update(len(encoded))
                 encoded = [ids[: max_tokens + 1] for ids in encoded]
                 pieces.append(np.fromiter((token for ids in encoded for token in ids), dtype=dtype))
                 lengths.extend(len(ids) for ids in encoded)
         if cut:
             log.warning(
-                "%d of %d %s captions are longer than data.max_tokens=%d and were cut", cut, len(flat), name, max_tokens
-            )
+                "%d of %d %s captions are longer than data.max_tokens=%d and were cut",
+                cut, len(lengths), name, max_tokens,
+            )  # fmt: skip
         return cls(
             np.concatenate(pieces) if pieces else np.empty(0, dtype),
             np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
@@ -144,8 +147,10 @@ class CaptionRows(Dataset[Row]):
         encoded: Callable[[int], Tensor] | None = None,  # picture i as (P, D); then no pixels are read
     ):
         self._load = split.load
-        self._image_ids = np.asarray(split.image_ids)  # an array, as captions are
+        ids = split.image_ids
+        self._image_ids = ids if isinstance(ids, Texts) else np.asarray(ids)  # an array, as captions are
         self._mentions_sides = np.array([captions_mention_sides(captions) for captions in split.captions])
+        self._neighbours = split.neighbours
         self._tokens = tokens
         self._transform, self._augmentation, self._encoded = transform, augmentation, encoded
         self._seed, self._skips_damaged = seed, split.skips_damaged
@@ -163,7 +168,8 @@ class CaptionRows(Dataset[Row]):
     def __getitem__(self, index: tuple[int, int]) -> Row:
         epoch, row = index
         picture = int(self._picture_of_row[row])
-        image_id = self._image_ids[picture].item()
+        image_id = self._image_ids[picture]
+        image_id = image_id.item() if isinstance(image_id, np.generic) else image_id
         captions = self._tokens.captions_of(picture)
         seed = addressed_seed(self._seed, epoch, image_id)
         rows = int(self._first_row[picture + 1] - self._first_row[picture])
@@ -176,6 +182,12 @@ class CaptionRows(Dataset[Row]):
             return Row(image_id, None, mine, self._encoded(picture))
         pixels = self._pixels(picture) if self._augmentation is None else self._augmented(picture, seed, part)
         return Row(image_id, pixels, mine)
+
+    @property
+    def neighbours(self) -> Neighbours | None:
+        """The split's, of rows."""
+        near = self._neighbours
+        return near and replace(near, run_of=near.run_of[self._picture_of_row])
 
     def pixels_of(self, pictures: Sequence[int]) -> dict[int, Tensor]:
         """Pictures by their numbers as the model sees them in evaluation, (3, H, W) uint8."""
@@ -221,11 +233,24 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     Each global batch of `batch_size * world_size` rows is dealt out to the ranks in turn, so that n ranks see
     together what one process with n times the batch would see. In training, the ranks' batches are equally many: a
     last global batch too small to give every rank a row is left out. `start` batches of an epoch are passed over.
+
+    Where rows have neighbours, an epoch's runs are drawn in an order, and rows are shuffled within each `at_once` runs.
+    Where that is all of them, the order is that of rows without neighbours.
     """
 
-    def __init__(self, rows: int, batch_size: int, *, shuffle: bool, seed: int, rank: int = 0, world_size: int = 1):
+    def __init__(
+        self,
+        rows: int,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        neighbours: Neighbours | None = None,
+    ):
         self._rows, self._batch_size, self._shuffle, self._seed = rows, batch_size, shuffle, seed
-        self._rank, self._world_size = rank, world_size
+        self._rank, self._world_size, self._neighbours = rank, world_size, neighbours
         self._epoch = 0
         self.start = 0
         self.sampler = self  # Lightning looks for `batch_sampler.sampler.set_epoch`
@@ -239,6 +264,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         if self._shuffle:
             generator = torch.Generator().manual_seed(addressed_seed(self._seed, "order", self._epoch))
             order = torch.randperm(self._rows, generator=generator)
+            order = order if self._neighbours is None else _kept_near(order, self._neighbours, generator)
         for number in range(self.start, len(self)):
             start = number * self._batch_size * self._world_size
             together = order[start : start + self._batch_size * self._world_size]
@@ -249,6 +275,13 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         full, rest = divmod(self._rows, together)
         enough = self._world_size if self._shuffle else self._rank + 1
         return full + (rest >= enough)
+
+
+def _kept_near(order: Tensor, near: Neighbours, generator: torch.Generator) -> Tensor:
+    """The rows in this order within each window of runs, one window after the other."""
+    run_of = torch.from_numpy(np.unique(near.run_of, return_inverse=True)[1])
+    places = torch.randperm(int(run_of.max()) + 1, generator=generator)  # of runs in the epoch
+    return order[torch.argsort(places[run_of[order]] // near.at_once, stable=True)]
 
 
 class RowLoader(DataLoader[Row]):

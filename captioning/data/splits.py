@@ -7,12 +7,14 @@ is a function of (seed, image id), so photographs that come or go leave the othe
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from itertools import chain, islice
 from pathlib import Path
 
+import numpy as np
+
 from captioning.data.readers.annotations import names_in
-from captioning.data.records import Photograph
+from captioning.data.records import ImageId, Photograph
 from captioning.data.stored import PictureFiles, flaws
 from captioning.errors import UserError
 from captioning.randomness import addressed_seed
@@ -88,33 +90,41 @@ def _by_files(photographs: Sequence[Photograph], use_restval: bool) -> Splits:
 
 def _by_seed(photographs: Sequence[Photograph], seed: int) -> Splits:
     """The first photographs in an order drawn by (seed, image id) for val, the next for test; never all of them."""
-    count = len(photographs)
-    drawn = _drawn_order(photographs, seed, "split")
+    numbers = divided_by_seed([photograph.image_id for photograph in photographs], seed)
+    return {name: [photographs[i] for i in chosen] for name, chosen in numbers.items()}
+
+
+def divided_by_seed(ids: Sequence[ImageId], seed: int) -> dict[str, np.ndarray]:
+    """The numbers of the pictures with these ids, divided into `train`, `val` and `test`."""
+    count, drawn = len(ids), _drawn_order(ids, seed, "split")
     held_out = max(1, round(count * HELD_OUT))
     val = min(held_out, max(0, count - 1))
     test = min(held_out, max(0, count - val - 1))
-    sides = {p.image_id: "val" for p in drawn[:val]} | {p.image_id: "test" for p in drawn[val : val + test]}
-    divided = {
-        name: [p for p in photographs if sides.get(p.image_id, "train") == name] for name in ("train", "val", "test")
-    }
-    counts = ", ".join(f"{name} {len(part)}" for name, part in divided.items())
+    parts = {"train": drawn[val + test :], "val": drawn[:val], "test": drawn[val : val + test]}
+    counts = ", ".join(f"{name} {len(part)}" for name, part in parts.items())
     log.info("no split lists are there, so seed=%d divides the photographs: %s", seed, counts)
-    return divided
+    return {name: np.sort(part) for name, part in parts.items()}
 
 
 def _part(photographs: list[Photograph], fraction: float, seed: int) -> list[Photograph]:
-    count = math.floor(len(photographs) * fraction + 0.5)
+    chosen = part_by_seed([photograph.image_id for photograph in photographs], fraction, seed)
+    return [photographs[i] for i in chosen]
+
+
+def part_by_seed(ids: Sequence[ImageId], fraction: float, seed: int) -> np.ndarray:
+    """The numbers of a part of the training pictures; a smaller part's are among a larger one's."""
+    count = math.floor(len(ids) * fraction + 0.5)
     if count == 0:
-        raise UserError(f"data.fraction={fraction} of {len(photographs)} training photographs leaves none; raise it")
-    chosen = {photograph.image_id for photograph in _drawn_order(photographs, seed, "fraction")[:count]}
-    return [photograph for photograph in photographs if photograph.image_id in chosen]
+        raise UserError(f"data.fraction={fraction} of {len(ids)} training photographs leaves none; raise it")
+    return np.sort(_drawn_order(ids, seed, "fraction")[:count]) if count < len(ids) else np.arange(count)
 
 
-def _drawn_order(photographs: Sequence[Photograph], seed: int, purpose: str) -> list[Photograph]:
-    return sorted(photographs, key=lambda photograph: addressed_seed(seed, purpose, photograph.image_id))
+def _drawn_order(ids: Sequence[ImageId], seed: int, purpose: str) -> np.ndarray:
+    drawn = (addressed_seed(seed, purpose, image_id) for image_id in ids)
+    return np.argsort(np.fromiter(drawn, np.int64, len(ids)), kind="stable")
 
 
-def refuse_empty(divided: Splits) -> None:
+def refuse_empty(divided: Mapping[str, Sized]) -> None:
     """Raise UserError where there is nothing to train or to validate on."""
     counts = ", ".join(f"{name} {len(photographs)}" for name, photographs in divided.items())
     for name in ("train", "val"):
