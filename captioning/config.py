@@ -199,19 +199,24 @@ def _encoding(name: str) -> str:
     return name
 
 
-class PhotographsConfig(DataConfig):
-    """Photographs in files, with captions in annotation files: COCO, Flickr30k, Flickr8k."""
+class StoredConfig(DataConfig):
+    """Photographs that are stored somewhere."""
 
-    dataset: Text = key("Which data set it is.")
-    root: Text = key("The folder with pictures and captions.", must="a folder", way_out="set data.root=PATH", path=True)
-    layout: Text = key("Which annotation files to read, where several lie under root.")
     fraction: Part = key("Part of the training photographs.")
-    use_restval: bool = key("Whether Karpathy's restval photographs join train.")
     on_missing: Literal["error", "skip"] = key("What to do where a picture is missing or cannot be read.")
     prepared: Text | None = key(
         "Folder of pictures that prepare.py stored small; auto is ROOT/prepared, null reads none.",
         path=True,
     )
+
+
+class PhotographsConfig(StoredConfig):
+    """Photographs in files, with captions in annotation files: COCO, Flickr30k, Flickr8k."""
+
+    dataset: Text = key("Which data set it is.")
+    root: Text = key("The folder with pictures and captions.", must="a folder", way_out="set data.root=PATH", path=True)
+    layout: Text = key("Which annotation files to read, where several lie under root.")
+    use_restval: bool = key("Whether Karpathy's restval photographs join train.")
 
 
 class FolderConfig(PhotographsConfig):
@@ -235,6 +240,33 @@ class FolderConfig(PhotographsConfig):
     encoding: Annotated[Word, AfterValidator(_encoding)] = key(
         "What text is written in.", must="an encoding of text that Python knows, such as utf-8, cp1252 or gb18030"
     )
+
+
+SHARDS = "paths or URLs of .tar or .parquet files, such as PATH/{00000..00099}.tar"
+
+
+class ShardsConfig(StoredConfig):
+    """Photographs in tars as WebDataset has them, or in Parquet files."""
+
+    dataset: Text = key("What the data set is called.")
+    root: Text | list[Text] = key(
+        "The shards: paths and URLs with braces or *, or a folder of them.",
+        must=SHARDS,
+        path=True,
+    )
+    val_root: Text | list[Text] | None = key("Those to validate on; null divides root by seed.", must=SHARDS, path=True)
+    test_root: Text | list[Text] | None = key("Those to test on.", must=SHARDS, path=True)
+    image_column: Text | None = key("Where pictures are: a suffix or a column; null finds the usual ones.")
+    caption_column: Text | None = key("Where captions are: a suffix, a key of KEY.json or a column; null finds them.")
+    captions_per_file: Literal["one", "lines"] = key("Is a text file one caption, or each of its lines?")
+    cache: Text = key("The folder of indices of shards, and of blocks of those elsewhere.", path=True)
+    cache_gigabytes: Positive = key("Of such blocks at most.")
+
+    @model_validator(mode="after")
+    def _agrees(self) -> ShardsConfig:
+        if self.test_root is not None and self.val_root is None:
+            raise UserError("data.test_root is given without data.val_root; give both, or neither to divide by seed")
+        return self
 
 
 class ShapesConfig(DataConfig):
@@ -261,9 +293,12 @@ class OwnDataConfig(create_model("SharedData", __base__=Own, **_shared())):  # t
 DATA: dict[str, type[Built]] = {
     "captioning.data.datamodule.PhotographDataModule": PhotographsConfig,
     "captioning.data.datamodule.FolderDataModule": FolderConfig,
+    "captioning.data.datamodule.ShardsDataModule": ShardsConfig,
     "captioning.shapes.datamodule.ShapesDataModule": ShapesConfig,
 }
-Data = Annotated[PhotographsConfig | FolderConfig | ShapesConfig | OwnDataConfig, by_target(DATA, OwnDataConfig)]
+Data = Annotated[
+    PhotographsConfig | FolderConfig | ShardsConfig | ShapesConfig | OwnDataConfig, by_target(DATA, OwnDataConfig)
+]
 
 
 DRAWN = "shapes"  # the data set that is drawn
@@ -782,8 +817,9 @@ class PrepareConfig(Section):
 
     @model_validator(mode="after")
     def _has_files(self) -> PrepareConfig:
-        if not isinstance(self.data, PhotographsConfig):
-            raise UserError("data=shapes draws its pictures; prepare.py is for data=coco, flickr30k and flickr8k")
+        if not isinstance(self.data, StoredConfig):
+            name = data_set_of(self.data.plain())
+            raise UserError(f"data={name} draws its pictures; prepare.py is for photographs, such as data=coco")
         return self
 
 

@@ -288,7 +288,7 @@ def test_so_are_values_of_preparation():
         assert sentence("prepare", [], f"size={size}") == said
     assert sentence("prepare", [], "num_workers=-1") == "num_workers=-1 must be a whole number of at least 0, or null"
     assert sentence("prepare", ["data=shapes"], "data.image_size=8") == (
-        "data=shapes draws its pictures; prepare.py is for data=coco, flickr30k and flickr8k"
+        "data=shapes draws its pictures; prepare.py is for photographs, such as data=coco"
     )
 
 

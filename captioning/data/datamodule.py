@@ -22,7 +22,7 @@ import lightning as L
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from captioning.data.batch import PictureFormat
 from captioning.data.datasets import annotation_files, find_photographs
@@ -30,14 +30,32 @@ from captioning.data.encoder_cache import EncodedPictures, FrozenEncoder, encode
 from captioning.data.images import UnreadablePicture, decode_picture
 from captioning.data.pixel_cache import Outcome, Places, find_prepared, packs_in, prepare_pictures
 from captioning.data.readers.folder import OWN_KEYS, OwnFolder, read_folder
-from captioning.data.records import DamagedPicture, Photograph, Pictures, Split
+from captioning.data.records import DamagedPicture, Photograph, Pictures, Split, Texts
+from captioning.data.remote import Blocks, is_remote
 from captioning.data.rows import CaptionRows, EpochBatches, TokenArrays, row_loader, spread
-from captioning.data.splits import refuse_empty, split_photographs, without_unreadable
+from captioning.data.shards import (
+    Columns,
+    Index,
+    ShardPictures,
+    ids_of,
+    index_of,
+    refuse_shared,
+    shard_names,
+    usable,
+)
+from captioning.data.splits import (
+    divided_by_seed,
+    part_by_seed,
+    refuse_empty,
+    split_photographs,
+    without_unreadable,
+)
 from captioning.data.stored import PictureFiles, StoredPictures
 from captioning.data.tokenizer import CaptionTokenizer
 from captioning.data.transforms import EvaluationTransform, TrainingTransform
 from captioning.errors import UserError
 from captioning.files import readable
+from captioning.progress import progress
 
 log = logging.getLogger(__name__)
 
@@ -377,6 +395,91 @@ class FolderDataModule(PhotographDataModule):
     def find(self) -> tuple[list[Photograph], list[Path]]:
         """As `PhotographDataModule.find`."""
         return read_folder(self._own)
+
+
+class ShardsDataModule(StoredDataModule):
+    """Photographs in the shards that patterns name; see `shards.py`.
+
+    Args:
+        dataset: what it is called.
+        root, val_root, test_root: the shards of each split; without `val_root`, root is divided by seed.
+        image_column, caption_column, captions_per_file: where in a shard pictures and captions are.
+        fraction: part of the training photographs.
+        cache: the folder of indices and blocks.
+        cache_gigabytes: of blocks at most.
+    """
+
+    def __init__(
+        self,
+        *,
+        dataset: str,
+        root: str | list[str],
+        val_root: str | list[str] | None,
+        test_root: str | list[str] | None,
+        cache: str,
+        cache_gigabytes: float,
+        fraction: float,
+        **others: Any,
+    ):
+        names = ("image_column", "caption_column", "captions_per_file")
+        image, caption, of_file = (others.pop(name) for name in names)
+        first = root if isinstance(root, str) else root[0]
+        here = Path(cache) if is_remote(first) else Path(first).expanduser().parent
+        super().__init__(root=here, **others)
+        self._dataset, self._fraction, self._cache = dataset, fraction, Path(cache).expanduser()
+        self._patterns = {"root": root, "val_root": val_root, "test_root": test_root}
+        self._columns = Columns(image, caption, lines=of_file == "lines")
+        self._blocks = Blocks(self._cache / "blocks", int(cache_gigabytes * 1e9))
+
+    def read(self) -> dict[str, Split]:
+        """Index the shards that are not yet, divide their pictures."""
+        shards = {key: shard_names(named, f"data.{key}") for key, named in self._patterns.items() if named is not None}
+        indices = self._indices(list(chain.from_iterable(shards.values())))
+        pictures, at = {}, 0
+        for key, split in zip(shards, ("train", "val", "test"), strict=False):
+            pictures[split] = usable(indices[at : at + len(shards[key])], self._on_missing, self._blocks)
+            at += len(shards[key])
+        ids = dict(zip(pictures, ids_of(list(pictures.values())), strict=True))
+        if len(pictures) == 1:
+            numbers = divided_by_seed(ids["train"], self.seed)
+            pictures = {split: pictures["train"].part(some) for split, some in numbers.items()}
+            ids = {split: ids["train"].part(some) for split, some in numbers.items()}
+        refuse_empty(pictures)
+        refuse_shared(pictures)
+        some = part_by_seed(ids["train"], self._fraction, self.seed)
+        pictures["train"], ids["train"] = pictures["train"].part(some), ids["train"].part(some)
+        return {split: self._split(ids[split], one) for split, one in pictures.items() if len(one)}
+
+    def _indices(self, shards: list[str]) -> list[Index]:
+        """Of each shard, by `num_workers` processes, which end with this one."""
+        make = Indices(shards, self._columns, self._cache, self._blocks)
+        workers = min(self._num_workers, len(shards) // 2)
+        loader = DataLoader(make, batch_size=None, num_workers=workers)
+        with progress(len(shards), "indexing", "shards", leave=False, delay=2) as bar:
+            made = []
+            for index in loader:
+                made.append(index)
+                bar.update()
+        log.info("%s: %d pictures in %d shards", self._dataset, sum(len(one.rows) for one in made), len(shards))
+        return made
+
+    def _split(self, ids: Texts, pictures: ShardPictures) -> Split:
+        captions, load = pictures.rows.captions, Photographs(pictures, self._on_missing)
+        skips = self._on_missing == "skip"
+        return Split(ids, captions, load, skips_damaged=skips, neighbours=pictures.neighbours())
+
+
+class Indices(Dataset[Index]):
+    """Item i is the index of shard i."""
+
+    def __init__(self, shards: list[str], columns: Columns, folder: Path, blocks: Blocks):
+        self._shards, self._how = shards, (columns, folder, blocks)
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def __getitem__(self, i: int) -> Index:
+        return index_of(self._shards[i], *self._how)
 
 
 def split_of(photographs: Sequence[Photograph], on_missing: str) -> Split:

@@ -1,0 +1,188 @@
+"""Pictures in tars: what is found there, as webdataset finds it, and what is said of shards that are not whole."""
+
+import io
+import json
+import logging
+import os
+import pickle
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data_sets import draw_photograph
+
+from captioning.data import shards
+from captioning.data.remote import Blocks
+from captioning.data.shards import Columns, Index, ShardPictures, index_of, shard_names, usable
+from captioning.errors import UserError
+
+USUAL = Columns(None, None, lines=False)
+JPEG = b"\xff\xd8\xff not decoded \xff\xd9"  # both ends of one
+
+
+@pytest.fixture
+def blocks(tmp_path) -> Blocks:
+    return Blocks(tmp_path / "blocks", 10**9)
+
+
+@pytest.fixture
+def indexed(tmp_path, blocks):
+    """`indexed(tar)`: its index."""
+    return lambda tar, columns=USUAL: index_of(str(tar), columns, tmp_path / "cache", blocks)
+
+
+def written(path: Path, **members: bytes | str | dict) -> Path:
+    """A tar of these members; `a__jpg` is a.jpg."""
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            data = json.dumps(content) if isinstance(content, dict | list) else content
+            data = data.encode() if isinstance(data, str) else data
+            info = tarfile.TarInfo(name.replace("__", "."))
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def found(index: Index) -> dict[str, list[str]]:
+    return {name: list(captions) for name, captions in zip(index.rows.names, index.rows.captions, strict=True)}
+
+
+def test_rows_are_those_that_webdataset_yields(tmp_path, indexed, blocks):
+    wds = pytest.importorskip("webdataset", reason="webdataset writes and reads these shards")
+    with wds.ShardWriter(str(tmp_path / "%05d.tar"), maxcount=3, verbose=0) as sink:
+        for i in range(7):
+            picture = draw_photograph(tmp_path / f"{i}.jpg", i).read_bytes()
+            key = f"some/folder.{i}/{i:03d}" if i == 5 else f"{i:03d}"  # a key may hold folders
+            sink.write({"__key__": key, "jpg": picture, "txt": f"caption {i} ünï", "json": {"caption": "x", "n": i}})
+    names = shard_names(str(tmp_path / "{00000..00002}.tar"), "data.root")
+    theirs = [
+        (row["__key__"] + ".jpg", row["jpg"], row["txt"].decode()) for row in wds.WebDataset(names, shardshuffle=False)
+    ]
+    pictures = ShardPictures.of([indexed(name) for name in names], blocks)
+    pictures = pickle.loads(pickle.dumps(pictures.part(range(len(pictures)))))  # as it travels to a spawned worker
+    captions = [list(one) for one in pictures.rows.captions]
+    ours = [(pictures.rows.names[i], pictures.read(i), *captions[i]) for i in range(len(pictures))]
+    assert ours == theirs and pictures.name(4) == f"{names[1]}/004.jpg"
+
+
+@pytest.mark.parametrize(
+    ("texts", "columns", "captions"),
+    [
+        ({"a__json": {"caption": " a  dog ", "url": "x"}}, USUAL, ["a dog"]),
+        ({"a__json": {"captions": ["a dog", "", "two"]}, "a__txt": "a dog"}, USUAL, ["a dog", "two"]),
+        ({"a__json": ["a dog", "two"]}, USUAL, ["a dog", "two"]),
+        ({"a__txt": "first\r\nsecond\n"}, USUAL, ["first second"]),
+        ({"a__txt": "first\r\nsecond\n"}, Columns(None, None, lines=True), ["first", "second"]),
+        ({"a__json": {"caption": "no", "alt": "yes"}, "a__txt": "no"}, Columns(None, "alt", lines=False), ["yes"]),
+        ({"a__json": {"caption": "no"}, "a__words": "yes"}, Columns(None, "words", lines=False), ["yes"]),
+        ({"a__txt": "no"}, Columns(None, "alt", lines=False), []),
+        ({"a__json": {"caption": None}}, USUAL, []),
+    ],
+)
+def test_captions_are_in_texts_beside_pictures(tmp_path, indexed, texts, columns, captions):
+    assert found(indexed(written(tmp_path / "a.tar", a__jpg=JPEG, **texts), columns)) == {"a.jpg": captions}
+
+
+@pytest.mark.parametrize(
+    ("members", "reason"),
+    [
+        ({"a__jpg": JPEG[:-1], "a__txt": "x"}, "not a picture|truncated"),
+        ({"a__txt": "x"}, "a caption without a picture"),
+        (
+            {"a__jpg": JPEG, "a__png": JPEG, "a__txt": "x"},
+            "key a has 2 pictures, a.jpg and a.png; data.image_column=SUF",
+        ),
+        ({"a__jpg": JPEG, "a__json": "{"}, "a.json is not valid JSON"),
+        ({"a__jpg": JPEG, "a__txt": b"\xff"}, "a.txt is not UTF-8"),
+    ],
+)
+def test_what_is_no_picture_with_a_caption_is_named_or_left_out(tmp_path, indexed, blocks, members, reason, caplog):
+    index = indexed(written(tmp_path / "a.tar", **members, b__jpg=JPEG, b__txt="sound"))
+    with pytest.raises(
+        UserError, match=rf"^1 of 2 pictures are unreadable, such as \S+/a\.tar/a\S* \(.*({reason})"
+    ) as error:
+        usable([index], "error", blocks)
+    assert str(error.value).endswith("; data.on_missing=skip leaves them out")
+    assert list(usable([index], "skip", blocks).rows.names) == ["b.jpg"] and "1 of 2 pictures" in caplog.text
+
+
+def test_a_name_that_comes_twice_is_one_key_with_two_pictures(tmp_path, indexed):
+    tar = written(tmp_path / "a.tar", a__jpg=JPEG, a__txt="x")
+    with tarfile.open(tar, "a") as more:
+        more.addfile(tarfile.TarInfo("a.jpg"))
+    assert indexed(tar).rows.flaws[0] == "its key a has 2 pictures, a.jpg and a.jpg"
+    chosen = written(tmp_path / "b.tar", a__jpg=JPEG, a__png=b"mask", a__txt="x")
+    assert not indexed(chosen, Columns("jpg", None, lines=False)).rows.flaws[0]
+
+
+def test_a_shard_cut_anywhere_is_refused_or_gives_what_is_whole(tmp_path, indexed, blocks, caplog):
+    tar = written(tmp_path / "a.tar", a__jpg=JPEG * 40, a__txt="x", b__jpg=JPEG * 40, b__txt="y")
+    whole = tar.read_bytes()
+    for cut, keys in (
+        (2600, ["a.jpg"]),
+        (3 * 512 + 200, ["a.jpg"]),
+        (4096, ["a.jpg", "b.jpg"]),
+        (5120, ["a.jpg", "b.jpg"]),
+    ):
+        tar.write_bytes(whole[:cut])
+        with pytest.raises(UserError, match=r"^1 of 1 shards are not whole, such as \S+a\.tar \(cut short or damaged"):
+            usable([indexed(tar)], "error", blocks)
+        assert [name for name in indexed(tar).rows.names if name.endswith("jpg")] == keys, cut
+
+
+def test_an_index_is_made_once_and_anew_where_the_shard_has_changed(tmp_path, indexed, monkeypatch):
+    tar, made = written(tmp_path / "a.tar", a__jpg=JPEG, a__txt="x"), []
+    original = shards._tar_index
+    monkeypatch.setattr(shards, "_tar_index", lambda *given: made.append(1) or original(*given))
+    assert found(indexed(tar)) == found(indexed(tar)) == {"a.jpg": ["x"]} and len(made) == 1
+    written(tar, a__jpg=JPEG, a__txt="y")
+    os.utime(tar, (1, 1))
+    assert found(indexed(tar)) == {"a.jpg": ["y"]} and len(made) == 2
+    for damaged in (path for path in (tmp_path / "cache").iterdir()):
+        damaged.write_bytes(damaged.read_bytes()[:300])
+    assert found(indexed(tar)) == {"a.jpg": ["y"]} and len(made) == 3
+
+
+def test_a_packed_tar_is_refused(tmp_path, indexed):
+    with tarfile.open(tmp_path / "a.tar", "w:gz"):
+        pass
+    with pytest.raises(UserError, match="is packed with gzip, so nothing in it can be read alone; unpack it"):
+        indexed(tmp_path / "a.tar")
+
+
+def test_patterns_name_shards(tmp_path):
+    for name in ("a-0.tar", "a-1.tar", "b-0.tar", "c.tar.gz"):
+        (tmp_path / name).touch()
+
+    def names(*patterns):
+        return [Path(one).name for one in shard_names([f"{tmp_path}/{p}" for p in patterns], "data.root")]
+
+    assert names("{b,a}-0.tar", "a-{0..1}.tar") == ["b-0.tar", "a-0.tar", "a-1.tar"]
+    assert names("a-*.tar") == ["a-0.tar", "a-1.tar"] and names("") == ["a-0.tar", "a-1.tar", "b-0.tar"]
+    with pytest.raises(UserError, match=r"data\.root: 1 of 3 shards are missing, such as \S+/a-2\.tar; give"):
+        names("a-{0..2}.tar")
+    with pytest.raises(UserError, match=r"c\.tar\.gz is neither a \.tar nor"):
+        names("c.tar.gz")
+    with pytest.raises(UserError, match=r"data\.root: nothing matches \S+/d-\*\.tar, seen from"):
+        names("d-*.tar")
+
+
+def test_names_that_come_again_are_told_apart_and_a_picture_in_two_splits_is_refused(tmp_path, indexed, blocks, caplog):
+    caplog.set_level(logging.INFO)
+    one = ShardPictures.of([indexed(written(tmp_path / "a.tar", a__jpg=JPEG, a__txt="x"))], blocks)
+    two = ShardPictures.of([indexed(written(tmp_path / "b.tar", a__jpg=JPEG + JPEG, a__txt="x"))], blocks)
+    assert [list(ids) for ids in shards.ids_of([one, two])] == [[f"{tmp_path}/{n}.tar/a.jpg"] for n in "ab"]
+    shards.refuse_shared({"train": one, "val": two})
+    same = ShardPictures.of([indexed(written(tmp_path / "c.tar", a__jpg=JPEG, a__txt="x", b__jpg=JPEG))], blocks)
+    with pytest.raises(UserError, match=r"a\.tar/a\.jpg is in train, and \S+c\.tar/a\.jpg, the same picture, in val"):
+        shards.refuse_shared({"train": one, "val": same})
+    shards.refuse_shared({"train": one, "val": same.part(np.array([1]))})
+    assert "1 pictures of val are in train too, to the byte, such as" in caplog.text
+
+
+def test_a_shard_that_becomes_shorter_in_training_is_named(tmp_path, indexed, blocks):
+    pictures = ShardPictures.of([indexed(tar := written(tmp_path / "a.tar", a__jpg=JPEG, a__txt="x"))], blocks)
+    os.truncate(tar, 520)
+    with pytest.raises(shards.UnreadablePicture, match="shorter since it was indexed"):
+        pictures.read(0)
