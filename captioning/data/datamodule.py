@@ -454,7 +454,10 @@ class ShardsDataModule(StoredDataModule):
         """Of each shard, by `num_workers` processes, which end with this one."""
         make = Indices(shards, self._columns, self._cache, self._blocks)
         workers = min(self._num_workers, len(shards) // 2)
-        loader = DataLoader(make, batch_size=None, num_workers=workers)
+        drawn = (
+            torch.Generator()
+        )  # a loader draws a seed, and the run's weights are drawn later from the global generator
+        loader = DataLoader(make, batch_size=None, num_workers=workers, generator=drawn)
         with progress(len(shards), "indexing", "shards", leave=False, delay=2) as bar:
             made = []
             for index in loader:
