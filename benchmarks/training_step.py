@@ -43,9 +43,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPT2Config, VisionEncoderDecoderModel, ViTConfig
 
+from captioning.config import GROUPS
 from captioning.data.batch import IGNORE, CaptionBatch, PictureFormat, Row, pack
 from captioning.model.cpu import keep_freed_memory
 from captioning.model.huggingface import captioner_of, compose
+from captioning.model.lora import with_adapters
 from captioning.model.loss import summed_cross_entropy
 from captioning.training.module import scale_and_clip
 from captioning.training.optimizers import adamw
@@ -68,6 +70,7 @@ STAGES = {
     "everything": ("cross_attention", "decoder", "encoder"),
     "encoder cached": ("cross_attention",),
 }
+ADAPTERS = "LoRA of rank 8"  # for memory alone: of both halves, beside cross-attention
 WANTED = {  # times as fast at full size, like for like and ours
     "cross-attention": (2.9, 3.2),
     "+ GPT-2": (2.9, 3.0),
@@ -99,10 +102,15 @@ class Bench:
         self.packed = pack(self.rows)
         self.pixel_values, self.labels = one_caption_a_row(self.rows)
 
+    def adapt(self) -> None:
+        """Adapters in place of the halves; ours alone."""
+        with_adapters(self.captioner, {"rank": 8, "alpha": 16, "dropout": 0.0, "targets": ["decoder", "encoder"]})
+        self.optimizer = adamw(self.captioner, weight_decay=0.01, betas=(0.9, 0.999), fused=True)
+
     def enter(self, stage: str) -> None:
         """Train what the stage trains, from no optimizer state."""
-        self.captioner.set_trainable(STAGES[stage])
-        for ours, theirs in zip(self.captioner.network.modules(), self.peer.modules(), strict=True):
+        self.captioner.set_trainable(STAGES.get(stage, GROUPS))
+        for ours, theirs in zip(self.captioner.network.modules(), self.peer.modules(), strict=stage in STAGES):
             theirs.training = ours.training  # frozen parts without dropout in both
         self.optimizer.state.clear()
         self.batch = self.cached() if stage == "encoder cached" else self.packed
@@ -313,21 +321,24 @@ def loss_ratio(small: bool, repeats: int) -> Ratio:
 def memory(small: bool) -> str:
     """The table of peak memory, each figure from a process of its own."""
     rows = []
-    for stage in STAGES:
+    for stage in (*STAGES, ADAPTERS):
         for pictures in (1, 4, 8):
             peaks = []
-            for case in ("hugging face", "ours"):
+            for case in ("hugging face", "ours") if stage in STAGES else ("ours",):
                 one = ["--one", stage, case, str(pictures), *(["--small"] if small else [])]
                 done = subprocess.run([sys.executable, __file__, *one], capture_output=True, text=True, check=True)
                 peaks.append(int(done.stdout))
             figures = [f"{peak / 2**30:.2f}" for peak in peaks]
-            rows.append([stage, f"{pictures} x 5", *figures, f"{peaks[0] / peaks[1]:.2f}x"])
+            ratio = f"{peaks[0] / peaks[1]:.2f}x" if stage in STAGES else ""
+            rows.append([stage, f"{pictures} x 5", *([""] if not ratio else []), *figures, ratio])
     return table(["trains", "pictures x captions", "hugging face, GiB", "ours, GiB", "ratio"], rows)
 
 
 def peak_of_one(size: dict[str, int], stage: str, case: str, pictures: int) -> int:
     """Peak bytes of a process that takes two steps; the second has all of the optimizer's state beside it."""
     bench = Bench(size, pictures)
+    if stage == ADAPTERS:
+        bench.adapt()
     bench.enter(stage)
     forget_peak()  # of making the model twice
     for _ in range(2):

@@ -312,6 +312,17 @@ def data_set_of(data: Mapping) -> str:
 # --------------------------------------------------------------------------------------------------------------- model
 
 
+class LoraConfig(Section):
+    """Small matrices trained beside the frozen ones of pretrained halves, by peft."""
+
+    rank: Whole = key("Of the matrices; 0 trains the halves themselves.")
+    alpha: Positive | None = key("What they add is multiplied by alpha / rank; null: twice the rank.")
+    dropout: Share = key("Of what goes into them.")
+    targets: Annotated[list[Literal["decoder", "encoder"]], MinLen(1)] = key(
+        "The halves whose linear layers have them; of these nothing else trains.", must="[decoder], [encoder] or both"
+    )
+
+
 class ModelConfig(Built):
     """What every captioner of ours has."""
 
@@ -324,6 +335,7 @@ class ModelConfig(Built):
     attention_dropout: Share = key("Of the decoder's attention weights; above 0 its fast kernels cannot be used.")
     gradient_checkpointing: bool = key("Recompute activations in the backward pass: less memory, a third more time.")
     compile: Auto | bool = key("torch.compile of each layer; auto: on a GPU, where there are compilers.")
+    lora: LoraConfig = key("Train adapters in place of the halves.")
 
 
 class TinyModelConfig(ModelConfig):
@@ -694,6 +706,25 @@ class TrainConfig(Section):
                 "self-critical training (stage=scst) goes on from a trained model; say which with "
                 "model.init_from=RUN_DIR, a run of train.py with another stage"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _adapts(self) -> TrainConfig:
+        """LoRA adapts what is pretrained, where the stage trains it."""
+        if not isinstance(self.model, ModelConfig) or not self.model.lora.rank:
+            return self
+        lora = self.model.lora
+        if isinstance(self.model, TinyModelConfig) and self.model.init_from is None:
+            raise UserError(
+                f"model.lora.rank={lora.rank} adapts pretrained weights, and model=tiny begins with random ones; say "
+                "which with model.init_from=RUN_DIR, or leave model.lora out"
+            )
+        for group in lora.targets:
+            if self.stage.first_epoch_of(group) is None:
+                raise UserError(
+                    f"model.lora.targets has {group}, which this stage never trains; choose stage=full, or leave "
+                    f"{group} out"
+                )
         return self
 
     @model_validator(mode="after")

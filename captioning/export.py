@@ -1,7 +1,8 @@
 """A run's captioner as a folder for transformers: `python -m captioning.export RUN_DIR FOLDER [--push OWNER/NAME]`.
 
 The folder holds weights, configuration, image processor, tokenizer and generation settings, and a model card that says
-what lies in the run's folder: data, recipe and scores.
+what lies in the run's folder: data, recipe and scores. With `--adapter` it holds what a run with `model.lora` has
+trained, for peft; without it the adapters are merged into the weights.
 """
 
 import argparse
@@ -35,6 +36,7 @@ RECIPE = {
     "augmentation": ("data.augmentation",),
     "fine-tuned from": ("model.init_from",),
     "pretrained halves": ("model.encoder", "model.decoder"),
+    "adapters": ("model.lora.rank", "model.lora.alpha", "model.lora.targets"),
     "stage": ("stage.phases", "stage.warmup_steps", "stage.decay"),
     "epochs": ("trainer.max_epochs", "trainer.limit_train_batches"),
     "batch": ("data.batch_size", "trainer.accumulate_grad_batches", "trainer.precision"),
@@ -120,6 +122,57 @@ def export(run: str, folder: str, *, overwrite: bool = False, push: str | None =
     return target
 
 
+OF_HALVES = """decoder = GPT2LMHeadModel.from_pretrained("{}", add_cross_attention=True)
+base = VisionEncoderDecoderModel(encoder=AutoModel.from_pretrained("{}"), decoder=decoder)"""
+OF_A_MODEL = """base = VisionEncoderDecoderModel.from_pretrained("{}")"""
+
+
+def adapter_card(record: "RunRecord", name: str) -> str:
+    """`README.md` of an adapter: how peft and transformers put it beside what it was trained on."""
+    names = record.halves()
+    fine_tuned = bool(record.config and record.config.model.init_from)
+    if fine_tuned:
+        base = OF_A_MODEL.format(*(names or ["the model that training began with"]))
+    else:
+        encoder, decoder = names if len(names) == 2 else ("the encoder", "the decoder")
+        base = OF_HALVES.format(decoder, encoder)
+    return (
+        f"# {name}\n\nAdapters and cross-attention of a captioner, trained beside frozen weights.\n\n```python\n"
+        "from peft import PeftModel\nfrom transformers import AutoModel, GPT2LMHeadModel, VisionEncoderDecoderModel\n\n"
+        f'{base}\nmodel = PeftModel.from_pretrained(base, "{name}")  # merge_and_unload() gives plain layers\n```\n'
+    )
+
+
+def export_adapter(run: str, folder: str, *, overwrite: bool = False) -> Path:
+    """Write what a run with `model.lora` has trained, as a folder that peft adds to the two halves.
+
+    Raises:
+        UserError: if the run has no adapters or has trained a half whole, or the folder exists or cannot be written.
+    """
+    weights = find_weights(run, "RUN_DIR")
+    target = Path(folder)
+    _check_target(target, overwrite)
+
+    from captioning.model.build import load_captioner  # see `export`
+    from captioning.model.lora import save_adapter
+
+    quiet_libraries()
+    captioner, _ = load_captioner(weights, merge=False)
+    if captioner.lora is None:
+        raise UserError(f"RUN_DIR={run} has no adapters: it was trained without model.lora; leave --adapter out")
+    record = RunRecord(_run_of(weights))
+    if whole := sorted(record.trained().difference({"cross_attention", *captioner.lora["targets"]})):
+        raise UserError(
+            f"RUN_DIR={run} has trained the whole {whole[0]} beside its adapters, which no adapter holds; leave "
+            "--adapter out, and all of the model is written"
+        )
+    with writing(f"FOLDER={target}", "name another"), atomic_folder(target) as aside:
+        save_adapter(captioner, aside)
+        write_atomically(aside / "README.md", adapter_card(record, target.resolve().name))
+    log.info("adapter: %s", readable(target))
+    return target
+
+
 def generation_settings(config: DictConfig | None, max_positions: int) -> dict[str, Any]:
     """The run's `decoding` in the words of transformers' `GenerationConfig`, which are ours but for a few.
 
@@ -150,7 +203,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
         raise UserError(f"FOLDER={target} is a file; name a folder to make")
     if not overwrite:
         raise UserError(f"FOLDER={target} exists already; replace it with --overwrite, or name another")
-    if any(target.iterdir()) and not (target / "config.json").is_file():
+    if any(target.iterdir()) and not any((target / f"{name}.json").is_file() for name in ("config", "adapter_config")):
         raise UserError(f"FOLDER={target} holds no exported model, so --overwrite does not replace it; name another")
 
 
@@ -172,6 +225,8 @@ class RunRecord:
         for label, keys in RECIPE.items() if self.config else ():
             if label == "pretrained halves" and self._fine_tuned:
                 continue  # which then were not used
+            if label == "adapters" and not self._selected("model.lora.rank"):
+                continue
             found = {key.rpartition(".")[2]: self._selected(key) for key in keys}
             said = [_said(name, value) for name, value in found.items() if value is not None]
             if label == "data":
@@ -185,6 +240,10 @@ class RunRecord:
     def data_set(self) -> str | None:
         """The name of the data set."""
         return data_set_of(self.config.data) if self.config else None
+
+    def trained(self) -> set[str]:
+        """The groups that the run's stage trained, where they are known."""
+        return {group for phase in self._selected("stage.phases") or () for group in phase["train"]}
 
     def halves(self) -> list[str]:
         """The hub names of what the run started from."""
@@ -282,11 +341,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("folder", metavar="FOLDER", help="the folder to make")
     parser.add_argument("--overwrite", action="store_true", help="replace a model that lies there")
     parser.add_argument("--push", metavar="OWNER/NAME", help="upload it to the Hugging Face hub as well")
+    parser.add_argument("--adapter", action="store_true", help="only what a run with model.lora has trained, for peft")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     with one_sentence_errors():
-        export(given.run, given.folder, overwrite=given.overwrite, push=given.push)
+        if given.adapter and given.push:
+            raise UserError("--push uploads a whole model; leave --adapter or --push out")
+        if given.adapter:
+            export_adapter(given.run, given.folder, overwrite=given.overwrite)
+        else:
+            export(given.run, given.folder, overwrite=given.overwrite, push=given.push)
 
 
 if __name__ == "__main__":

@@ -188,6 +188,19 @@ def test_so_are_values_of_self_critical_training(change, said):
     assert sentence("train", SCST, change) == said
 
 
+def test_adapters_need_what_is_pretrained_and_a_stage_that_trains_it():
+    assert sentence("train", ["model=tiny"], "model.lora.rank=8") == (
+        "model.lora.rank=8 adapts pretrained weights, and model=tiny begins with random ones; say which with "
+        "model.init_from=RUN_DIR, or leave model.lora out"
+    )
+    assert sentence("train", ["stage=decoder"], "model.lora.rank=8") == (
+        "model.lora.targets has encoder, which this stage never trains; choose stage=full, or leave encoder out"
+    )
+    assert sentence("train", [], "model.lora.targets=[head]").endswith("must be [decoder], [encoder] or both")
+    accepted("train", ["stage=decoder"], "model.lora.rank=8", "model.lora.targets=[decoder]")
+    accepted("train", ["model=tiny", *DRAWN], "model.lora.rank=8", "model.init_from=runs/mine")
+
+
 def test_a_cache_of_encodings_needs_the_same_encoder_and_the_same_pictures():
     assert sentence("train", ["stage=full"], "encoder_cache=auto") == (
         "encoder_cache=auto needs an encoder that stays as it is, and this stage trains it from epoch 2; choose "

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, VisionEncoderDecoderModel
 
 from captioning.config import TrainConfig
 from captioning.errors import UserError
-from captioning.export import export, main
+from captioning.export import export, export_adapter, main
 from captioning.model.build import load_captioner
 from captioning.prediction.run import predict
 from captioning.runs import keep_composition
@@ -176,3 +176,55 @@ def test_a_push_uploads_the_finished_folder(run, tmp_path, monkeypatch):
     ((files, name),) = uploaded
     assert name == "me/mine" and tmp_path / "model" / "model.safetensors" in files
     assert "# me/mine" in (tmp_path / "model" / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def adapted(run, tmp_path_factory) -> Path:
+    """A run of adapters that begins with the other one."""
+    folder = tmp_path_factory.mktemp("adapters") / "run"
+    given = [*SMALL, "stage=full", f"model.init_from='{run}'", "model.lora.rank=2", "trainer.limit_train_batches=1"]
+    given += ["stage.phases=[{from_epoch: 0, train: [cross_attention, decoder, encoder]}]", "scores=0"]
+    config = configured(TrainConfig, *given, f"run_dir='{folder}'")
+    train(config)
+    keep_composition(folder, config, given)
+    return folder
+
+
+def test_a_run_with_adapters_exports_them_and_a_merged_model(run, exported, adapted, pictures, tmp_path):
+    peft = pytest.importorskip("peft")
+    whole = export(str(adapted), str(tmp_path / "whole"))
+    folder = export_adapter(str(adapted), str(tmp_path / "adapter"))
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    assert our_captions(whole, pictures, tmp_path / "a.jsonl") == our_captions(adapted, pictures, tmp_path / "b.jsonl")
+    base = VisionEncoderDecoderModel.from_pretrained(exported)
+    joined = peft.PeftModel.from_pretrained(base, str(folder)).eval()
+    merged = VisionEncoderDecoderModel.from_pretrained(whole).eval()
+    pixels, tokens = torch.randn(2, 3, 48, 48), torch.tensor([[0, 5, 9]] * 2)
+    with torch.no_grad():
+        expected = merged(pixel_values=pixels, decoder_input_ids=tokens).logits
+        logits = joined(pixel_values=pixels, decoder_input_ids=tokens).logits
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+    assert "PeftModel" in (folder / "README.md").read_text()
+    assert "adapters | rank 2, targets" in (whole / "README.md").read_text()
+
+
+def test_an_adapter_that_would_not_be_the_whole_truth_is_refused(run, adapted, tmp_path):
+    with pytest.raises(UserError, match="has no adapters"):
+        export_adapter(str(run), str(tmp_path / "none"))
+    half = shutil.copytree(adapted, tmp_path / "run")
+    contents = torch.load(half / "checkpoints" / "best.ckpt", weights_only=True)
+    contents["captioner"]["description"]["lora"]["targets"] = ["decoder"]
+    names = [name for name in contents["state_dict"] if ".encoder." in name and ".lora_" in name]
+    contents["state_dict"] = {
+        name.replace(".base_layer", "") if ".encoder." in name else name: weight
+        for name, weight in contents["state_dict"].items()
+        if name not in names
+    }
+    torch.save(contents, half / "checkpoints" / "best.ckpt")
+    with pytest.raises(UserError, match="has trained the whole encoder beside its adapters"):
+        export_adapter(str(half), str(tmp_path / "half"))
+    assert not (tmp_path / "half").exists()

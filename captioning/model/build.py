@@ -36,6 +36,7 @@ from captioning.model.huggingface import (
     load_weights,
     quick_activation,
 )
+from captioning.model.lora import merged, with_adapters
 from captioning.runs import read_checkpoint
 from captioning.weights import DECODERS, HuggingFaceModel
 
@@ -139,7 +140,7 @@ def from_pretrained(config: PretrainedModelConfig, vocabulary: Vocabulary) -> Im
     log.info("new, in no checkpoint: %s", ", ".join(_layers_together(n for n, _ in captioner.parameters_of(NEW))))
     if config.image_size is not None:
         captioner = _changed(captioner, config.image_size)
-    return switched(captioner, **_switches(config))
+    return switched(_adapted(captioner, config), **_switches(config))
 
 
 def _of_the_decoder(config: ModelConfig, vocabulary: Vocabulary) -> dict[str, Any]:
@@ -203,7 +204,8 @@ def from_description(description: dict[str, Any]) -> ImageCaptioner:
     fields: dict[str, Any] = {
         k: tuple(v) if isinstance(v, list) else v for k, v in description["picture_format"].items()
     }
-    return captioner_of(compose(config.encoder, config.decoder), PictureFormat(**fields))
+    captioner = captioner_of(compose(config.encoder, config.decoder), PictureFormat(**fields))
+    return with_adapters(captioner, description["lora"]) if "lora" in description else captioner
 
 
 def fine_tuned(captioner: ImageCaptioner, config: ModelConfig | OwnModelConfig) -> ImageCaptioner:
@@ -216,7 +218,12 @@ def fine_tuned(captioner: ImageCaptioner, config: ModelConfig | OwnModelConfig) 
         UserError: for an image size that patches do not tile.
     """
     image_size = None if isinstance(config, TinyModelConfig) else getattr(config, "image_size", None)
-    return switched(_changed(captioner, image_size, **_dropout(config)), **_switches(config))
+    return switched(_adapted(_changed(captioner, image_size, **_dropout(config)), config), **_switches(config))
+
+
+def _adapted(captioner: ImageCaptioner, config: Any) -> ImageCaptioner:
+    """The same captioner, with adapters if `model.lora` asks for them."""
+    return with_adapters(captioner, config.lora.plain()) if config.lora.rank else captioner
 
 
 def _changed(captioner: ImageCaptioner, image_size: int | None, **decoder: float) -> ImageCaptioner:
@@ -234,13 +241,18 @@ def _changed(captioner: ImageCaptioner, image_size: int | None, **decoder: float
     return changed
 
 
-def load_captioner(weights: Path | HuggingFaceModel) -> tuple[ImageCaptioner, CaptionTokenizer]:
+def load_captioner(weights: Path | HuggingFaceModel, *, merge: bool = True) -> tuple[ImageCaptioner, CaptionTokenizer]:
     """The captioner, in eval mode on the CPU, and its tokenizer, from what `find_weights` found.
+
+    Adapters are merged into the weights that they stand beside, unless `merge` is false.
 
     Raises:
         UserError: if the file is not one of ours, or transformers' model is not whole.
     """
-    return _of_transformers(weights) if isinstance(weights, HuggingFaceModel) else _of_ours(weights)
+    if isinstance(weights, HuggingFaceModel):
+        return _of_transformers(weights)
+    captioner, tokenizer = _of_ours(weights)
+    return (merged(captioner) if merge else captioner).eval(), tokenizer
 
 
 def _of_ours(checkpoint: Path) -> tuple[ImageCaptioner, CaptionTokenizer]:
@@ -257,7 +269,7 @@ def _of_ours(checkpoint: Path) -> tuple[ImageCaptioner, CaptionTokenizer]:
         raise UserError(
             f"checkpoint {checkpoint} holds weights that do not fit its own description of the model"
         ) from error
-    return captioner.eval(), tokenizer
+    return captioner, tokenizer
 
 
 def _of_transformers(weights: HuggingFaceModel) -> tuple[ImageCaptioner, CaptionTokenizer]:

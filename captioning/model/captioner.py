@@ -38,6 +38,7 @@ class ImageCaptioner(nn.Module):
     pixel_mean: Tensor
     pixel_std: Tensor
     compiled = False  # whether its layers are, see `build.switched`
+    lora: dict[str, Any] | None = None  # the keys of `model.lora` while there are adapters, see lora.py
 
     def __init__(self, network: VisionEncoderDecoderModel, picture_format: PictureFormat):
         super().__init__()
@@ -160,11 +161,15 @@ class ImageCaptioner(nn.Module):
     def set_trainable(self, groups: Collection[str]) -> None:
         """Let exactly `groups` train: the rest needs no gradient and is in eval mode, its dropout off.
 
+        Of a half with adapters these alone train.
+
         A module that holds both frozen and trained parts is in training mode, since gradient checkpointing asks it;
         it has no dropout of its own.
         """
+        adapted = self.lora["targets"] if self.lora else ()
         for name, parameter in self.network.named_parameters():
-            parameter.requires_grad_(group_of(name) in groups)
+            group = group_of(name)
+            parameter.requires_grad_(group in groups and (group not in adapted or is_adapter(name)))
             if not parameter.requires_grad:
                 parameter.grad = None
         for name, module in self.network.named_modules():
@@ -201,7 +206,8 @@ class ImageCaptioner(nn.Module):
 
     def description(self) -> dict[str, Any]:
         """Plain containers from which `build.from_description` makes the same architecture; saved with the weights."""
-        return {"network": self.network.config.to_dict(), "picture_format": asdict(self.picture_format)}
+        found = {"network": self.network.config.to_dict(), "picture_format": asdict(self.picture_format)}
+        return found if self.lora is None else found | {"lora": self.lora}
 
 
 def in_autocast(states: Tensor, otherwise: torch.dtype | None = None) -> Tensor:
@@ -237,6 +243,11 @@ def group_of(name: str) -> str:
     if "crossattention" in name or "ln_cross_attn" in name or name.startswith("enc_to_dec_proj"):
         return "cross_attention"
     return "encoder" if name.startswith("encoder") else "decoder"
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter of the network is LoRA's, by its name."""
+    return ".lora_" in name
 
 
 def same_caption_causal_mask(caption_index: Tensor) -> Tensor:
