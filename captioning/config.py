@@ -74,7 +74,7 @@ def key(
         must: what a value must be, where its type and range don't say it well enough.
         way_out: what to do instead, after a semicolon.
         example: a value, where there is no default.
-        path: whether it may be a path, which the command line quotes for Hydra.
+        path: whether it may be a path, or a name with blanks and accents, which the command line quotes for Hydra.
         default: for arguments of other libraries alone, whose defaults are not repeated in `conf/`.
     """
     extra: dict[str, Any] = {"must": must, "way_out": way_out, "example": example, "path": path}
@@ -227,9 +227,11 @@ class FolderConfig(PhotographsConfig):
         must="null, one path, or a list such as [train.csv,val.csv]",
         path=True,
     )
-    image_column: Text | None = key("The column of pictures; null takes one with a usual name.")
-    caption_column: Text | list[Text] | None = key("The column of captions, or several; null takes the usual.")
-    split_column: Text | None = key("The column of splits; null takes one with a usual name, if there is one.")
+    image_column: Text | None = key("The column of pictures; null takes one with a usual name.", path=True)
+    caption_column: Text | list[Text] | None = key(
+        "The column of captions, or several; null takes the usual.", path=True
+    )
+    split_column: Text | None = key("The column of splits; null takes one with a usual name.", path=True)
     split_by: Literal["auto", "column", "folder", "lists", "seed"] = key(
         "What says which split a picture is in; auto is the first of these that is there."
     )
