@@ -66,17 +66,25 @@ def split_photographs(
 
 
 def _refuse_repeated(photographs: Sequence[Photograph]) -> None:
-    """No image id comes twice, and no file in two splits, also not under two ids."""
+    """No image id comes twice, and no file in two splits, also not under two ids or by a link."""
     splits_of_ids: dict[int | str, str] = {}
-    splits_of_files: dict[Path, str] = {}
+    splits_of_files: dict[str, tuple[str, Photograph]] = {}
+    folders: dict[Path, str] = {}
     for photograph in photographs:
         name, split = f"image {photograph.image_id}", photograph.split or "no split"
         if photograph.image_id in splits_of_ids:
             raise UserError(f"{name} is in {splits_of_ids[photograph.image_id]} and again in {split}; {KEEP_ONE}")
         splits_of_ids[photograph.image_id] = split
-        other = splits_of_files.setdefault(photograph.path, split)
-        if other != split:
-            raise UserError(f"{photograph.path} ({name}) is in {other} and in {split}; {KEEP_ONE}")
+        folder, path = photograph.path.parent, str(photograph.path)
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
+        is_link = os.path.islink(path)  # noqa: PTH114
+        file = os.path.realpath(path) if is_link else f"{folders[folder]}/{photograph.path.name}"
+        other, first = splits_of_files.setdefault(file, (split, photograph))
+        if first is not photograph and (other != split or not photograph.split):
+            raise UserError(
+                f"{first.path} (image {first.image_id}) is in {other}, and in {split} as {path} ({name}); {KEEP_ONE}"
+            )
 
 
 def _by_files(photographs: Sequence[Photograph], use_restval: bool) -> Splits:

@@ -15,7 +15,7 @@ import json
 import logging
 import posixpath
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
@@ -98,7 +98,7 @@ class Listing:
         suffixes = picture_suffixes()
         self.pictures: dict[str, None] = {}
         self.others: list[str] = []
-        for path in sorted(path.relative_to(root).as_posix() for path in files_below(root)):
+        for path in sorted(path.relative_to(root).as_posix() for path in files_below(root, _refuse)):
             if posixpath.splitext(path)[1].lower() in suffixes:
                 self.pictures[path] = None
             else:
@@ -159,6 +159,10 @@ class Listing:
         return posixpath.splitext(path)[0] in self.stems
 
 
+def _refuse(error: OSError) -> None:
+    raise UserError(f"{error.filename} cannot be listed: {error.strerror}; change its permissions, or move it away")
+
+
 def _common_end(path: str, parts: Sequence[str]) -> int:
     """How many of the last parts are a path's."""
     pairs = zip(reversed(path.split("/")[:-1]), reversed(parts[:-1]), strict=False)
@@ -189,7 +193,7 @@ def recognise(own: OwnFolder) -> Found:
         if own.layout not in ("auto", layout, "metadata" if layout == "table" else layout):
             raise UserError(f"data.layout={own.layout}, but data.captions={files[0]} is a {layout}; leave one out")
         return Found(layout, files)
-    tables, flaws = _tables(own) if own.layout != "texts" else ({}, [])
+    tables, flaws = _tables(own)
     kinds = {
         "metadata": _metadata(own),
         "table": tables.get("table", []),
@@ -484,25 +488,30 @@ def _known_split(value: object, place: str) -> str:
 
 
 def _divided(own: OwnFolder, photographs: list[Photograph]) -> list[Photograph]:
-    """With what lists say, where neither a column nor folders say it."""
+    """With what lists say, where neither a column nor folders say it; says what divides them.
+
+    Raises:
+        UserError: what shall divide them is not there, or leaves train or val empty.
+    """
+    by = {"auto": "the column of splits, or folders"}.get(own.split_by, own.split_by)
+    lists = {}
     if not any(photograph.split for photograph in photographs):
         lists = _lists(own) if own.split_by in ("auto", "lists") else {}
-        if own.split_by in ("folder", "lists") and not lists:
-            wanted = "train/, val/ and test/" if own.split_by == "folder" else "train.txt, val.txt and test.txt"
-            raise UserError(f"data.split_by={own.split_by}, but there are no {wanted} in data.root={own.root}")
-        if not lists:
-            if own.split_by == "column":
-                raise UserError(
-                    "data.split_by=column, but no row says a split; data.split_by=seed divides the pictures"
-                )
+        if not lists and own.split_by in ("auto", "seed"):
             return photographs
         by_path = _listed(own, lists)
-        photographs = [
-            replace(photograph, split=by_path.get(photograph.path.relative_to(own.root).as_posix(), ""))
-            for photograph in photographs
-        ]
-    if without := sum(not photograph.split for photograph in photographs):
-        log.warning("%d of %d photographs are in no split, and are left out", without, len(photographs))
+        photographs = [replace(one, split=by_path.get(_from_root(own, one.path), "")) for one in photographs]
+        by = ", ".join(path.name for path in lists.values()) or by
+    counts = Counter(photograph.split for photograph in photographs)
+    log.info("splits: by %s", by)
+    if missing := [split for split in ("train", "val") if not counts[split]]:
+        said = ", ".join(f"{split or 'in none'} {count}" for split, count in sorted(counts.items()))
+        raise UserError(
+            f"no photographs for {' and '.join(missing)} in data.root={own.root} by {by} (there are {said}); add them, "
+            "or let data.split_by=seed divide all photographs"
+        )
+    if counts[""]:
+        log.warning("%d of %d photographs are in no split, and are left out", counts[""], len(photographs))
     return photographs
 
 
@@ -520,7 +529,6 @@ def _lists(own: OwnFolder) -> dict[str, Path]:
 
 def _listed(own: OwnFolder, lists: Mapping[str, Path]) -> dict[str, str]:
     """Picture -> split."""
-    log.info("splits: by %s", ", ".join(path.name for path in lists.values()))
     places: dict[str, tuple[str, str]] = {}
     for split, path in lists.items():
         for line, name in read_lines(path, own.encoding):

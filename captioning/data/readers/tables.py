@@ -155,7 +155,9 @@ def _of_parquet(path: Path) -> Iterator[Row]:
         from pyarrow import ArrowInvalid
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        raise UserError(f"{path} is read by pyarrow, which is not installed; pip install pyarrow") from None
+        raise UserError(
+            f"{path} is read by pyarrow, which is not installed; pip install 'captioning[parquet]'"
+        ) from None
     try:
         number = 0
         for batch in ParquetFile(path).iter_batches():
