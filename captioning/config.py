@@ -271,6 +271,20 @@ class ShardsConfig(StoredConfig):
         return self
 
 
+class HubConfig(StoredConfig):
+    """A data set of the `datasets` library."""
+
+    dataset: Text = key("What the data set is called.")
+    name: Text = key("OWNER/NAME on the hub, or a folder that datasets saved or reads.", path=True)
+    subset: Text | None = key("Which of its configurations, where it has several.")
+    revision: Text | None = key("A branch, tag or commit on the hub.")
+    split_column: Text | None = key("A column that says which split a row is in; null takes the data set's splits.")
+    image_column: Text | None = key("The column of pictures; null takes one with a usual name.")
+    caption_column: Text | None = key("The column of captions, texts or lists of them; null takes the usual.")
+    captions_per_file: Literal["one", "lines"] = key("Is a text one caption, or each of its lines?")
+    cache: Text = key("The folder of indices.", path=True)
+
+
 class ShapesConfig(DataConfig):
     """Drawn shapes."""
 
@@ -296,10 +310,12 @@ DATA: dict[str, type[Built]] = {
     "captioning.data.datamodule.PhotographDataModule": PhotographsConfig,
     "captioning.data.datamodule.FolderDataModule": FolderConfig,
     "captioning.data.datamodule.ShardsDataModule": ShardsConfig,
+    "captioning.data.datamodule.HubDataModule": HubConfig,
     "captioning.shapes.datamodule.ShapesDataModule": ShapesConfig,
 }
 Data = Annotated[
-    PhotographsConfig | FolderConfig | ShardsConfig | ShapesConfig | OwnDataConfig, by_target(DATA, OwnDataConfig)
+    PhotographsConfig | FolderConfig | ShardsConfig | HubConfig | ShapesConfig | OwnDataConfig,
+    by_target(DATA, OwnDataConfig),
 ]
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
 from functools import cached_property
-from itertools import chain
+from itertools import chain, islice
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -24,25 +24,18 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from captioning.data.arrow import HubPictures, hub_index, hub_splits
 from captioning.data.batch import PictureFormat
 from captioning.data.datasets import annotation_files, find_photographs
 from captioning.data.encoder_cache import EncodedPictures, FrozenEncoder, encode_once
 from captioning.data.images import UnreadablePicture, decode_picture
+from captioning.data.index import Columns, Index, IndexedPictures, ids_of, refuse_shared, usable
 from captioning.data.pixel_cache import Outcome, Places, find_prepared, packs_in, prepare_pictures
 from captioning.data.readers.folder import OWN_KEYS, OwnFolder, read_folder
 from captioning.data.records import DamagedPicture, Photograph, Pictures, Split, Texts
 from captioning.data.remote import Blocks, is_remote
 from captioning.data.rows import CaptionRows, EpochBatches, TokenArrays, row_loader, spread
-from captioning.data.shards import (
-    Columns,
-    Index,
-    ShardPictures,
-    ids_of,
-    index_of,
-    refuse_shared,
-    shard_names,
-    usable,
-)
+from captioning.data.shards import ShardPictures, index_of, shard_names
 from captioning.data.splits import (
     divided_by_seed,
     part_by_seed,
@@ -397,48 +390,27 @@ class FolderDataModule(PhotographDataModule):
         return read_folder(self._own)
 
 
-class ShardsDataModule(StoredDataModule):
-    """Photographs in the shards that patterns name; see `shards.py`.
+class IndexedDataModule(StoredDataModule):
+    """Photographs in shards or tables that are indexed once, see `index.py`; a subclass says in `indexed` which.
 
     Args:
-        dataset: what it is called.
-        root, val_root, test_root: the shards of each split; without `val_root`, root is divided by seed.
-        image_column, caption_column, captions_per_file: where in a shard pictures and captions are.
+        columns: what in them is a picture, what its captions.
         fraction: part of the training photographs.
-        cache: the folder of indices and blocks.
-        cache_gigabytes: of blocks at most.
+        cache: the folder of indices.
     """
 
-    def __init__(
-        self,
-        *,
-        dataset: str,
-        root: str | list[str],
-        val_root: str | list[str] | None,
-        test_root: str | list[str] | None,
-        cache: str,
-        cache_gigabytes: float,
-        fraction: float,
-        **others: Any,
-    ):
-        names = ("image_column", "caption_column", "captions_per_file")
-        image, caption, of_file = (others.pop(name) for name in names)
-        first = root if isinstance(root, str) else root[0]
-        here = Path(cache) if is_remote(first) else Path(first).expanduser().parent
-        super().__init__(root=here, **others)
-        self._dataset, self._fraction, self._cache = dataset, fraction, Path(cache).expanduser()
-        self._patterns = {"root": root, "val_root": val_root, "test_root": test_root}
-        self._columns = Columns(image, caption, lines=of_file == "lines")
-        self._blocks = Blocks(self._cache / "blocks", int(cache_gigabytes * 1e9))
+    def __init__(self, *, columns: Columns, fraction: float, cache: str, **common: Any):
+        super().__init__(**common)
+        self._columns, self._fraction, self._cache = columns, fraction, Path(cache).expanduser()
+
+    @abstractmethod
+    def indexed(self) -> dict[str, tuple[list[Index], IndexedPictures]]:
+        """What was found, by split; of `train` alone where the seed is to divide it."""
 
     def read(self) -> dict[str, Split]:
-        """Index the shards that are not yet, divide their pictures."""
-        shards = {key: shard_names(named, f"data.{key}") for key, named in self._patterns.items() if named is not None}
-        indices = self._indices(list(chain.from_iterable(shards.values())))
-        pictures, at = {}, 0
-        for key, split in zip(shards, ("train", "val", "test"), strict=False):
-            pictures[split] = usable(indices[at : at + len(shards[key])], self._on_missing, self._blocks)
-            at += len(shards[key])
+        """Index what is not yet indexed, divide the pictures."""
+        found = self.indexed().items()
+        pictures = {split: usable(indices, of_split, self._on_missing) for split, (indices, of_split) in found}
         ids = dict(zip(pictures, ids_of(list(pictures.values())), strict=True))
         if len(pictures) == 1:
             numbers = divided_by_seed(ids["train"], self.seed)
@@ -450,26 +422,99 @@ class ShardsDataModule(StoredDataModule):
         pictures["train"], ids["train"] = pictures["train"].part(some), ids["train"].part(some)
         return {split: self._split(ids[split], one) for split, one in pictures.items() if len(one)}
 
+    def _split(self, ids: Texts, pictures: IndexedPictures) -> Split:
+        captions, load = pictures.rows.captions, Photographs(pictures, self._on_missing)
+        skips = self._on_missing == "skip"
+        return Split(ids, captions, load, skips_damaged=skips, neighbours=pictures.neighbours())
+
+
+class ShardsDataModule(IndexedDataModule):
+    """Photographs in the shards that patterns name; see `shards.py`.
+
+    Args:
+        dataset: what it is called.
+        root, val_root, test_root: the shards of each split; without `val_root`, root is divided by seed.
+        image_column, caption_column, captions_per_file: where in a shard pictures and captions are.
+        cache_gigabytes: of what lies elsewhere, at most.
+    """
+
+    def __init__(
+        self,
+        *,
+        dataset: str,
+        root: str | list[str],
+        val_root: str | list[str] | None,
+        test_root: str | list[str] | None,
+        cache: str,
+        cache_gigabytes: float,
+        **others: Any,
+    ):
+        first = root if isinstance(root, str) else root[0]
+        here = Path(cache) if is_remote(first) else Path(first).expanduser().parent
+        super().__init__(root=here, cache=cache, columns=Columns.taken_from(others), **others)
+        self._dataset, self._patterns = dataset, {"root": root, "val_root": val_root, "test_root": test_root}
+        self._blocks = Blocks(self._cache / "blocks", int(cache_gigabytes * 1e9))
+
+    def indexed(self) -> dict[str, tuple[list[Index], IndexedPictures]]:
+        """The shards of each split."""
+        shards = {key: shard_names(named, f"data.{key}") for key, named in self._patterns.items() if named is not None}
+        indices = iter(self._indices(list(chain.from_iterable(shards.values()))))
+        found = {}
+        for split, named in zip(("train", "val", "test"), shards.values(), strict=False):
+            of_split = list(islice(indices, len(named)))
+            found[split] = of_split, ShardPictures(of_split, self._blocks)
+        return found
+
     def _indices(self, shards: list[str]) -> list[Index]:
         """Of each shard, by `num_workers` processes, which end with this one."""
         make = Indices(shards, self._columns, self._cache, self._blocks)
         workers = min(self._num_workers, len(shards) // 2)
-        drawn = (
-            torch.Generator()
-        )  # a loader draws a seed, and the run's weights are drawn later from the global generator
+        drawn = torch.Generator()  # a loader draws a seed, and the run's weights are drawn from the global generator
         loader = DataLoader(make, batch_size=None, num_workers=workers, generator=drawn)
+        made = []
         with progress(len(shards), "indexing", "shards", leave=False, delay=2) as bar:
-            made = []
             for index in loader:
                 made.append(index)
                 bar.update()
         log.info("%s: %d pictures in %d shards", self._dataset, sum(len(one.rows) for one in made), len(shards))
         return made
 
-    def _split(self, ids: Texts, pictures: ShardPictures) -> Split:
-        captions, load = pictures.rows.captions, Photographs(pictures, self._on_missing)
-        skips = self._on_missing == "skip"
-        return Split(ids, captions, load, skips_damaged=skips, neighbours=pictures.neighbours())
+
+class HubDataModule(IndexedDataModule):
+    """A data set of the `datasets` library, from the hub or from a folder; see `arrow.py`.
+
+    Args:
+        dataset: what it is called.
+        name: OWNER/NAME, or a folder.
+        subset, revision: of it, on the hub.
+        split_column: of rows that say which split they are in.
+        image_column, caption_column, captions_per_file: where in a row pictures and captions are.
+    """
+
+    def __init__(
+        self,
+        *,
+        dataset: str,
+        name: str,
+        subset: str | None,
+        revision: str | None,
+        split_column: str | None,
+        **others: Any,
+    ):
+        folder = Path(name).expanduser()
+        others["root"] = folder.resolve() if folder.is_dir() else Path(others["cache"])
+        super().__init__(columns=Columns.taken_from(others), **others)
+        self._dataset, self._which = dataset, (name, subset, revision, split_column)
+
+    def indexed(self) -> dict[str, tuple[list[Index], IndexedPictures]]:
+        """The splits that `datasets` finds."""
+        found = {}
+        for split, parts in hub_splits(*self._which).items():
+            title = f"{self._which[0]} {split}"
+            indices = [hub_index(title, part, self._columns, self._cache, self._root) for part in parts]
+            found[split] = indices, HubPictures(indices, parts, self._columns)
+            log.info("%s: %d pictures", title, sum(len(index.rows) for index in indices))
+        return found
 
 
 class Indices(Dataset[Index]):

@@ -9,35 +9,28 @@ An index counts while its shard has the size and the time of change (elsewhere: 
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
-import logging
 import os
 import re
 import tarfile
-import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from glob import glob, has_magic
-from itertools import chain, combinations, islice
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from captioning.data.images import MAX_FILE_BYTES, UnreadablePicture, picture_suffixes
-from captioning.data.readers.annotations import tidied
+from captioning.data.arrow import HELD_BYTES, ParquetCells, parquet_index, texts_in
+from captioning.data.images import MAX_FILE_BYTES, picture_suffixes
+from captioning.data.index import Columns, Index, IndexedPictures, Mark, Rows, digest, kept_index
 from captioning.data.records import Neighbours, TextLists, Texts
 from captioning.data.remote import BLOCK_BYTES, Blocks, RemoteFile, facts_of, is_remote, matching
-from captioning.data.stored import Stamp, flaw_of
-from captioning.errors import UserError, writing
-from captioning.files import atomic_file
+from captioning.data.stored import flaw_of
+from captioning.errors import UserError
 
-log = logging.getLogger(__name__)
-
-VERSION = 1  # of an index; another one makes every index that exists worthless
 MOST_SHARDS = 1_000_000  # of a pattern: more is a slip
 OPEN_SHARDS = 64  # of a process
 KEY_AND_SUFFIX = re.compile(
@@ -45,78 +38,9 @@ KEY_AND_SUFFIX = re.compile(
 )  # WebDataset's: a key ends at the first dot of the file's name
 META = re.compile(r"__[^/]*__($|/)")  # what WebDataset passes over
 TEXT_SUFFIXES = ("txt", "caption", "json")
-CAPTION_NAMES = ("captions", "caption", "text", "txt", "TEXT", "sentences", "raw", "alt_text")
 PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"}
 END = bytes(512)  # a tar's last blocks
 WINDOW_BYTES = 2**30  # of shards elsewhere, within which an epoch is shuffled
-NAMED = 3  # that a message names; their number says the rest
-
-
-@dataclass(frozen=True)
-class Columns:
-    """What in a shard is a picture, what its captions; None where the usual names say.
-
-    image: a suffix of a tar's members, such as `jpg`, or a column of a Parquet file.
-    caption: a suffix (`txt`), a key of each `KEY.json`, or a column.
-    lines: whether each line of a `KEY.txt` is a caption.
-    """
-
-    image: str | None
-    caption: str | None
-    lines: bool
-
-
-@dataclass(frozen=True)
-class Rows:
-    """N pictures of shards, in arrays.
-
-    places: (N, 2) of a tar the first byte and how many; of a Parquet file the row and how many bytes.
-    runs: (N,) which pictures are fetched together, rising.
-    contents: (N,) a digest of each picture's bytes.
-    flaws: why there is no whole picture; empty where there is.
-    """
-
-    names: Texts
-    places: np.ndarray
-    runs: np.ndarray
-    contents: np.ndarray
-    captions: TextLists
-    flaws: Texts
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def part(self, chosen: np.ndarray) -> Rows:
-        """These of them, in this order."""
-        arrays = (self.places[chosen], self.runs[chosen], self.contents[chosen])
-        return Rows(self.names.part(chosen), *arrays, self.captions.part(chosen), self.flaws.part(chosen))
-
-    @classmethod
-    def joined(cls, parts: Sequence[Rows]) -> Rows:
-        """All of all parts; runs of different parts are different ones."""
-        firsts = np.cumsum([0, *(int(part.runs.max(initial=-1)) + 1 for part in parts)])
-        runs = [part.runs + first for part, first in zip(parts, firsts, strict=False)]
-        return cls(
-            Texts.joined([part.names for part in parts]),
-            np.concatenate([part.places for part in parts]),
-            np.concatenate(runs),
-            np.concatenate([part.contents for part in parts]),
-            TextLists.joined([part.captions for part in parts]),
-            Texts.joined([part.flaws for part in parts]),
-        )
-
-
-Mark = tuple[int, str]  # a shard's bytes, and what changes with its content: the time of its change, or its ETag
-
-
-@dataclass(frozen=True)
-class Index:
-    """What was found in a shard; `problem` is why it is not whole, or empty."""
-
-    shard: str
-    mark: Mark
-    rows: Rows
-    problem: str = ""
 
 
 # Which shards there are.
@@ -195,15 +119,15 @@ def _matching(pattern: str, key: str) -> list[str]:
 
 def index_of(shard: str, columns: Columns, folder: Path, blocks: Blocks) -> Index:
     """A shard's index: the one in `folder`, made anew where that is missing, stale or damaged."""
-    address = json.dumps([VERSION, shard if is_remote(shard) else os.path.abspath(shard), asdict(columns)])  # noqa: PTH100
-    path = folder / f"{hashlib.blake2b(address.encode(), digest_size=16).hexdigest()}.index"
     mark = facts_of(shard) if is_remote(shard) else _facts_of_file(shard)
-    if (known := _read_index(path, shard, mark)) is not None:
-        return known
-    with _opened(shard, mark, blocks) as file:
-        made = _tar_index(shard, mark, file, columns)
-    _write_index(path, made)
-    return made
+    place = shard if is_remote(shard) else os.path.abspath(shard)  # noqa: PTH100  # Path.resolve follows links
+
+    def make() -> Index:
+        with _opened(shard, mark, blocks) as file:
+            of_kind = parquet_index if shard.endswith(".parquet") else _tar_index
+            return of_kind(shard, mark, file, columns)
+
+    return replace(kept_index(folder, place, mark, columns, make), shard=shard)
 
 
 def _opened(shard: str, mark: Mark, blocks: Blocks) -> IO[bytes]:
@@ -219,32 +143,6 @@ def _facts_of_file(shard: str) -> Mark:
     except OSError as error:
         raise UserError(f"{shard} cannot be read: {error.strerror}") from error
     return status.st_size, str(status.st_mtime_ns)
-
-
-def _read_index(path: Path, shard: str, mark: Mark) -> Index | None:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            header = json.loads(arrays["header"].tobytes())
-            if header["mark"] != list(mark):
-                return None
-            texts = {name: Texts(arrays[name], arrays[f"{name}_starts"]) for name in ("names", "captions", "flaws")}
-            captions = TextLists(texts["captions"], arrays["captions_of"])
-            numbers = [arrays[name] for name in ("places", "runs", "contents")]
-            return Index(shard, mark, Rows(texts["names"], *numbers, captions, texts["flaws"]), header["problem"])
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
-        log.warning("%s is damaged (%s) and is made anew", path, error)
-        return None
-
-
-def _write_index(path: Path, index: Index) -> None:
-    rows, header = index.rows, json.dumps({"mark": index.mark, "problem": index.problem}).encode()
-    arrays = {"places": rows.places, "runs": rows.runs, "contents": rows.contents, "captions_of": rows.captions.starts}
-    for name, texts in {"names": rows.names, "captions": rows.captions.texts, "flaws": rows.flaws}.items():
-        arrays |= {name: texts.data, f"{name}_starts": texts.starts}
-    with writing(path.parent, "make room, or name another folder in data.cache"), atomic_file(path) as file:
-        np.savez(file, header=np.frombuffer(header, np.uint8), **arrays)
 
 
 @dataclass
@@ -273,11 +171,6 @@ class _Sample:
                 self.flaw = f"{name} is not UTF-8 text"
             except ValueError as error:
                 self.flaw = f"{name} is not valid JSON: {error}"
-
-
-def digest(data: bytes) -> int:
-    """Of a picture's bytes, 63 bits."""
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") >> 1
 
 
 def _tar_index(shard: str, mark: Mark, file: IO[bytes], columns: Columns) -> Index:
@@ -335,95 +228,61 @@ def _members(shard: str, file: IO[bytes]) -> Iterator[tuple[str, str, str, int, 
 
 def captions_in(texts: dict[str, Any], columns: Columns) -> list[str]:
     """The captions among the texts of a key, by suffix; of a JSON object those under a usual name."""
-    found = texts.get("json")
+    of_json = texts.get("json")
     if columns.caption is not None:
-        value = texts.get(columns.caption, found.get(columns.caption) if isinstance(found, dict) else None)
-    else:
-        of_json = (
-            next((found[name] for name in CAPTION_NAMES if name in found), None) if isinstance(found, dict) else found
-        )
-        value = next((texts[suffix] for suffix in ("txt", "caption") if suffix in texts), of_json)
-        value = of_json if isinstance(of_json, list) else value  # all of which a .txt has but one
-    if isinstance(value, str):
-        value = value.split("\n") if columns.lines else [value]
-    return [text for one in value or () if isinstance(one, str) and (text := tidied(one))]
+        value = texts.get(columns.caption, of_json.get(columns.caption) if isinstance(of_json, dict) else None)
+        return texts_in(value, columns)
+    of_file = next((texts[suffix] for suffix in ("txt", "caption") if suffix in texts), None)
+    found, beside = texts_in(of_json, columns), texts_in(of_file, columns)
+    return found if len(found) > len(beside) else beside  # a .txt may have but one of all
 
 
 # Their pictures.
 
 
-class ShardPictures:
+class ShardPictures(IndexedPictures):
     """N pictures in shards; a process keeps the shards open that it last read from.
 
     Args:
-        shards: what they are called, their sizes, and the marks of their contents.
-        shard_of: (N,) which of them each picture is in.
-        rows: of the pictures.
+        indices: of the shards.
         blocks: for what lies elsewhere.
     """
 
-    def __init__(self, shards: tuple[Texts, np.ndarray, Texts], shard_of: np.ndarray, rows: Rows, blocks: Blocks):
-        self._shards, self._shard_of, self.rows, self._blocks = shards, shard_of, rows, blocks
+    def __init__(self, indices: Sequence[Index], blocks: Blocks):
+        super().__init__(indices)
+        self._blocks = blocks
+        self._sizes = np.array([index.mark[0] for index in indices])
+        self._marks = Texts.of(index.mark[1] for index in indices)
+        self._columns = Texts.of(index.column for index in indices)
 
-    @classmethod
-    def of(cls, indices: Sequence[Index], blocks: Blocks) -> ShardPictures:
-        """All pictures of some shards."""
-        marks = Texts.of(index.mark[1] for index in indices)
-        shards = (Texts.of(index.shard for index in indices), np.array([index.mark[0] for index in indices]), marks)
-        shard_of = np.repeat(np.arange(len(indices)), [len(index.rows) for index in indices])
-        return cls(shards, shard_of, Rows.joined([index.rows for index in indices]), blocks)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def name(self, i: int) -> str:
-        """The shard, and the member's name in it."""
-        return f"{self._shards[0][int(self._shard_of[i])]}/{self.rows.names[i]}"
-
-    def read(self, i: int) -> bytes:
-        """The member's bytes."""
-        start, count = self.rows.places[i].tolist()
-        try:
-            data = self._reader(int(self._shard_of[i]))(start, count)
-        except OSError as error:
-            raise UnreadablePicture(error.strerror or str(error)) from error
-        if len(data) < count:
-            raise UnreadablePicture("its shard has become shorter since it was indexed")
-        return data
-
-    def _reader(self, shard: int) -> Callable[[int, int], bytes]:
-        """Called with a first byte and a number of bytes, gives them."""
-        name, size, mark = (column[shard] for column in self._shards)
+    def reader(self, shard: int) -> Callable[[int, int], bytes]:
+        """Called with a place, gives the picture's bytes."""
+        name, mark = self.shards[shard], (int(self._sizes[shard]), self._marks[shard])
         key = (os.getpid(), name, mark)
         if key not in _open:
             if len(_open) >= OPEN_SHARDS:
                 _open.popitem(last=False)  # its file is closed with its last use
-            remote = is_remote(name)
-            _open[key] = RemoteFile(name, int(size), mark, self._blocks).read_at if remote else _LocalFile(name).read_at
+            _open[key] = _reader(name, mark, self._columns[shard], self._blocks)
         _open.move_to_end(key)
         return _open[key]
 
-    def stamp(self, i: int) -> Stamp:
-        """Its size and a digest of its bytes, as they were when the shard was indexed."""
-        return int(self.rows.places[i, 1]), int(self.rows.contents[i])
-
-    def flaw(self, i: int) -> str | None:
-        """As the index has it."""
-        return self.rows.flaws[i] or None
-
-    def part(self, chosen: Sequence[int] | np.ndarray) -> ShardPictures:
-        """These alone."""
-        chosen = np.asarray(chosen, int)
-        return ShardPictures(self._shards, self._shard_of[chosen], self.rows.part(chosen), self._blocks)
-
     def neighbours(self) -> Neighbours | None:
         """What is fetched together; None where all shards are tars on this machine."""
-        if not any(map(is_remote, self._shards[0])):
+        by_group = any(map(len, self._columns))
+        if not by_group and not any(map(is_remote, self.shards)):
             return None
-        return Neighbours(self.rows.runs, max(2, min(WINDOW_BYTES, self._blocks.limit // 4) // BLOCK_BYTES))
+        runs = len(np.unique(self.rows.runs))
+        held = HELD_BYTES // 2 if by_group else min(WINDOW_BYTES, self._blocks.limit // 4)
+        return Neighbours(self.rows.runs, max(2, int(held * runs / max(1, self.rows.places[:, 1].sum()))))
 
 
-_open: OrderedDict[tuple[int, str, str], Callable[[int, int], bytes]] = OrderedDict()  # by process, shard and mark
+_open: OrderedDict[tuple[int, str, Mark], Callable[[int, int], bytes]] = OrderedDict()  # by process, shard and mark
+
+
+def _reader(shard: str, mark: Mark, column: str, blocks: Blocks) -> Callable[[int, int], bytes]:
+    if column:
+        return ParquetCells(shard, _opened(shard, mark, blocks), column).read_at
+    return RemoteFile(shard, *mark, blocks).read_at if is_remote(shard) else _LocalFile(shard).read_at
 
 
 class _LocalFile:
@@ -432,66 +291,3 @@ class _LocalFile:
 
     def read_at(self, start: int, count: int) -> bytes:
         return os.pread(self._file.fileno(), count, start)
-
-
-# Their division.
-
-
-def usable(indices: Sequence[Index], on_missing: str, blocks: Blocks) -> ShardPictures:
-    """The captioned pictures of some shards.
-
-    Raises:
-        UserError: a shard is not whole, or pictures are damaged, unless `on_missing` is `skip`; none has a caption.
-    """
-    problems = {index.shard: index.problem for index in indices if index.problem}
-    _object(
-        problems, f"{len(problems)} of {len(indices)} shards are not whole", "takes what is whole in them", on_missing
-    )
-    pictures = ShardPictures.of(indices, blocks)
-    rows = pictures.rows
-    flawed = np.flatnonzero(np.diff(rows.flaws.starts))
-    flaws = {pictures.name(i): rows.flaws[int(i)] for i in flawed[:NAMED]}
-    _object(flaws, f"{len(flawed)} of {len(rows)} pictures are unreadable", "leaves them out", on_missing)
-    captioned = np.diff(rows.captions.starts) > 0
-    if not captioned.any():
-        raise UserError(
-            f"none of the {len(rows)} pictures in {indices[0].shard} and its like has a caption; name the suffix "
-            "of the captions' files (txt), their key in KEY.json or their column in data.caption_column"
-        )
-    if not captioned.all():
-        log.info("%d photographs without a caption left out", (~captioned).sum())
-    captioned[flawed] = False
-    return pictures.part(np.flatnonzero(captioned))
-
-
-def _object(found: dict[str, str], what: str, skipping: str, on_missing: str) -> None:
-    if not found:
-        return
-    named = ", ".join(f"{name} ({reason})" for name, reason in islice(found.items(), NAMED))
-    if on_missing == "error":
-        raise UserError(f"{what}, such as {named}; data.on_missing=skip {skipping}")
-    log.warning("%s, such as %s; data.on_missing=skip %s", what, named, skipping)
-
-
-def ids_of(pictures: Sequence[ShardPictures]) -> list[Texts]:
-    """The pictures' ids: their names in the shards, with the shard before it where names come again."""
-    names = [one.rows.names for one in pictures]
-    if len(set(chain.from_iterable(names))) == sum(map(len, names)):
-        return names
-    log.info("names of pictures come again in other shards, so an image id is shard/name")
-    return [Texts.of(one.name(i) for i in range(len(one))) for one in pictures]
-
-
-def refuse_shared(pictures: Mapping[str, ShardPictures]) -> None:
-    """Raise UserError where a picture is in two splits under one name; warn of equal bytes under two."""
-    for (split, one), (other, two) in combinations(pictures.items(), 2):
-        shared, first, second = np.intersect1d(one.rows.contents, two.rows.contents, return_indices=True)
-        for i, j in zip(first.tolist(), second.tolist(), strict=True):
-            if one.rows.names[i] == two.rows.names[j]:
-                raise UserError(
-                    f"{one.name(i)} is in {split}, and {two.name(j)}, the same picture, in {other}; remove it from one "
-                    "of them, or a model is judged by what it has seen"
-                )
-        if len(shared):
-            example = f"{one.name(int(first[0]))} and {two.name(int(second[0]))}"
-            log.warning("%d pictures of %s are in %s too, to the byte, such as %s", len(shared), other, split, example)

@@ -156,7 +156,7 @@ class PictureItems(Dataset[Item]):
     def __getitem__(self, place: int) -> Item:
         pictures = self._work.pictures
         image_id = pictures.image_ids[place] if pictures.image_ids else None
-        known = CaptionedPicture(place, str(pictures.paths[place]), image_id)
+        known = CaptionedPicture(place, pictures.called(place), image_id)
         try:
             image = pictures.load(place)
         except UnreadablePicture as reason:

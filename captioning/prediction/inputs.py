@@ -50,6 +50,10 @@ class InputPictures:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def called(self, place: int) -> str:
+        """A picture's name in the output; a URL stays one, which it does not as a path."""
+        return self.stored.name(place) if self.stored else str(self.paths[place])
+
     def load(self, place: int) -> Image.Image:
         """A picture, upright and RGB; raises `UnreadablePicture`."""
         if self.drawn:

@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 from data_sets import draw_photograph
 
+from captioning.data import index as indices
 from captioning.data import shards
+from captioning.data.images import UnreadablePicture
+from captioning.data.index import Columns, Index, usable
 from captioning.data.remote import Blocks
-from captioning.data.shards import Columns, Index, ShardPictures, index_of, shard_names, usable
+from captioning.data.shards import ShardPictures, index_of, shard_names
 from captioning.errors import UserError
 
 USUAL = Columns(None, None, lines=False)
@@ -30,6 +33,10 @@ def blocks(tmp_path) -> Blocks:
 def indexed(tmp_path, blocks):
     """`indexed(tar)`: its index."""
     return lambda tar, columns=USUAL: index_of(str(tar), columns, tmp_path / "cache", blocks)
+
+
+def captioned(indices: list[Index], on_missing: str) -> ShardPictures:
+    return usable(indices, ShardPictures(indices, Blocks(Path(), 0)), on_missing)
 
 
 def written(path: Path, **members: bytes | str | dict) -> Path:
@@ -59,7 +66,7 @@ def test_rows_are_those_that_webdataset_yields(tmp_path, indexed, blocks):
     theirs = [
         (row["__key__"] + ".jpg", row["jpg"], row["txt"].decode()) for row in wds.WebDataset(names, shardshuffle=False)
     ]
-    pictures = ShardPictures.of([indexed(name) for name in names], blocks)
+    pictures = ShardPictures([indexed(name) for name in names], blocks)
     pictures = pickle.loads(pickle.dumps(pictures.part(range(len(pictures)))))  # as it travels to a spawned worker
     captions = [list(one) for one in pictures.rows.captions]
     ours = [(pictures.rows.names[i], pictures.read(i), *captions[i]) for i in range(len(pictures))]
@@ -102,9 +109,9 @@ def test_what_is_no_picture_with_a_caption_is_named_or_left_out(tmp_path, indexe
     with pytest.raises(
         UserError, match=rf"^1 of 2 pictures are unreadable, such as \S+/a\.tar/a\S* \(.*({reason})"
     ) as error:
-        usable([index], "error", blocks)
+        captioned([index], "error")
     assert str(error.value).endswith("; data.on_missing=skip leaves them out")
-    assert list(usable([index], "skip", blocks).rows.names) == ["b.jpg"] and "1 of 2 pictures" in caplog.text
+    assert list(captioned([index], "skip").rows.names) == ["b.jpg"] and "1 of 2 pictures" in caplog.text
 
 
 def test_a_name_that_comes_twice_is_one_key_with_two_pictures(tmp_path, indexed):
@@ -127,7 +134,7 @@ def test_a_shard_cut_anywhere_is_refused_or_gives_what_is_whole(tmp_path, indexe
     ):
         tar.write_bytes(whole[:cut])
         with pytest.raises(UserError, match=r"^1 of 1 shards are not whole, such as \S+a\.tar \(cut short or damaged"):
-            usable([indexed(tar)], "error", blocks)
+            captioned([indexed(tar)], "error")
         assert [name for name in indexed(tar).rows.names if name.endswith("jpg")] == keys, cut
 
 
@@ -170,19 +177,19 @@ def test_patterns_name_shards(tmp_path):
 
 def test_names_that_come_again_are_told_apart_and_a_picture_in_two_splits_is_refused(tmp_path, indexed, blocks, caplog):
     caplog.set_level(logging.INFO)
-    one = ShardPictures.of([indexed(written(tmp_path / "a.tar", a__jpg=JPEG, a__txt="x"))], blocks)
-    two = ShardPictures.of([indexed(written(tmp_path / "b.tar", a__jpg=JPEG + JPEG, a__txt="x"))], blocks)
-    assert [list(ids) for ids in shards.ids_of([one, two])] == [[f"{tmp_path}/{n}.tar/a.jpg"] for n in "ab"]
-    shards.refuse_shared({"train": one, "val": two})
-    same = ShardPictures.of([indexed(written(tmp_path / "c.tar", a__jpg=JPEG, a__txt="x", b__jpg=JPEG))], blocks)
+    one = ShardPictures([indexed(written(tmp_path / "a.tar", a__jpg=JPEG, a__txt="x"))], blocks)
+    two = ShardPictures([indexed(written(tmp_path / "b.tar", a__jpg=JPEG + JPEG, a__txt="x"))], blocks)
+    assert [list(ids) for ids in indices.ids_of([one, two])] == [[f"{tmp_path}/{n}.tar/a.jpg"] for n in "ab"]
+    indices.refuse_shared({"train": one, "val": two})
+    same = ShardPictures([indexed(written(tmp_path / "c.tar", a__jpg=JPEG, a__txt="x", b__jpg=JPEG))], blocks)
     with pytest.raises(UserError, match=r"a\.tar/a\.jpg is in train, and \S+c\.tar/a\.jpg, the same picture, in val"):
-        shards.refuse_shared({"train": one, "val": same})
-    shards.refuse_shared({"train": one, "val": same.part(np.array([1]))})
+        indices.refuse_shared({"train": one, "val": same})
+    indices.refuse_shared({"train": one, "val": same.part(np.array([1]))})
     assert "1 pictures of val are in train too, to the byte, such as" in caplog.text
 
 
 def test_a_shard_that_becomes_shorter_in_training_is_named(tmp_path, indexed, blocks):
-    pictures = ShardPictures.of([indexed(tar := written(tmp_path / "a.tar", a__jpg=JPEG, a__txt="x"))], blocks)
+    pictures = ShardPictures([indexed(tar := written(tmp_path / "a.tar", a__jpg=JPEG, a__txt="x"))], blocks)
     os.truncate(tar, 520)
-    with pytest.raises(shards.UnreadablePicture, match="shorter since it was indexed"):
+    with pytest.raises(UnreadablePicture, match="shorter since it was indexed"):
         pictures.read(0)

@@ -84,6 +84,27 @@ def test_a_run_from_shards_is_the_run_from_files_to_the_bit_also_killed_and_resu
     assert differences(resumed, from_files) == DATA_SETS_NAME
 
 
+def test_so_is_a_run_from_tables(stored, from_files, tmp_path):
+    datasets = pytest.importorskip("datasets", reason="datasets writes this data set")
+    of = {"image": datasets.Image(), "caption": datasets.List(datasets.Value("string"))}
+    rows = datasets.DatasetDict()
+    for split, numbers in SPLITS.items():
+        pictures = [(stored / f"files/Images/{i}.jpg").read_bytes() for i in numbers]
+        images = [{"bytes": one, "path": f"{i}.jpg"} for i, one in zip(numbers, pictures, strict=True)]
+        columns = {"image": images, "caption": [captions_of(i) for i in numbers]}
+        rows[split] = datasets.Dataset.from_dict(columns, features=datasets.Features(of))
+        rows[split].to_parquet(str(tmp_path / f"{split}.parquet"), batch_size=2)
+    rows.save_to_disk(str(tmp_path / "saved"))
+    cache = f"data.cache={tmp_path / 'cache'}"
+    parquet = (
+        f"data.{key}={tmp_path / split}.parquet"
+        for key, split in (("root", "train"), ("val_root", "val"), ("test_root", "test"))
+    )
+    run(tmp_path / "parquet", "data=shards", *parquet, cache)
+    run(tmp_path / "hub", "data=hub", f"data.name={tmp_path / 'saved'}", cache, workers=1)
+    assert differences(tmp_path / "parquet", from_files) == differences(tmp_path / "hub", from_files) == DATA_SETS_NAME
+
+
 @pytest.fixture(scope="module")
 def bucket():
     """`s3://shards` of a server of moto's on the loopback, with credentials in the environment."""
