@@ -20,7 +20,7 @@ from captioning.hub import fetched_file, out_of_reach
 END_OF_TEXT = "<|endoftext|>"
 BLANKS = ("Ġ", "Ċ", "ĉ")  # how a byte-level BPE writes space, line feed and tab
 BYTES = 256  # each is a token of every byte-level BPE
-UNMERGED = 100  # special tokens, and reserved ones, that a GPT-2 tokenizer may have beside its bytes and merges
+UNMERGED = 100  # tokens that a GPT-2 tokenizer may hold whole and in parts without a merge of these, such as <s>
 
 
 class CaptionTokenizer:
@@ -124,6 +124,11 @@ class CaptionTokenizer:
     def vocab_size(self) -> int:
         """Number of ids, special tokens included."""
         return self._backend.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def added_tokens(self) -> int:
+        """How many of these ids were added to those that the tokenizer was trained with."""
+        return self.vocab_size - self._backend.get_vocab_size(with_added_tokens=False)
 
     def encode(self, captions: Sequence[str]) -> list[list[int]]:
         """Each caption's ids, from BOS to EOS."""
@@ -237,9 +242,17 @@ def _beside_weights(name: str) -> Any:
 
 
 def _require_whole_bpe(backend: Tokenizer, what: str, way_out: str) -> None:
-    merges = len(json.loads(backend.to_str())["model"].get("merges", ()))
-    if backend.get_vocab_size() - BYTES - merges > UNMERGED:  # it would spell nearly everything byte by byte
+    """Raise UserError where merges are missing, since it would spell nearly everything byte by byte.
+
+    A token that was never merged can have been added or reserved; then its parts are no tokens.
+    """
+    model = json.loads(backend.to_str())["model"]
+    vocabulary, merges = model["vocab"], model.get("merges", ())
+    merged = {pair.replace(" ", "") if isinstance(pair, str) else "".join(pair) for pair in merges}
+    unmerged = (token for token in vocabulary if token not in merged)
+    lost = sum(any(t[:i] in vocabulary and t[i:] in vocabulary for i in range(1, len(t))) for t in unmerged)
+    if lost > UNMERGED:
         raise UserError(
             f"{what} is no whole byte-level BPE: it has {backend.get_vocab_size()} tokens "
-            f"and {merges} merges, so a part of merges.txt is missing; {way_out}"
+            f"and {len(merges)} merges, so a part of merges.txt is missing; {way_out}"
         )

@@ -58,11 +58,17 @@ class Vocabulary(NamedTuple):
     vocab_size: int
     bos_token_id: int
     eos_token_id: int
+    added_tokens: int = 0  # of vocab_size, behind those that the tokenizer was trained with
 
     @classmethod
     def of(cls, tokenizer: CaptionTokenizer) -> "Vocabulary":
         """A tokenizer's."""
-        return cls(tokenizer.vocab_size, tokenizer.bos_token_id, tokenizer.eos_token_id)
+        ends = tokenizer.bos_token_id, tokenizer.eos_token_id
+        return cls(tokenizer.vocab_size, *ends, tokenizer.added_tokens)
+
+    def for_model(self) -> dict[str, int]:
+        """By the names of a model's configuration."""
+        return {name: number for name, number in self._asdict().items() if name != "added_tokens"}
 
 
 def new_captioner(config: ModelConfig | OwnModelConfig, vocabulary: Vocabulary) -> ImageCaptioner:
@@ -73,7 +79,7 @@ def new_captioner(config: ModelConfig | OwnModelConfig, vocabulary: Vocabulary) 
         return from_pretrained(config, vocabulary)
     own = config.model_dump(exclude={"target", "init_from"})
     try:
-        captioner: ImageCaptioner = get_method(config.target)(**own, **vocabulary._asdict())
+        captioner: ImageCaptioner = get_method(config.target)(**own, **vocabulary.for_model())
     except (ImportError, TypeError, ValueError) as error:
         raise UserError(f"model cannot be set up so: {' '.join(str(error).split())}") from error
     return captioner
@@ -123,11 +129,10 @@ def from_pretrained(config: PretrainedModelConfig, vocabulary: Vocabulary) -> Im
     second = HuggingFaceModel(config.decoder, "model.decoder", config.allow_pickle)
     encoder_config, decoder_config = load_config(first, ENCODERS), load_config(second, DECODERS)
     rows, tokens = decoder_config.vocab_size, vocabulary.vocab_size
-    if not tokens <= rows <= tokens + SPARE_ROWS:
+    if not tokens - vocabulary.added_tokens <= rows <= tokens + SPARE_ROWS:
         raise UserError(
             f"model.decoder={second.name} has {rows} tokens and the data's tokenizer {tokens}; set data.tokenizer to "
-            f"the one that the decoder was trained with, such as data.tokenizer={second.name}, and where that has "
-            "tokens added, give the decoder rows for them (resize_token_embeddings)"
+            f"the one that the decoder was trained with, such as data.tokenizer={second.name}"
         )
     decoder_config.update(_of_the_decoder(config, vocabulary._replace(vocab_size=rows)))
     family = ENCODERS[encoder_config.model_type]
@@ -135,6 +140,8 @@ def from_pretrained(config: PretrainedModelConfig, vocabulary: Vocabulary) -> Im
     encoder = load_weights(family.model, first, encoder_config, **family.arguments)
     quick_activation(decoder_config)
     decoder = load_weights(GPT2LMHeadModel, second, decoder_config, may_be_new=lambda name: group_of(name) == NEW)
+    if tokens > rows:
+        _add_rows(decoder, tokens)
     picture_format = load_picture_format(first, encoder_config)
     captioner = captioner_of(joined(encoder, decoder), picture_format)
     log.info("new, in no checkpoint: %s", ", ".join(_layers_together(n for n, _ in captioner.parameters_of(NEW))))
@@ -143,9 +150,19 @@ def from_pretrained(config: PretrainedModelConfig, vocabulary: Vocabulary) -> Im
     return switched(_adapted(captioner, config), **_switches(config))
 
 
+def _add_rows(decoder: GPT2LMHeadModel, tokens: int) -> None:
+    """Room for added tokens, each as likely as the others are on average (Hewitt 2021)."""
+    embeddings = decoder.get_input_embeddings().weight
+    rows, mean = len(embeddings), embeddings.detach().mean(0)
+    resized = decoder.resize_token_embeddings(tokens, mean_resizing=False)
+    with torch.no_grad():
+        resized.weight[rows:] = mean
+    log.info("the decoder has %d new rows, for tokens that were added to its tokenizer", tokens - rows)
+
+
 def _of_the_decoder(config: ModelConfig, vocabulary: Vocabulary) -> dict[str, Any]:
     """What makes a GPT-2 the decoder of a captioner, in its own configuration."""
-    return {"add_cross_attention": True, **_dropout(config), **vocabulary._asdict()}
+    return {"add_cross_attention": True, **_dropout(config), **vocabulary.for_model()}
 
 
 def _dropout(config: Any) -> dict[str, float]:

@@ -189,6 +189,28 @@ def test_merges_cut_at_the_end_of_a_line_are_noticed(tmp_path, kept):
         CaptionTokenizer.from_pretrained(folder)
 
 
+@pytest.mark.parametrize("where", ["tokenizer.json", "added_tokens.json", "vocab.json"])
+def test_a_thousand_tokens_may_be_added(tmp_path, where):
+    vocabulary, merges = our_files()
+    ids = json.loads(vocabulary)
+    added = {f"<loc_{i}>": len(ids) + i for i in range(1000)}
+    if where == "vocab.json":  # reserved, but no token of its own
+        saved_by_halves(tmp_path, json.dumps(ids | added), merges)
+    elif where == "added_tokens.json":
+        saved_by_halves(tmp_path, vocabulary, merges)
+        (tmp_path / where).write_text(json.dumps(added))
+    else:
+        backend = Tokenizer.from_str(OURS.to_json())
+        backend.add_tokens(list(added))
+        backend.save(str(tmp_path / where))
+    tokenizer = CaptionTokenizer.from_pretrained(str(tmp_path))
+    assert tokenizer.vocab_size == (OURS.vocab_size if where == "tokenizer.json" else len(ids)) + 1000
+    assert tokenizer.added_tokens == (0 if where == "vocab.json" else 1000)
+    (ids,) = tokenizer.encode(["a <loc_7> abal"])
+    assert tokenizer.decode(ids) == "a <loc_7> abal"
+    assert (tokenizer.added_tokens == 0) == (len(ids) > 10), "one token, where it was added"
+
+
 def test_a_tokenizer_of_another_kind_is_refused_where_it_names_no_end(tmp_path):
     words = {"[UNK]": 0} | {f"word{i}": i + 1 for i in range(400)}
     (tmp_path / "tokenizer.json").write_text(Tokenizer(models.WordPiece(words, unk_token="[UNK]")).to_str())

@@ -97,10 +97,10 @@ def copied(checkpoints: Path, tmp_path: Path) -> Callable[[str], Path]:
 def load(checkpoints: Path) -> Callable[..., ImageCaptioner]:
     """`from_pretrained` on the two checkpoints, save what is given."""
 
-    def load(*, vocab_size: int = VOCABULARY, **changed: object) -> ImageCaptioner:
+    def load(*, vocab_size: int = VOCABULARY, added_tokens: int = 0, **changed: object) -> ImageCaptioner:
         keys = {"encoder": str(checkpoints / "vit"), "decoder": str(checkpoints / "gpt2")}
         keys |= {key: str(value) if isinstance(value, Path) else value for key, value in changed.items()}
-        return new_captioner(model_config("vit_gpt2", **keys), Vocabulary(vocab_size, 0, 0))
+        return new_captioner(model_config("vit_gpt2", **keys), Vocabulary(vocab_size, 0, 0, added_tokens))
 
     return load
 
@@ -377,6 +377,15 @@ def test_a_vocabulary_that_is_not_the_tokenizers_is_refused(load):
     with pytest.raises(UserError, match=expected):
         load(vocab_size=41)
     assert load(vocab_size=33).vocab_size == 40, "some decoders have rows to spare"
+
+
+def test_a_decoder_gets_rows_for_tokens_that_were_added_to_its_tokenizer(load):
+    before, grown = load(vocab_size=40), load(vocab_size=1040, added_tokens=1000)
+    rows, old = (one.network.decoder.get_input_embeddings().weight for one in (grown, before))
+    assert grown.vocab_size == 1040 and torch.equal(rows[:40], old)
+    assert torch.allclose(rows[40:], old.mean(0)) and grown.network.decoder.lm_head.weight is rows
+    with pytest.raises(UserError, match="has 40 tokens and the data's tokenizer 1040"):
+        load(vocab_size=1040, added_tokens=999)
 
 
 @pytest.fixture(scope="module")
