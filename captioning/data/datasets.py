@@ -10,9 +10,12 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from captioning.config import Built, FolderConfig, PhotographsConfig
+from captioning.config import Built, FolderConfig, HubConfig, PhotographsConfig, ShardsConfig
+from captioning.data.arrow import needed
 from captioning.data.readers import coco, flickr, folder, karpathy
 from captioning.data.records import Photograph
+from captioning.data.remote import is_remote
+from captioning.data.shards import shard_names
 from captioning.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -134,8 +137,20 @@ def require_data(data: Built, without: str = "") -> None:
     """Raise UserError where `data` names photographs that are not there; it ends with what can be done `without`."""
     if isinstance(data, FolderConfig):
         folder.recognise(folder.OwnFolder.of(data.plain()))
+    elif isinstance(data, ShardsConfig):
+        require_shards(data)
+    elif isinstance(data, HubConfig):
+        needed("datasets", "hub")
     elif isinstance(data, PhotographsConfig):
         recognise(data.dataset, Path(data.root).expanduser(), data.layout, without)
+
+
+def require_shards(data: ShardsConfig) -> None:
+    """Raise UserError where shards of this machine are missing; the network is not asked."""
+    for key, named in (("root", data.root), ("val_root", data.val_root), ("test_root", data.test_root)):
+        patterns = [named] if isinstance(named, str) else named or []
+        if here := [pattern for pattern in patterns if not is_remote(pattern)]:
+            shard_names(here, f"data.{key}")
 
 
 def recognise(dataset: str, root: Path, layout: str = "auto", without: str = "") -> Layout:

@@ -174,7 +174,8 @@ def _tried(url: str, ask: Callable[[], Given]) -> Given:
             return ask()
         except UserError:
             raise
-        except Exception as error:  # each file system has exceptions of its own
+        except Exception as raised:  # each file system has exceptions of its own
+            error = _behind(url, raised)
             if (sentence := _hopeless(url, error)) is not None:
                 raise UserError(sentence) from error
             if again == TRIES - 1:
@@ -185,6 +186,13 @@ def _tried(url: str, ask: Callable[[], Given]) -> Given:
             log.warning("%s: %s; trying again in %g s", url, _words(error), wait)
             time.sleep(wait)
     raise AssertionError
+
+
+def _behind(url: str, error: Exception) -> Exception:
+    """What happened; fsspec's https:// says of all that goes wrong at first that there is no such file."""
+    cause = error.__cause__
+    is_other = isinstance(cause, Exception) and getattr(cause, "status", None) not in (404, 410)
+    return cause if url.startswith("http") and isinstance(error, FileNotFoundError) and is_other else error  # type: ignore[return-value]
 
 
 def _hopeless(url: str, error: Exception) -> str | None:
