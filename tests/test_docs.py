@@ -159,7 +159,7 @@ def known() -> set[str]:
     lines = [
         ("train", ["stage=scst", "optimizer=muon"]),
         ("train", ["data=shapes", "model=tiny"]),
-        ("prepare", ["data=folder"]),
+        *(("prepare", [f"data={name}"]) for name in ("folder", "shards", "hub")),
     ]
     lines += [("predict", [f"decoding={name}", "data=coco"]) for name in ("sampling", "beam")]
     found = {folder.name for folder in CONF.iterdir() if folder.is_dir()}
