@@ -34,6 +34,7 @@ BOUNDS = {"tiny": 0.15, "full size": 0.05}
 RUN = [
     "data=shapes",
     "model=tiny",
+    "optimizer=adamw",
     "trainer=cpu",
     "logger=csv",
     "trainer.max_epochs=1",

@@ -38,7 +38,7 @@ RUNS = {  # captions of a row at most (shapes' pictures have 4 to 6, Flickr8k's 
 }
 
 COMMON = [
-    *("model=tiny", "optimizer.betas=[0.9,0.95]"),
+    *("model=tiny", "optimizer=adamw", "optimizer.betas=[0.9,0.95]"),
     *("trainer=cpu", "trainer._target_=__main__.clocked_trainer", "trainer.max_epochs=100000", "logger=csv"),
     *("sample_pictures=0", "stage.warmup_steps=50", "stage.decay=none", "trainer.num_sanity_val_steps=0"),
     *("trainer.limit_train_batches=20", "trainer.limit_test_batches=1"),

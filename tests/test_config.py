@@ -411,7 +411,7 @@ def test_a_comment_of_conf_says_no_sentence_of_config_again():
 
 
 def test_a_model_from_scratch_brings_what_it_needs_and_what_a_user_says_wins():
-    every, high = ["cross_attention", "decoder", "encoder"], {"cross_attention": 2e-3, "decoder": 2e-3, "encoder": 2e-3}
+    every, high = ["cross_attention", "decoder", "encoder"], {"cross_attention": 4e-3, "decoder": 4e-3, "encoder": 4e-3}
     tiny = composed("train", "data=flickr8k", "model=tiny", "stage=full")
     assert tiny.stage.phases == [{"from_epoch": 0, "train": every}] and tiny.stage.learning_rates == high
     assert composed("train", "model=tiny", "stage=decoder").stage.phases == [{"from_epoch": 0, "train": every[:2]}]
@@ -429,3 +429,16 @@ def test_a_model_from_scratch_brings_what_it_needs_and_what_a_user_says_wins():
     assert trained.stage == composed("train", "stage=scst", "model.init_from=runs/mine").stage
     assert composed("train", "experiment=demo").stage.learning_rates.encoder == 2.5e-3
     assert len(composed("train", "stage=full").stage.phases) == 3
+
+
+@pytest.mark.parametrize(
+    ("chosen", "name"),
+    [
+        ((), "adamw"),
+        (("model=tiny",), "muon"),
+        (("model=tiny", "optimizer=adamw"), "adamw"),
+        (("optimizer=muon",), "muon"),
+    ],
+)
+def test_a_model_from_scratch_has_the_optimizer_that_serves_it_best(chosen, name):
+    assert composed("train", *chosen).optimizer._target_ == f"captioning.training.optimizers.{name}"
