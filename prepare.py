@@ -1,13 +1,17 @@
-"""Store the training pictures small, once: `python prepare.py data=coco data.root=PATH`; training then finds them."""
+"""Store the training pictures small, once: `python prepare.py data=coco data.root=PATH`; training then finds them.
+
+`python prepare.py download=coco|flickr8k data.root=PATH` fetches a data set first.
+"""
 
 import sys
+from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
 
 from captioning.cli import heavy_imports, one_sentence_errors, prepared_arguments, quiet_libraries
 from captioning.config import PrepareConfig, checked
-from captioning.data.datasets import require_data
+from captioning.data.datasets import download, require_data
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="prepare")
@@ -15,6 +19,9 @@ def main(cfg: DictConfig) -> None:
     """One preparation."""
     with one_sentence_errors():
         config = checked(cfg, PrepareConfig)
+        if config.download:
+            download(config.download, Path(config.data.root).expanduser())
+            return
         require_data(config.data)
         with heavy_imports():  # takes seconds: a typo or a wrong path is answered before
             from captioning.data.prepare import prepare

@@ -73,6 +73,8 @@ def prepared_arguments(arguments: list[str], config_name: str) -> list[str]:
     multirun = bool({"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(arguments))
     arguments = [argument if multirun and _is_sweep(argument) else quoted(argument) for argument in arguments]
     arguments = spelled_out(arguments)
+    if config_name == "prepare" and not _value_of("data", arguments) and (name := _value_of("download", arguments)):
+        arguments.append(f"data={name}")
     if config_name == "train":
         if _is_rank_of_resumed_run(arguments):
             return arguments

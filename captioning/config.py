@@ -862,12 +862,15 @@ class PrepareConfig(Section):
     )
     num_workers: Whole | None = key("Processes; null takes every core.")
     seed: Seed = key("As in training: it chooses the pictures of data.fraction.")
+    download: Literal["coco", "flickr8k", "flickr30k"] | None = key("Fetch this data set to data.root, and do no more.")
     data: SerializeAsAny[Data] = key("The data set.")
 
     @model_validator(mode="after")
     def _has_files(self) -> PrepareConfig:
+        name = data_set_of(self.data.plain())
+        if self.download not in (None, name):
+            raise UserError(f"download={self.download} and data={name} are two data sets; leave data=... out")
         if not isinstance(self.data, StoredConfig):
-            name = data_set_of(self.data.plain())
             raise UserError(f"data={name} draws its pictures; prepare.py is for photographs, such as data=coco")
         return self
 

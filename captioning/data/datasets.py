@@ -12,11 +12,14 @@ from pathlib import Path
 
 from captioning.config import Built, FolderConfig, HubConfig, PhotographsConfig, ShardsConfig
 from captioning.data.arrow import needed
+from captioning.data.download import Archive, fetch, unpack
 from captioning.data.readers import coco, flickr, folder, karpathy
+from captioning.data.readers.annotations import names_in
 from captioning.data.records import Photograph
 from captioning.data.remote import is_remote
 from captioning.data.shards import shard_names
-from captioning.errors import UserError
+from captioning.errors import UserError, writing
+from captioning.files import locked, unlocked
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +63,12 @@ class Source:
     layouts: tuple[Layout, ...]
     download: str
     published: str = ""  # what is reached on it, with the source
+    archives: tuple[Archive, ...] = ()  # that `prepare.py download=...` fetches; the official layout
+    counts: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # split -> photographs, captions in them
 
+
+COCO = "http://images.cocodataset.org"  # its certificate is of another name, so no https
+FLICKR8K = "https://github.com/jbrownlee/Datasets/releases/download/Flickr8k"
 
 TEXT_8K = ("", "Flickr8k_text", "Flickr8k_text/Flickr8k_text")
 TEXT_30K = ("", "flickr30k_images", "flickr30k_images/flickr30k_images", "flickr30k_entities")
@@ -78,6 +86,17 @@ SOURCES = {
         "train2017.zip, val2017.zip and annotations_trainval2017.zip from cocodataset.org",
         "Published on COCO's 5,000 test pictures of Karpathy's split: BLEU-4 0.250 (Xu et al. 2015, hard attention), "
         "0.362 and CIDEr 1.135 (Anderson et al. 2018, cross-entropy), 0.397 and 1.333 (Li et al. 2022, BLIP).",
+        archives=(
+            Archive(
+                f"{COCO}/annotations/annotations_trainval2017.zip",
+                "f4bbac642086de4f52a3fdda2de5fa2c",
+                252_907_541,
+                only=r"annotations/captions_.*",
+            ),
+            Archive(f"{COCO}/zips/val2017.zip", "442b8da7639aecaf257c1dceb8ba8c80", 815_585_330),
+            Archive(f"{COCO}/zips/train2017.zip", "cced6f7f71b7629ddf16f17bbcfab6b2", 19_336_861_798),
+        ),
+        counts={"train": (118_287, 591_753), "val": (5_000, 25_014)},
     ),
     "flickr8k": Source(
         "Flickr8k",
@@ -89,6 +108,11 @@ SOURCES = {
         "Flickr8k_Dataset.zip and Flickr8k_text.zip from the University of Illinois (forms.illinois.edu/sec/1713398), "
         "or adityajn105/flickr8k from Kaggle",
         "Published on Flickr8k's 1,000 test pictures: BLEU-4 0.213 (Xu et al. 2015, hard attention).",
+        archives=(
+            Archive(f"{FLICKR8K}/Flickr8k_text.zip", "bf6c1abcb8e4a833b7f922104de18627", folder="Flickr8k_text"),
+            Archive(f"{FLICKR8K}/Flickr8k_Dataset.zip", "f18a1e2920de5bd84dae7cf08ec78978"),
+        ),
+        counts={"train": (6_000, 30_000), "val": (1_000, 5_000), "test": (1_000, 5_000)},
     ),
     "flickr30k": Source(
         "Flickr30k",
@@ -168,6 +192,63 @@ def recognise(dataset: str, root: Path, layout: str = "auto", without: str = "")
     return min(fitting, key=lambda one: not one.splits(root))
 
 
+WITH_AN_ACCOUNT = """\
+Flickr30k is given to those who ask, so it cannot be fetched by a command. Either fill in the form at
+https://shannon.cs.illinois.edu/DenotationGraph/, and unpack flickr30k-images.tar and flickr30k.tar.gz, whose links it \
+sends, into {root}; or take Kaggle's copy with an account there:
+  pip install kagglehub
+  python -c "import kagglehub; kagglehub.login(); print(kagglehub.dataset_download('hsankesara/flickr-image-dataset'))"
+and name the folder that it prints: data=flickr30k data.root=FOLDER"""
+
+
+def download(dataset: str, root: Path) -> None:
+    """Fetch a data set and unpack it under root, in its official layout; the archives are deleted when all is there.
+
+    Raises:
+        UserError: it cannot be fetched, or what was fetched has other numbers of photographs and captions.
+    """
+    source = SOURCES[dataset]
+    if not source.archives:
+        raise UserError(WITH_AN_ACCOUNT.format(root=root))
+    if (lacking := _lacking(dataset, root)) is None:
+        log.info("%s is complete in %s", source.title, root)
+        return
+    with writing(root, "choose another folder with data.root=PATH"):
+        root.mkdir(parents=True, exist_ok=True)
+    if (lock := locked(root / ".download.lock")) is None:
+        raise UserError(f"another process is fetching into data.root={root}; wait for it, or end it")
+    try:
+        paths = {archive: fetch(archive, root) for archive in source.archives}
+        for archive, path in paths.items():
+            unpack(archive, path, root)
+        if lacking := _lacking(dataset, root):
+            raise UserError(f"all of {source.title} is unpacked in {root}, but {lacking}; move what else is there away")
+        for path in paths.values():
+            path.unlink()
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command goes on from here") from None
+    finally:
+        unlocked(lock)
+    log.info("python train.py data=%s data.root=%s trains on it", dataset, root)
+
+
+def _lacking(dataset: str, root: Path) -> str | None:
+    """What a data set lacks of its photographs and captions; None where all are there."""
+    source = SOURCES[dataset]
+    if not source.layouts[0].fits(root):
+        return "its captions are missing"
+    photographs = find_photographs(dataset, root, source.layouts[0].name)
+    listings = {folder: names_in(folder) for folder in {photograph.path.parent for photograph in photographs}}
+    there = [photograph for photograph in photographs if photograph.path.name in listings[photograph.path.parent]]
+    for split, wanted in source.counts.items():
+        mine = [photograph for photograph in there if photograph.split == split]
+        met = len(mine), sum(len(photograph.captions) for photograph in mine)
+        if met != wanted:
+            return f"{split} has {met[0]:,} photographs with {met[1]:,} captions, not {wanted[0]:,} with {wanted[1]:,}"
+        log.info("%s: %s photographs, %s captions, as published", split, f"{met[0]:,}", f"{met[1]:,}")
+    return None
+
+
 def _refuse_caption_folder(root: Path, layout: Layout, photographs: Sequence[Photograph]) -> None:
     """Raise UserError where root is the folder of the captions, and the pictures lie beside it."""
     parent = root.resolve().parent
@@ -188,9 +269,10 @@ def _nothing_fits(dataset: str, source: Source, root: Path, layouts: Sequence[La
     met = _met(source, root, layouts)
     if hint := next(_neighbours(dataset, source, root, layouts), None):
         return f"{met}; did you mean {hint}?"
+    by_command = f"python prepare.py download={dataset} data.root={root} fetches them; or " if source.archives else ""
     return (
-        f"{met}; get {source.download} (and if you like {KARPATHY}), unpack them into one folder and set data.root to "
-        f"that folder{without}"
+        f"{met}; {by_command}get {source.download} (and if you like {KARPATHY}), unpack them into one folder and set "
+        f"data.root to that folder{without}"
     )
 
 

@@ -1,6 +1,7 @@
-"""Draws a folder of pictures, and judges the captions that a model gave them.
+"""Draws a folder of pictures, with or without captions, and judges the captions that a model gave them.
 
 python -m captioning.shapes draw FOLDER --split test --count 64 --seed 42 --image-size 48
+python -m captioning.shapes draw FOLDER/train --split train --count 4000 --captions
 python -m captioning.shapes judge captions.jsonl
 """
 
@@ -14,7 +15,8 @@ from pathlib import Path, PurePath
 from PIL import Image
 
 from captioning.errors import UserError, writing
-from captioning.files import readable
+from captioning.files import readable, write_atomically
+from captioning.shapes.grammar import captions_of
 from captioning.shapes.judge import is_true
 from captioning.shapes.scenes import SPLIT_STARTS, draw, scene_of, split_indices
 
@@ -22,8 +24,10 @@ from captioning.shapes.scenes import SPLIT_STARTS, draw, scene_of, split_indices
 _NAME = re.compile(r"shapes-(?:train|val|test)-seed(?P<seed>\d+)-(?P<index>\d+)\.png")
 
 
-def draw_folder(folder: Path, split: str, count: int, seed: int, image_size: int) -> None:
+def draw_folder(folder: Path, split: str, count: int, seed: int, image_size: int, captions: bool = False) -> None:
     """Writes `count` square pictures, `image_size` pixels a side, named after split, seed and index.
+
+    With `captions`, `metadata.jsonl` has a line for each caption, so that data=folder can be trained on.
 
     Raises:
         UserError: if the folder can't be written, or a number is out of range.
@@ -35,9 +39,13 @@ def draw_folder(folder: Path, split: str, count: int, seed: int, image_size: int
         raise UserError(f"--image-size is {image_size} pixels; give at least 1")
     with writing(folder, "choose another folder"):
         folder.mkdir(parents=True, exist_ok=True)
+        rows = []
         for index in indices:
-            picture = Image.fromarray(draw(scene_of(seed, index), image_size))
-            picture.save(folder / f"shapes-{split}-seed{seed}-{index:07d}.png")
+            name = f"shapes-{split}-seed{seed}-{index:07d}.png"
+            Image.fromarray(draw(scene_of(seed, index), image_size)).save(folder / name)
+            rows += [{"file_name": name, "caption": caption} for caption in captions_of(seed, index)]
+        if captions:
+            write_atomically(folder / "metadata.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 def judged_lines(file: Path) -> Iterator[tuple[str, str, bool]]:
@@ -92,12 +100,14 @@ def main(arguments: list[str] | None = None) -> None:
     drawing.add_argument("--count", type=int, default=64, help="pictures (default 64)")
     drawing.add_argument("--seed", type=int, default=42, help="of the data set (default 42)")
     drawing.add_argument("--image-size", type=int, default=48, help="pixels a side (default 48)")
+    drawing.add_argument("--captions", action="store_true", help="write metadata.jsonl too, to train on by data=folder")
     judging = commands.add_parser("judge", help="count the true captions of a predictions file")
     judging.add_argument("captions", type=Path, help='JSON lines of {"path": ..., "caption": ...}')
     given = parser.parse_args(arguments)
     try:
         if given.command == "draw":
-            draw_folder(given.folder, given.split, given.count, given.seed, given.image_size)
+            sizes = given.split, given.count, given.seed, given.image_size
+            draw_folder(given.folder, *sizes, captions=given.captions)
             print(f"{given.count} pictures of the {given.split} split, seed {given.seed}: {readable(given.folder)}")
         else:
             print_verdict(given.captions)
