@@ -93,7 +93,7 @@ def test_a_file_that_is_missing_beside_another_is_named(tmp_path):
     with pytest.raises(
         UserError,
         match=r"captions_val2017\.json is in data\.root=.*, but captions_train2017\.json is not; "
-        r"get .*annotations_trainval2017\.zip from cocodataset\.org",
+        r"python prepare\.py download=coco .* or get .*annotations_trainval2017\.zip from cocodataset\.org",
     ):
         find_photographs("coco", tmp_path)
 
@@ -119,7 +119,10 @@ def test_an_empty_folder_gives_directions(tmp_path, dataset, wanted, source):
 
 
 def test_a_root_that_is_no_folder_says_so(tmp_path):
-    with pytest.raises(UserError, match=r"data\.root=.*/nowhere/coco does not exist; get train2017\.zip"):
+    with pytest.raises(
+        UserError,
+        match=r"data\.root=.*/nowhere/coco does not exist; python prepare\.py download=coco .* or get train2017\.zip",
+    ):
         find_photographs("coco", tmp_path / "nowhere" / "coco")
     file = write(tmp_path / "lone" / "file", "words")
     with pytest.raises(UserError, match=r"data\.root=.*/lone/file is a file, not the folder of COCO"):
