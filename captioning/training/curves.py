@@ -160,8 +160,8 @@ def draw_panel(
         ax.axvline(step, color=SWITCH, linewidth=1, linestyle=":")
     if title == PERPLEXITY:
         ax.set_yscale("log")
-        ax.yaxis.set_major_formatter("{x:.3g}")
-        ax.yaxis.set_minor_formatter("{x:.3g}" if _close(curves) else "")
+        ax.yaxis.set_major_formatter(_tick)
+        ax.yaxis.set_minor_formatter(_tick if _close(curves) else "")
     ax.set_ylabel(title)
     ax.grid(alpha=0.25)
     ax.spines[["top", "right"]].set_visible(False)
@@ -176,6 +176,11 @@ def _no_flatter(ax: Axes, least: float) -> None:
     if high - low < least:
         middle = (low + high) / 2
         ax.set_ylim(max(middle - least / 2, 0), max(middle - least / 2, 0) + least)
+
+
+def _tick(value: float, _: int) -> str:
+    """In digits, which `g` leaves from 1,000 on."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _close(curves: Mapping[str, Curve]) -> bool:

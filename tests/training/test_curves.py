@@ -71,6 +71,10 @@ def test_an_axis_shows_no_noise_as_a_mountain(tmp_path, monkeypatch):
     assert high - low == pytest.approx(3e-3, rel=0.01) and low < 3.000001 < 3.000002 < high
 
 
+def test_large_perplexities_are_written_out():
+    assert [curves._tick(value, 0) for value in (1.5, 20.0, 1000.0, 50257.0)] == ["1.5", "20", "1,000", "50,257"]
+
+
 def test_what_is_switched_off_again_is_named_whole():
     rows = [
         row(5, 0, lr_cross_attention=1e-4, lr_decoder=1e-4),
