@@ -1,14 +1,20 @@
 """Pictures in tables, as Parquet files and the `datasets` library have them: the rows are those that it yields."""
+# ruff: noqa: F811  # a fixture of another file
 
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from data_sets import draw_photograph, write
+from forms import COUNTS, picture_of, shape_rows
+from test_folder import COMMON, batches_of, drawn  # noqa: F401  # a fixture of another file
 
 from captioning.data import arrow
 from captioning.data.arrow import HubPictures, hub_index, hub_splits
+from captioning.data.datamodule import HubDataModule, ShardsDataModule
 from captioning.data.images import UnreadablePicture
 from captioning.data.index import Columns
 from captioning.data.remote import Blocks
@@ -179,3 +185,46 @@ def test_a_data_set_that_is_not_there_is_said(tmp_path):
     for name in ("nobody/nothing", tmp_path / "empty"):
         with pytest.raises(UserError, match=rf"^data\.name={name} cannot be loaded: .*; give OWNER/NAME"):
             hub_splits(str(name), None, None, None)
+
+
+def drawn_shapes_as_tars(root: Path) -> ShardsDataModule:
+    """As webdataset writes them; a key that holds its folder gives the image id of the file."""
+    wds = pytest.importorskip("webdataset", reason="webdataset writes these shards")
+    for split in COUNTS:
+        with wds.ShardWriter(str(root / f"{split}-%03d.tar"), maxcount=7, verbose=0) as sink:
+            for path, captions, _ in (row for row in shape_rows() if row[2] == split):
+                sink.write(
+                    {"__key__": path.removesuffix(".png"), "png": picture_of(path), "json": {"captions": captions}}
+                )
+    roots = {"root": "train-{000..003}.tar", "val_root": "val-*.tar", "test_root": "test-000.tar"}
+    named = {key: str(root / pattern) for key, pattern in roots.items()}
+    return ShardsDataModule(dataset="shards", cache_gigabytes=1.0, **named, **of_indices(root))
+
+
+def drawn_shapes_as_tables(root: Path) -> HubDataModule:
+    """As `datasets` saves them."""
+    splits = {}
+    for split in COUNTS:
+        rows = [row for row in shape_rows() if row[2] == split]
+        images = [{"bytes": picture_of(path), "path": path} for path, *_ in rows]
+        captions = [list(of_picture) for _, of_picture, _ in rows]
+        kinds = {"image": datasets.Image(), "caption": datasets.List(datasets.Value("string"))}
+        splits[split] = datasets.Dataset.from_dict({"image": images, "caption": captions}, datasets.Features(kinds))
+    datasets.DatasetDict(splits).save_to_disk(str(root / "set"))
+    keys = dict.fromkeys(("subset", "revision", "split_column"))
+    return HubDataModule(dataset="hub", name=str(root / "set"), **keys, **of_indices(root))
+
+
+def of_indices(root: Path) -> dict[str, Any]:
+    keys = {"image_column": None, "caption_column": None, "captions_per_file": "one", "cache": str(root / "cache")}
+    return COMMON | keys | {"fraction": 1.0, "on_missing": "error", "prepared": None}
+
+
+@pytest.mark.parametrize("form", [drawn_shapes_as_tars, drawn_shapes_as_tables])
+def test_batches_are_those_of_the_drawn_shapes(drawn, tmp_path, form):
+    met = batches_of(form(tmp_path))
+    for one, other in zip(drawn, met, strict=True):
+        assert all(torch.equal(getattr(one, n), getattr(other, n)) for n in ("pixel_values", "input_ids", "labels"))
+    paths = [Path(path) for path, *_ in shape_rows()]  # of which datasets saves the names alone
+    ids = {path.name if form is drawn_shapes_as_tables else str(path) for path in paths}
+    assert {image_id for batch in met for image_id in batch.image_ids} == ids

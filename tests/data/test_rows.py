@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from captioning.data import rows
 from captioning.data.batch import PictureFormat
-from captioning.data.records import Split
+from captioning.data.records import Neighbours, Split
 from captioning.data.rows import CaptionRows, EpochBatches, TokenArrays, captions_mention_sides, spread
 from captioning.data.tokenizer import CaptionTokenizer
 from captioning.data.transforms import EvaluationTransform, TrainingTransform
@@ -366,6 +366,30 @@ def test_evaluation_sees_every_row_exactly_once_for_any_number_of_ranks(rows, ba
     ]
     assert all(batch for batches in ranks for batch in batches), "no batch is empty"
     assert sorted(row for batches in ranks for batch in batches for _, row in batch) == list(range(rows))
+
+
+def order_of(rows, epoch, near=None, **place):
+    batches = EpochBatches(rows, 8, shuffle=True, seed=1, neighbours=near, **place)
+    batches.set_epoch(epoch)
+    return [row for batch in batches for _, row in batch]
+
+
+def test_rows_with_neighbours_are_shuffled_within_a_few_runs_at_a_time():
+    runs = np.repeat(np.arange(12) * 3, 20)  # numbers may be missing
+    near = Neighbours(runs, at_once=3)
+    orders = [order_of(240, epoch, near) for epoch in (0, 1)]
+    for order in orders:
+        assert sorted(order) == list(range(240))
+        windows = [{int(runs[row]) for row in order[start : start + 60]} for start in range(0, 240, 60)]
+        assert [len(window) for window in windows] == [3] * 4, "each run is over before the next window begins"
+        assert len({int(runs[row]) for row in order[:10]}) == 3 and order[:60] != sorted(order[:60])
+    assert orders[0] != orders[1] and orders[0] == order_of(240, 0, near)
+    ranks = [order_of(240, 0, near, rank=rank, world_size=2) for rank in (0, 1)]
+    assert {*ranks[0], *ranks[1]} == set(range(240))
+
+
+def test_rows_whose_neighbours_are_all_held_at_once_are_shuffled_as_rows_without():
+    assert order_of(50, 3, Neighbours(np.arange(50) // 10, at_once=5)) == order_of(50, 3)
 
 
 @SIZES
