@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import numpy as np
+from filelock import FileLock
 
 from captioning.data.images import UnreadablePicture
 from captioning.data.records import Neighbours, TextLists, Texts
 from captioning.data.stored import Stamp
 from captioning.errors import UserError, writing
-from captioning.files import atomic_file
+from captioning.files import atomic_file, unlocked
 
 log = logging.getLogger(__name__)
 
@@ -109,14 +110,22 @@ class Index:
 
 
 def kept_index(folder: Path, place: str, mark: Mark, columns: Columns, make: Callable[[], Index]) -> Index:
-    """The index in `folder` of what lies at this place; made where it is missing, stale or damaged."""
+    """The index in `folder` of what lies at this place; made where it is missing, stale or damaged, by one process."""
     address = json.dumps([VERSION, place, asdict(columns)])
     path = folder / f"{hashlib.blake2b(address.encode(), digest_size=16).hexdigest()}.index"
     if (known := _read_index(path, place, mark)) is not None:
         return known
-    made = make()
-    _write_index(path, made)
-    return made
+    with writing(folder, "name another folder in data.cache"):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.with_suffix(".lock"))
+        lock.acquire()
+    try:
+        if (known := _read_index(path, place, mark)) is None:
+            known = make()
+            _write_index(path, known)
+        return known
+    finally:
+        unlocked(lock)
 
 
 def _read_index(path: Path, shard: str, mark: Mark) -> Index | None:

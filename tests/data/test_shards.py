@@ -6,6 +6,8 @@ import logging
 import os
 import pickle
 import tarfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +116,12 @@ def test_what_is_no_picture_with_a_caption_is_named_or_left_out(tmp_path, indexe
     assert list(captioned([index], "skip").rows.names) == ["b.jpg"] and "1 of 2 pictures" in caplog.text
 
 
+def test_pictures_lie_in_the_order_of_their_places(tmp_path, indexed):
+    tar = written(tmp_path / "a.tar", a__txt="x", b__jpg=JPEG, b__txt="y", a__jpg=JPEG)
+    assert found(indexed(tar)) == {"b.jpg": ["y"], "a.jpg": ["x"]}
+    assert list(indexed(tar).rows.names) == ["b.jpg", "a.jpg"]
+
+
 def test_a_name_that_comes_twice_is_one_key_with_two_pictures(tmp_path, indexed):
     tar = written(tmp_path / "a.tar", a__jpg=JPEG, a__txt="x")
     with tarfile.open(tar, "a") as more:
@@ -129,6 +137,7 @@ def test_a_shard_cut_anywhere_is_refused_or_gives_what_is_whole(tmp_path, indexe
     for cut, keys in (
         (2600, ["a.jpg"]),
         (3 * 512 + 200, ["a.jpg"]),
+        (3100, ["a.jpg"]),  # in the bytes of b.jpg
         (4096, ["a.jpg", "b.jpg"]),
         (5120, ["a.jpg", "b.jpg"]),
     ):
@@ -149,6 +158,21 @@ def test_an_index_is_made_once_and_anew_where_the_shard_has_changed(tmp_path, in
     for damaged in (path for path in (tmp_path / "cache").iterdir()):
         damaged.write_bytes(damaged.read_bytes()[:300])
     assert found(indexed(tar)) == {"a.jpg": ["y"]} and len(made) == 3
+
+
+def test_processes_that_want_an_index_at_once_make_one(tmp_path, indexed, monkeypatch):
+    tar, made = written(tmp_path / "a.tar", a__jpg=JPEG, a__txt="x"), []
+    original = shards._tar_index
+
+    def slow(*given):
+        time.sleep(0.05)
+        made.append(1)
+        return original(*given)
+
+    monkeypatch.setattr(shards, "_tar_index", slow)
+    with ThreadPoolExecutor(3) as threads:
+        assert [found(index) for index in threads.map(indexed, [tar] * 3)] == [{"a.jpg": ["x"]}] * 3
+    assert len(made) == 1 and len(list((tmp_path / "cache").iterdir())) == 1
 
 
 def test_a_packed_tar_is_refused(tmp_path, indexed):
