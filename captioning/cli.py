@@ -414,7 +414,8 @@ def _check_choice(override: Override) -> None:
     named = override.sweep_string_iterator() if override.is_sweep_override() else [override.value()]
     for choice in (str(choice) for choice in named if choice is not None):
         if choice not in choices:
-            raise UserError(f"{group}={choice} is none of {', '.join(choices)}{_meant(choice, choices, cutoff=0.6)}")
+            meant = _meant_path(group, choice) or _meant(choice, choices, cutoff=0.6)
+            raise UserError(f"{group}={choice} is none of {', '.join(choices)}{meant}")
 
 
 def _check_key(override: Override, before: DictConfig) -> None:
@@ -453,6 +454,12 @@ def _keys(config: DictConfig, prefix: str = "") -> set[str]:
         else:
             keys.add(f"{prefix}{name}")
     return keys
+
+
+def _meant_path(group: str, value: str) -> str:
+    """The keys that take what lies on the disk, where a group was given it."""
+    keys = {"data": "data=folder data.root", "model": "model.init_from"}
+    return f"; did you mean {keys[group]}={value}?" if group in keys and Path(value).expanduser().exists() else ""
 
 
 def _meant(name: str, names: list[str], cutoff: float) -> str:

@@ -1,6 +1,7 @@
 """The command line before Hydra sees it, building from configuration, and what a person sees of a mistake."""
 
 import logging
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -415,6 +416,12 @@ def test_transformers_advice_about_padding_that_nobody_can_heed_stays_out_of_the
     logger.warning("We strongly recommend passing in an `attention_mask` since your input_ids may be padded.")
     logger.warning("something else")
     assert [record.getMessage() for record in caplog.records] == ["something else"]
+
+
+def test_a_path_where_a_choice_belongs_is_given_its_key(tmp_path):
+    for group, key in (("data", "data=folder data.root"), ("model", "model.init_from")):
+        with pytest.raises(UserError, match=re.escape(f"did you mean {key}={tmp_path}?")):
+            check_overrides([f"{group}={tmp_path}"], "train")
 
 
 def test_a_folder_of_ones_own_choices_is_asked_for_them_and_kept_with_the_run(tmp_path, monkeypatch):

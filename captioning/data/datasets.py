@@ -301,6 +301,8 @@ def _neighbours(dataset: str, source: Source, root: Path, layouts: Sequence[Layo
     for other, its in SOURCES.items():
         if other != dataset and any(layout.fits(root) for layout in its.layouts):
             yield f"data={other}"
+    if folder.may_be_one(root):
+        yield "data=folder, which takes pictures and captions of one's own"
 
 
 def _folders(parent: Path) -> list[Path]:

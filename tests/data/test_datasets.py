@@ -169,6 +169,16 @@ def test_an_unknown_data_set_is_refused(tmp_path):
         find_photographs("coca", tmp_path)
 
 
+@pytest.mark.parametrize("name", ["a.txt", "captions.csv", "metadata.jsonl"])
+def test_a_folder_of_ones_own_is_known_for_one(tmp_path, name):
+    (tmp_path / "a.jpg").touch()
+    with pytest.raises(UserError, match=r"prepare\.py download=coco"):
+        find_photographs("coco", tmp_path)
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match="did you mean data=folder, which takes"):
+        find_photographs("coco", tmp_path)
+
+
 def test_karpathys_json_of_coco_stands_without_the_official_files(tmp_path):
     karpathy(tmp_path / "dataset_coco.json", {"1.jpg": "train"})
     write_json(tmp_path / "annotations/captions_val2017.json", json.loads('{"images": [], "annotations": []}'))

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,19 @@ def recognise(own: OwnFolder) -> Found:
             "for each split, with train, val and test in their names"
         )
     return Found(layout, files, tuple(name for name in there if name != layout))
+
+
+def may_be_one(root: Path) -> bool:
+    """Whether root itself, as far as its first names tell, holds a table or texts beside pictures."""
+    try:
+        names = {path.name for path in islice(root.iterdir(), 1000)}
+    except OSError:
+        return False
+    stems = {posixpath.splitext(name)[0] for name in names if name.lower().endswith(tuple(picture_suffixes()))}
+    texts = (posixpath.splitext(name) for name in names)
+    return any(name.lower().endswith(SUFFIXES) for name in names) or any(
+        suffix in TEXT_SUFFIXES and stem in stems for stem, suffix in texts
+    )
 
 
 def _named(own: OwnFolder, names: Sequence[str]) -> Iterator[Path]:
