@@ -65,15 +65,15 @@ def from_files(once, stored) -> Path:
     return once("from_files", lambda folder: run(folder / "run", "data=flickr8k", f"data.root={stored}/files")) / "run"
 
 
-def killed_and_resumed(run_dir: Path, *data: str) -> Path:
+def killed_and_resumed(run_dir: Path, *data: str, kind: str = "data=shards") -> Path:
     """A run that is killed in its second epoch, while a worker loads, and goes on."""
 
     def killed():
         at_call(6, die, CaptioningModule, "training_step")
-        run(run_dir, "data=shards", *data, workers=1)
+        run(run_dir, kind, *data, workers=1)
 
     assert os.WTERMSIG(forked(killed)) == signal.SIGKILL
-    return run(run_dir, "data=shards", *data, f"resume={run_dir}")
+    return run(run_dir, kind, *data, f"resume={run_dir}")
 
 
 DATA_SETS_NAME = ["results.md"]  # names the data set, and so alone differs
@@ -82,6 +82,18 @@ DATA_SETS_NAME = ["results.md"]  # names the data set, and so alone differs
 def test_a_run_from_shards_is_the_run_from_files_to_the_bit_also_killed_and_resumed(stored, from_files, tmp_path):
     resumed = killed_and_resumed(tmp_path / "run", *shards(stored / "tars", tmp_path / "cache"))
     assert differences(resumed, from_files) == DATA_SETS_NAME
+
+
+def test_so_is_a_run_from_a_folder_of_ones_own(stored, from_files, tmp_path):
+    rows = [
+        json.dumps({"image": f"{i}.jpg", "text": caption, "split": split})
+        for split, numbers in SPLITS.items()
+        for i in numbers
+        for caption in captions_of(i)
+    ]
+    captions = write(tmp_path / "mine.jsonl", *rows)
+    data = (f"data.root={stored}/files/Images", f"data.captions={captions}")
+    assert differences(killed_and_resumed(tmp_path / "run", *data, kind="data=folder"), from_files) == DATA_SETS_NAME
 
 
 def test_so_is_a_run_from_tables(stored, from_files, tmp_path):

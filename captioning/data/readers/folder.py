@@ -19,7 +19,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,8 @@ class Listing:
         suffixes = picture_suffixes()
         self.pictures: dict[str, None] = {}
         self.others: list[str] = []
-        for path in sorted(path.relative_to(root).as_posix() for path in files_below(root, _refuse)):
+        before = "" if root == Path() else f"{root.as_posix().rstrip('/')}/"  # text alone: there may be 100,000 files
+        for path in sorted(path.as_posix().removeprefix(before) for path in files_below(root, _refuse)):
             if posixpath.splitext(path)[1].lower() in suffixes:
                 self.pictures[path] = None
             else:
@@ -207,7 +208,7 @@ def recognise(own: OwnFolder) -> Found:
         raise UserError(_nothing(own, there, flaws))
     layout = fitting[0]
     files = () if layout == "texts" else tuple(kinds[layout])
-    splits = {_split_in(_from_root(own, file)) for file in files}
+    splits = {_split_of_file(own, file) for file in files}
     if layout != "metadata" and len(files) > max(1, len(splits)):
         names = ", ".join(_from_root(own, file) for file in files[:5])
         raise UserError(
@@ -316,9 +317,7 @@ def read_folder(own: OwnFolder) -> tuple[list[Photograph], list[Path]]:
     gathering = Gathering(str(own.root))
     {"coco": _read_coco, "texts": _read_texts}.get(found.layout, _read_tables)(own, found.files, gathering)
     photographs = gathering.photographs()
-    named = {photograph.path for photograph in photographs}
-    unnamed = sum(own.root / path not in named for path in own.listing.pictures)
-    if unnamed:
+    if unnamed := len(own.listing.pictures) - sum(_from_root(own, p.path) in own.listing.pictures for p in photographs):
         log.info("%d pictures in %s have no caption and are left out", unnamed, own.root)
     photographs = _divided(own, sorted(photographs, key=lambda photograph: photograph.path.as_posix()))
     return photographs, list(found.files)
@@ -328,12 +327,15 @@ def _read_tables(own: OwnFolder, files: Sequence[Path], gathering: Gathering) ->
     columns = {file: Columns.of(own, file, columns_of(file, own.encoding)) for file in files}
     for said in dict.fromkeys(map(str, columns.values())):
         log.info("columns: %s", said)
+    paths: dict[str, Path] = {}
     for file in files:
-        folder = own.listing.beside(file)
+        folder, of_file = own.listing.beside(file), _split_of_file(own, file)
         for place, row in read_table(file, own.encoding, columns[file].spills):
             name, captions, split = columns[file].cells(place, row)
             path = own.listing.picture(name, folder, place)
-            gathering.add(path, own.root / path, _split(own, split, path, _from_root(own, file), place), place)
+            if path not in paths:  # of each, one that all its rows share
+                paths[path] = own.root / path
+            gathering.add(path, paths[path], _split(own, split, path, of_file, place), place)
             for caption in captions:
                 gathering.caption(path, caption)
 
@@ -358,7 +360,7 @@ def _read_coco(own: OwnFolder, files: Sequence[Path], gathering: Gathering) -> N
     if not is_unique:
         log.info("ids are not unique in %s, so pictures go by their paths", ", ".join(map(str, files)))
     for (number, image_id), (path, image) in names.items():
-        split = _split(own, "", path, _from_root(own, files[number]), image)
+        split = _split(own, "", path, _split_of_file(own, files[number]), image)
         gathering.add(image_id if is_unique else path, own.root / path, split, image)
     for number, whole in enumerate(wholes):
         for annotation in whole.objects("annotations"):
@@ -468,6 +470,7 @@ def _shown(value: object) -> str:
 # --------------------------------------------------------------------------------------------------------------- splits
 
 
+@lru_cache(4096)  # folders are few
 def _split_in(path: str) -> str:
     """The split that a folder of a path says, or its file's name; the outermost where several do.
 
@@ -478,10 +481,15 @@ def _split_in(path: str) -> str:
     return next((SPLIT_WORDS[word[1].lower()] for word in words if word), "")
 
 
-def _split(own: OwnFolder, stated: str, picture: str, file: str, place: object) -> str:
+def _split_of_file(own: OwnFolder, file: Path) -> str:
+    """What the name of a file of captions says, and its folders under root."""
+    return _split_in(_from_root(own, file) if file.is_relative_to(own.root) else file.name)
+
+
+def _split(own: OwnFolder, stated: str, picture: str, of_file: str, place: object) -> str:
     """A picture's split by its row, its folder, or the file that names it."""
     by_column = stated if own.split_by in ("auto", "column") else ""
-    by_folder = (_split_in(posixpath.dirname(picture)) or _split_in(file)) if own.split_by in ("auto", "folder") else ""
+    by_folder = (_split_in(posixpath.dirname(picture)) or of_file) if own.split_by in ("auto", "folder") else ""
     said = {"restval": "train"}.get(by_column, by_column)
     if said and by_folder and said != by_folder:
         raise UserError(
