@@ -315,15 +315,18 @@ def read_folder(own: OwnFolder) -> tuple[list[Photograph], list[Path]]:
     also = f"; there too: {', '.join(found.also)}, which data.layout=NAME chooses" if found.also else ""
     log.info("%s, %s layout: reading %s%s", own.root, found.layout, names or "files beside pictures", also)
     gathering = Gathering(str(own.root))
-    {"coco": _read_coco, "texts": _read_texts}.get(found.layout, _read_tables)(own, found.files, gathering)
+    read = {"coco": _read_coco, "texts": _read_texts}.get(found.layout, _read_tables)
+    divided_by = read(own, found.files, gathering)
     photographs = gathering.photographs()
     if unnamed := len(own.listing.pictures) - sum(_from_root(own, p.path) in own.listing.pictures for p in photographs):
         log.info("%d pictures in %s have no caption and are left out", unnamed, own.root)
-    photographs = _divided(own, sorted(photographs, key=lambda photograph: photograph.path.as_posix()))
+    in_order = sorted(photographs, key=lambda photograph: photograph.path.as_posix())
+    photographs = _divided(own, in_order, divided_by if own.split_by == "auto" else own.split_by)
     return photographs, list(found.files)
 
 
-def _read_tables(own: OwnFolder, files: Sequence[Path], gathering: Gathering) -> None:
+def _read_tables(own: OwnFolder, files: Sequence[Path], gathering: Gathering) -> str:
+    """Fill `gathering`; what says the splits, where anything does."""
     columns = {file: Columns.of(own, file, columns_of(file, own.encoding)) for file in files}
     for said in dict.fromkeys(map(str, columns.values())):
         log.info("columns: %s", said)
@@ -338,9 +341,10 @@ def _read_tables(own: OwnFolder, files: Sequence[Path], gathering: Gathering) ->
             gathering.add(path, paths[path], _split(own, split, path, of_file, place), place)
             for caption in captions:
                 gathering.caption(path, caption)
+    return "column" if any(of_file.split for of_file in columns.values()) else "folder"
 
 
-def _read_coco(own: OwnFolder, files: Sequence[Path], gathering: Gathering) -> None:
+def _read_coco(own: OwnFolder, files: Sequence[Path], gathering: Gathering) -> str:
     """The image ids are the files' own; where two files have one id for two pictures, the paths."""
     wholes = [read_json(file, own.encoding) for file in files]
     names: dict[tuple[int, str | int], tuple[str, Node]] = {}
@@ -369,9 +373,10 @@ def _read_coco(own: OwnFolder, files: Sequence[Path], gathering: Gathering) -> N
                 raise UserError(f"{annotation} is a caption of image {image_id}, which is not in the list of images")
             key = image_id if is_unique else names[number, image_id][0]
             gathering.caption(key, annotation.text("caption"))
+    return "folder"
 
 
-def _read_texts(own: OwnFolder, files: Sequence[Path], gathering: Gathering) -> None:
+def _read_texts(own: OwnFolder, files: Sequence[Path], gathering: Gathering) -> str:
     suffix = _suffix_of_texts(own)
     others = [other for other in TEXT_SUFFIXES if own.caption_suffix == "auto" and other != suffix]
     lines = own.captions_per_file == "lines"
@@ -390,6 +395,7 @@ def _read_texts(own: OwnFolder, files: Sequence[Path], gathering: Gathering) -> 
         text = read_text(file, own.encoding)
         for caption in text.splitlines() if lines else [text]:
             gathering.caption(pictures[0], caption)
+    return "folder"
 
 
 @dataclass(frozen=True)
@@ -509,14 +515,12 @@ def _known_split(value: object, place: str) -> str:
     )
 
 
-def _divided(own: OwnFolder, photographs: list[Photograph]) -> list[Photograph]:
+def _divided(own: OwnFolder, photographs: list[Photograph], by: str) -> list[Photograph]:
     """With what lists say, where neither a column nor folders say it; says what divides them.
 
     Raises:
         UserError: what shall divide them is not there, or leaves train or val empty.
     """
-    by = {"auto": "the column of splits, or folders"}.get(own.split_by, own.split_by)
-    lists = {}
     if not any(photograph.split for photograph in photographs):
         lists = _lists(own) if own.split_by in ("auto", "lists") else {}
         if not lists and own.split_by in ("auto", "seed"):
