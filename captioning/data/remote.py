@@ -26,6 +26,7 @@ from captioning.files import atomic_file, unlocked
 log = logging.getLogger(__name__)
 
 BLOCK_BYTES = 2**23  # of a file, fetched together: some hundred photographs, a fifth of a second
+OVERLAP_BYTES = 2**18  # more, so that a photograph which begins in a block does not need the next one too
 TRIES = 5
 FIRST_WAIT_SECONDS = 0.5  # between tries, doubled each time
 SUFFIX = ".block"
@@ -112,14 +113,14 @@ class RemoteFile(io.RawIOBase):
             number, begin = divmod(start, BLOCK_BYTES)
             address = f"{self._url}\n{self._mark}\n{self.size}\n{number}"
             name = hashlib.blake2b(address.encode(), digest_size=16).hexdigest()
-            count = min(BLOCK_BYTES - begin, end - start)
+            count = min(BLOCK_BYTES + OVERLAP_BYTES - begin, end - start)
             pieces.append(self._blocks.read(name, begin, count, partial(self._fetched, number)))
             start += count
         return b"".join(pieces)
 
     def _fetched(self, number: int) -> bytes:
         start = number * BLOCK_BYTES
-        end = min(start + BLOCK_BYTES, self.size)
+        end = min(start + BLOCK_BYTES + OVERLAP_BYTES, self.size)
 
         def fetch() -> bytes:
             data: bytes = _file_system(self._url).cat_file(self._url, start=start, end=end)

@@ -27,7 +27,7 @@ from captioning.data.arrow import HELD_BYTES, ParquetCells, parquet_index, texts
 from captioning.data.images import MAX_FILE_BYTES, picture_suffixes
 from captioning.data.index import Columns, Index, IndexedPictures, Mark, Rows, digest, kept_index
 from captioning.data.records import Neighbours, TextLists, Texts
-from captioning.data.remote import BLOCK_BYTES, Blocks, RemoteFile, facts_of, is_remote, matching
+from captioning.data.remote import BLOCK_BYTES, OVERLAP_BYTES, Blocks, RemoteFile, facts_of, is_remote, matching
 from captioning.data.stored import flaw_of
 from captioning.errors import UserError
 
@@ -271,9 +271,11 @@ class ShardPictures(IndexedPictures):
         by_group = any(map(len, self._columns))
         if not by_group and not any(map(is_remote, self.shards)):
             return None
-        runs = len(np.unique(self.rows.runs))
-        held = HELD_BYTES // 2 if by_group else min(WINDOW_BYTES, self._blocks.limit // 4)
-        return Neighbours(self.rows.runs, max(2, int(held * runs / max(1, self.rows.places[:, 1].sum()))))
+        at_once = min(WINDOW_BYTES, self._blocks.limit // 4) // (BLOCK_BYTES + OVERLAP_BYTES)
+        if by_group:
+            bytes_of_one = self.rows.places[:, 1].sum() / len(np.unique(self.rows.runs))
+            at_once = int(HELD_BYTES / 2 / max(1, bytes_of_one))
+        return Neighbours(self.rows.runs, max(2, at_once))
 
 
 _open: OrderedDict[tuple[int, str, Mark], Callable[[int, int], bytes]] = OrderedDict()  # by process, shard and mark

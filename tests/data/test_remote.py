@@ -53,6 +53,7 @@ def server(monkeypatch):
     served.url = f"http://127.0.0.1:{served.server_port}/a.tar"
     threading.Thread(target=served.serve_forever, args=(0.01,), daemon=True).start()
     monkeypatch.setattr(remote, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(remote, "OVERLAP_BYTES", 100)
     monkeypatch.setattr(remote, "FIRST_WAIT_SECONDS", 0.001)
     yield served
     served.shutdown()
@@ -68,8 +69,12 @@ def test_each_block_is_fetched_once_and_kept_within_the_limit(server, tmp_path):
     assert (file.size, file.read_at(990, 1020)) == (len(CONTENT), CONTENT[990:2010])
     assert file.read_at(10_200, 99) == CONTENT[10_200:] and file.read_at(0, 0) == b""
     asked = sum(server.asked.values())
+    assert file.read_at(1900, 200) == CONTENT[1900:2100] and sum(server.asked.values()) == asked, "the blocks overlap"
     again = RemoteFile(server.url, len(CONTENT), '"one"', Blocks(tmp_path / "blocks", 10**6))
-    assert again.read_at(1000, 500) == CONTENT[1000:1500] and sum(server.asked.values()) == asked
+    assert (
+        again.read_at(1000, 500) + again.read_at(10_300, 9) == CONTENT[1000:1500]
+        and sum(server.asked.values()) == asked
+    )
     small = opened(server, tmp_path / "small", limit=2500)
     assert b"".join(small.read_at(start, 700) for start in range(0, len(CONTENT), 700)) == CONTENT
     held = list((tmp_path / "small/blocks").iterdir())

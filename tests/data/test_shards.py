@@ -15,10 +15,11 @@ import pytest
 from data_sets import draw_photograph
 
 from captioning.data import index as indices
-from captioning.data import shards
+from captioning.data import remote, shards
 from captioning.data.images import UnreadablePicture
 from captioning.data.index import Columns, Index, usable
 from captioning.data.remote import Blocks
+from captioning.data.rows import EpochBatches
 from captioning.data.shards import ShardPictures, index_of, shard_names
 from captioning.errors import UserError
 
@@ -210,6 +211,32 @@ def test_names_that_come_again_are_told_apart_and_a_picture_in_two_splits_is_ref
         indices.refuse_shared({"train": one, "val": same})
     indices.refuse_shared({"train": one, "val": same.part(np.array([1]))})
     assert "1 pictures of val are in train too, to the byte, such as" in caplog.text
+
+
+def test_an_epoch_fetches_each_block_of_shards_elsewhere_about_once(tmp_path, monkeypatch):
+    fetched = []
+    for module in (remote, shards):
+        monkeypatch.setattr(module, "BLOCK_BYTES", 20_000)
+        monkeypatch.setattr(module, "OVERLAP_BYTES", 1000)
+    original = remote.RemoteFile._fetched
+    monkeypatch.setattr(remote.RemoteFile, "_fetched", lambda *given: fetched.append(given[1]) or original(*given))
+    urls = []
+    for shard in range(4):
+        members = {f"{i}__{kind}": JPEG * 30 if kind == "jpg" else "x" for i in range(60) for kind in ("jpg", "txt")}
+        urls.append(f"file://{written(tmp_path / f'{shard}.tar', **members)}")
+    blocks = Blocks(tmp_path / "blocks", 8 * 21_000)
+    pictures = ShardPictures([index_of(url, USUAL, tmp_path / "cache", blocks) for url in urls], blocks)
+    assert len(fetched) == (there := sum(-(-Path(url[7:]).stat().st_size // 20_000) for url in urls))
+    near = pictures.neighbours()
+    fetched.clear()
+    order = EpochBatches(len(pictures), 8, shuffle=True, seed=1, neighbours=near)
+    for row in (row for batch in order for _, row in batch):
+        assert pictures.read(row) == JPEG * 30
+    assert there - 4 <= len(fetched) <= there, "the last block of a tar may be its end alone"
+    fetched.clear()
+    for row in (row for batch in EpochBatches(len(pictures), 8, shuffle=True, seed=1) for _, row in batch):
+        pictures.read(row)
+    assert len(fetched) > 3 * there, "without"
 
 
 def test_a_shard_that_becomes_shorter_in_training_is_named(tmp_path, indexed, blocks):
