@@ -314,7 +314,7 @@ class StoredDataModule(CaptionDataModule):
         files.prepared = self._large_enough(files.stored, pixels) if wanted else None
         self.training_pictures = None if files.prepared is None else files
         if files.prepared is None:
-            log.info("training pictures: read from their own files")
+            log.info("training pictures: read as they are stored")
 
     def _large_enough(self, stored: StoredPictures, pixels: int) -> Places | None:
         """The prepared pictures, if there are any, of at least so many pixels on the shorter side."""
@@ -335,7 +335,7 @@ class StoredDataModule(CaptionDataModule):
             return None
         log.info("training pictures: %d prepared ones of %d pixels in %s", len(places), places.size, folder)
         if others := len(stored) - len(places):
-            log.warning("%d others are new or have changed since: their own files are read; run prepare.py", others)
+            log.warning("%d others are new or have changed since, and are read as they are stored; run prepare.py", others)
         return places
 
 
