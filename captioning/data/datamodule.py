@@ -335,7 +335,9 @@ class StoredDataModule(CaptionDataModule):
             return None
         log.info("training pictures: %d prepared ones of %d pixels in %s", len(places), places.size, folder)
         if others := len(stored) - len(places):
-            log.warning("%d others are new or have changed since, and are read as they are stored; run prepare.py", others)
+            log.warning(
+                "%d others are new or have changed since, and are read as they are stored; run prepare.py", others
+            )
         return places
 
 
