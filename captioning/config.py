@@ -359,6 +359,7 @@ class ModelConfig(Built):
 class TinyModelConfig(ModelConfig):
     """A small captioner from scratch: what `captioning.model.build.from_scratch` makes."""
 
+    encoder_family: Literal["vit", "siglip", "dinov2"] = key("Whose architecture the encoder has.", default="vit")
     image_size: Count = key("Pixels of a side.")
     patch_size: Count = key("Pixels of a patch's side.")
     encoder_width: Count = key("Width of the encoder.")

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from captioning.errors import UserError
 from captioning.hub import could_be_hub_name, fetched_file
-from captioning.model.encoders import ENCODERS
+from captioning.model.encoders import ENCODERS, JOINT, one_of
 from captioning.runs import checkpoint_file
 
 EXAMPLE = "nlpconnect/vit-gpt2-image-captioning"
@@ -105,11 +105,11 @@ def _read(config: Path, given: str | Path, key: str) -> dict[str, Any]:
 
 
 def _require_known_halves(config: dict[str, Any], given: str | Path, key: str) -> None:
-    encoders = " or ".join(family.name for family in ENCODERS.values())
+    encoders = one_of(family.name for family in ENCODERS.values())
     way_out = f"give a VisionEncoderDecoderModel of a {encoders} and a GPT-2, such as {EXAMPLE}"
     kind = config.get("model_type")
     for half, known in HALVES.items():
-        if kind in known:
+        if kind in known or (half == "encoder" and kind in JOINT):
             or_train = f", or train with model.{half}={given}" if key.startswith("model.") else ""
             raise UserError(f"{key}={given} is a {kind} model alone, half a captioner; {way_out}{or_train}")
     if kind != "vision-encoder-decoder":
@@ -118,6 +118,4 @@ def _require_known_halves(config: dict[str, Any], given: str | Path, key: str) -
         part = config.get(half)
         found = part.get("model_type") if isinstance(part, dict) else None
         if found not in known:
-            raise UserError(
-                f"{key}={given} has a {found} as its {half}, and a {' or '.join(known)} is needed; {way_out}"
-            )
+            raise UserError(f"{key}={given} has a {found} as its {half}, and a {one_of(known)} is needed; {way_out}")

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "data": SMALL | {"config"},
     "shapes": SMALL | {"data"},
     "evaluation": SMALL,
-    "model": SMALL | {"config", "data.batch", "data.tokenizer", "runs", "weights"},
+    "model": SMALL | {"config", "data.batch", "data.tokenizer", "data.transforms", "runs", "weights"},
     "training": SMALL | {"config", "runs", "weights", "data", "model", "evaluation"},
     "prediction": SMALL | {"config", "cli", "runs", "weights", "data", "model", "evaluation"},
     "export": SMALL | {"config", "cli", "runs", "weights", "data", "model"},

@@ -80,12 +80,16 @@ def test_a_folder_of_neither_kind_is_refused(tmp_path):
     [
         (
             {"model_type": "bert"},
-            r"is a bert model, by its config\.json; give a VisionEncoderDecoderModel of a ViT and",
+            r"is a bert model, by its config\.json; give a VisionEncoderDecoderModel of a ViT, .* or Swin and",
         ),
         ({"model_type": "vit"}, r"is a vit model alone, half a captioner; give .*-captioning$"),
         ({"model_type": "gpt2"}, r"is a gpt2 model alone, half a captioner; give .*-captioning$"),
         (VIT_GPT2 | {"decoder": {"model_type": "bert"}}, r"has a bert as its decoder, and a gpt2 is needed; give"),
-        (VIT_GPT2 | {"encoder": {"model_type": "swin"}}, r"has a swin as its encoder, and a vit is needed; give"),
+        (
+            VIT_GPT2 | {"encoder": {"model_type": "bit"}},
+            r"has a bit as its encoder, and a vit, .* or swin is needed; give",
+        ),
+        ({"model_type": "clip"}, r"is a clip model alone, half a captioner; give .*-captioning$"),
         (VIT_GPT2 | {"encoder": None}, r"has a None as its encoder"),
         ([1], r"is a None model, by its config\.json"),
         ('{"model_type": ', r"has a config\.json that can't be read; give an undamaged model"),

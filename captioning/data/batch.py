@@ -23,15 +23,30 @@ IGNORE = -100  # the label of a position that is not scored, cross-entropy's own
 class PictureFormat:
     """How the encoder wants its pictures, read from its own checkpoint's processor.
 
-    `size` is (height, width) in pixels. With `resize_shortest`, the shorter side is resized to it and the middle cut
-    out; without, the whole picture is squeezed into `size`. `mean` and `std` are per channel, for values in 0..1.
+    `size` is (height, width) in pixels. The whole picture is squeezed into it; or, with `resize_shortest`, the shorter
+    side is resized to that, with `resize_whole` the whole picture is squeezed into that, without `resizes` it stays as
+    it is, and then the middle is cut out, black where there is none. `mean` and `std` are per channel, for values in
+    0..1.
     """
 
     size: tuple[int, int]
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     resample: str = "bilinear"  # or "bicubic", "nearest", "lanczos": a filter's name
-    resize_shortest: int | None = None  # pixels; None squeezes
+    resize_shortest: int | None = None  # pixels
+    resize_whole: tuple[int, int] | None = None  # (height, width) in pixels
+    resizes: bool = True
+
+    def resized_to(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) in pixels of a picture of these before the middle is cut out, if it is."""
+        if not self.resizes:
+            return width, height
+        if self.resize_shortest is None:
+            high, wide = self.resize_whole or self.size
+            return wide, high
+        shortest = min(width, height)
+        # the longer side is rounded down, as transformers does
+        return int(self.resize_shortest * width / shortest), int(self.resize_shortest * height / shortest)
 
 
 @dataclass(slots=True)

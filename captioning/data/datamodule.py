@@ -308,9 +308,11 @@ class StoredDataModule(CaptionDataModule):
         """Where training reads its photographs: prepared, if that is wanted and they are large enough."""
         if len(splits) < len(self.splits):
             return  # one alone is not trained on
-        files, wanted = copy(self.splits["train"].load), self._prepared is not None and self._overfit_images is None
+        files, encoder = copy(self.splits["train"].load), self.picture_format
+        # An encoder that cuts its part out of pictures as they are wants no smaller ones.
+        wanted = self._prepared is not None and self._overfit_images is None and encoder.resizes
         assert isinstance(files, Photographs)
-        pixels = self.picture_format.resize_shortest or max(self.picture_format.size)
+        pixels = encoder.resize_shortest or max(encoder.resize_whole or encoder.size)
         files.prepared = self._large_enough(files.stored, pixels) if wanted else None
         self.training_pictures = None if files.prepared is None else files
         if files.prepared is None:

@@ -27,9 +27,8 @@ LUMA = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601: how bright red, gree
 class EvaluationTransform:
     """A picture as the encoder's own processor would show it, without chance.
 
-    Either the whole picture is squeezed into `size`, or its shorter side is resized and the middle cut out, with
-    black where the picture is smaller; the same as transformers' Pillow-backed image processors, to the bit. Raises
-    UserError for a filter that Pillow does not have.
+    The same as transformers' Pillow-backed image processors, to the bit. Raises UserError for a filter that Pillow does
+    not have.
     """
 
     def __init__(self, picture_format: PictureFormat):
@@ -40,20 +39,18 @@ class EvaluationTransform:
                 f"which is none of {', '.join(filters)}; correct the checkpoint's preprocessor_config.json"
             )
         self._resampling = filters[picture_format.resample]
-        self._height, self._width = picture_format.size
-        self._shortest = picture_format.resize_shortest
+        self._format = picture_format
 
     def __call__(self, image: Image.Image, part: Part | None = None) -> Tensor:
         """RGB picture of any size, or a part of it -> uint8 (3, H, W)."""
         part = part or (0, 0, *image.size)
-        if self._shortest is None:
-            return self._resized(image, part, self._width, self._height)
-        part = _without_far_ends(part)
-        sides = part[2] - part[0], part[3] - part[1]
-        # the longer side is rounded down, as transformers does
-        width, height = (int(self._shortest * side / min(sides)) for side in sides)
-        left, top = (width - self._width) // 2, (height - self._height) // 2
-        return F.crop(self._resized(image, part, width, height), top, left, self._height, self._width)
+        if self._format.resize_shortest is not None:
+            part = _without_far_ends(part)
+        width, height = self._format.resized_to(part[2] - part[0], part[3] - part[1])
+        pixels, (high, wide) = self._resized(image, part, width, height), self._format.size
+        if (height, width) == (high, wide):
+            return pixels
+        return F.crop(pixels, (height - high) // 2, (width - wide) // 2, high, wide)
 
     def _resized(self, image: Image.Image, part: Part, width: int, height: int) -> Tensor:
         if part != (0, 0, *image.size):

@@ -5,11 +5,8 @@
 
 import logging
 import os
-import re
 import shutil
 import sys
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,15 +22,19 @@ from captioning.data.batch import PictureFormat
 from captioning.data.tokenizer import CaptionTokenizer
 from captioning.errors import UserError
 from captioning.model.captioner import ImageCaptioner, group_of
-from captioning.model.encoders import ENCODERS, FROM_SCRATCH, family_of, picture_size, resized
+from captioning.model.encoders import ENCODERS, FROM_SCRATCH, EncoderFamily, family_of, picture_size, resized
 from captioning.model.huggingface import (
+    GPT2_NEEDED,
     captioner_of,
     compose,
     joined,
+    layers_together,
     load_config,
+    load_encoder_config,
     load_model,
     load_picture_format,
     load_weights,
+    of_size,
     quick_activation,
 )
 from captioning.model.lora import merged, with_adapters
@@ -91,16 +92,19 @@ def from_scratch(config: TinyModelConfig, vocabulary: Vocabulary) -> ImageCaptio
     `initializer_range` is the standard deviation of new matrices: transformers' 0.02 is meant for widths of 768, and
     narrow models learn faster from more.
     """
-    encoder_config = AutoConfig.for_model(
-        FROM_SCRATCH.model_type,
-        hidden_size=config.encoder_width,
-        num_hidden_layers=config.encoder_layers,
-        num_attention_heads=config.encoder_heads,
-        intermediate_size=4 * config.encoder_width,
-        image_size=config.image_size,
-        patch_size=config.patch_size,
-        initializer_range=config.initializer_range,
-    )
+    family = FROM_SCRATCH[config.encoder_family]
+    keys = {
+        "hidden_size": config.encoder_width,
+        "num_hidden_layers": config.encoder_layers,
+        "num_attention_heads": config.encoder_heads,
+        "intermediate_size": 4 * config.encoder_width,
+        "image_size": config.image_size,
+        "patch_size": config.patch_size,
+        "initializer_range": config.initializer_range,
+    }
+    known = AutoConfig.for_model(family.model_type)  # a DINOv2's intermediate size follows from its width
+    keys = {key: value for key, value in keys.items() if hasattr(known, key)}
+    encoder_config = AutoConfig.for_model(family.model_type, **keys, **family.config)
     decoder_config = GPT2Config(
         n_embd=config.decoder_width,
         n_layer=config.decoder_layers,
@@ -110,13 +114,22 @@ def from_scratch(config: TinyModelConfig, vocabulary: Vocabulary) -> ImageCaptio
         initializer_range=config.initializer_range,
         **_of_the_decoder(config, vocabulary),
     )
-    encoder = FROM_SCRATCH.model(encoder_config, **FROM_SCRATCH.arguments)
+    encoder = family.made(encoder_config)
+    if "initializer_range" not in keys:
+        _redraw(encoder, family, config.initializer_range)
     decoder = GPT2LMHeadModel(decoder_config)
     # Beside what a patch shows, a position of the usual spread is too faint to be learned in minutes.
-    nn.init.normal_(encoder.get_parameter(FROM_SCRATCH.positions), std=POSITION_SPREAD)
+    nn.init.normal_(encoder.get_parameter(family.positions or ""), std=POSITION_SPREAD)
     size, mean, std = (config.image_size,) * 2, (config.pixel_mean,) * 3, (config.pixel_std,) * 3
     captioner = captioner_of(joined(encoder, decoder), PictureFormat(size, mean, std))
     return switched(captioner, **_switches(config))
+
+
+def _redraw(encoder: Any, family: EncoderFamily, spread: float) -> None:
+    """Matrices of this standard deviation, where the library draws them its own way (SigLIP's)."""
+    for name, parameter in encoder.named_parameters():
+        if parameter.ndim >= 2 and name not in family.undecayed:
+            nn.init.normal_(parameter, std=spread)
 
 
 def from_pretrained(config: PretrainedModelConfig, vocabulary: Vocabulary) -> ImageCaptioner:
@@ -127,7 +140,7 @@ def from_pretrained(config: PretrainedModelConfig, vocabulary: Vocabulary) -> Im
     """
     first = HuggingFaceModel(config.encoder, "model.encoder", config.allow_pickle)
     second = HuggingFaceModel(config.decoder, "model.decoder", config.allow_pickle)
-    encoder_config, decoder_config = load_config(first, ENCODERS), load_config(second, DECODERS)
+    encoder_config, decoder_config = load_encoder_config(first), load_config(second, DECODERS, GPT2_NEEDED)
     rows, tokens = decoder_config.vocab_size, vocabulary.vocab_size
     if not tokens - vocabulary.added_tokens <= rows <= tokens + SPARE_ROWS:
         raise UserError(
@@ -136,17 +149,17 @@ def from_pretrained(config: PretrainedModelConfig, vocabulary: Vocabulary) -> Im
         )
     decoder_config.update(_of_the_decoder(config, vocabulary._replace(vocab_size=rows)))
     family = ENCODERS[encoder_config.model_type]
-    encoder_config.update(family.config)  # what captions don't need is left out
-    encoder = load_weights(family.model, first, encoder_config, **family.arguments)
+    encoder = load_weights(family.model, first, encoder_config, may_be_new=family.is_spare, **family.arguments)
     quick_activation(decoder_config)
     decoder = load_weights(GPT2LMHeadModel, second, decoder_config, may_be_new=lambda name: group_of(name) == NEW)
     if tokens > rows:
         _add_rows(decoder, tokens)
     picture_format = load_picture_format(first, encoder_config)
-    captioner = captioner_of(joined(encoder, decoder), picture_format)
-    log.info("new, in no checkpoint: %s", ", ".join(_layers_together(n for n, _ in captioner.parameters_of(NEW))))
     if config.image_size is not None:
-        captioner = _changed(captioner, config.image_size)
+        picture_format = resized(picture_format, (config.image_size, config.image_size))
+    network = of_size(joined(family.without_spare(encoder), decoder), picture_format.size)
+    captioner = captioner_of(network, picture_format)
+    log.info("new, in no checkpoint: %s", ", ".join(layers_together(n for n, _ in captioner.parameters_of(NEW))))
     return switched(_adapted(captioner, config), **_switches(config))
 
 
@@ -171,12 +184,6 @@ def _dropout(config: Any) -> dict[str, float]:
 
 def _switches(config: Any) -> dict[str, bool]:
     return {"gradient_checkpointing": config.gradient_checkpointing, "compile": config.compile is True}
-
-
-def _layers_together(names: Iterable[str]) -> list[str]:
-    """Weights' names, those of all layers as one: `h.0.ln.bias`, `h.1.ln.bias` -> `h.*.ln.bias (2 layers)`."""
-    counts = Counter(re.sub(r"\.\d+\.", ".*.", name) for name in names)
-    return [f"{name} ({count} layers)" if "*" in name else name for name, count in counts.items()]
 
 
 def switched(captioner: ImageCaptioner, *, gradient_checkpointing: bool, compile: bool) -> ImageCaptioner:
@@ -249,10 +256,11 @@ def _changed(captioner: ImageCaptioner, image_size: int | None, **decoder: float
     description["network"]["decoder"] |= decoder
     encoder: Any = captioner.network.encoder
     if image_size is not None and (image_size, image_size) != picture_size(encoder.config):
-        family = family_of(encoder)
-        state[f"network.encoder.{family.positions}"] = family.interpolated_positions(encoder, image_size)
+        size = (image_size, image_size)
+        for name, weight in family_of(encoder).weights_for(encoder, size).items():
+            state[f"network.encoder.{name}"] = weight
         description["network"]["encoder"]["image_size"] = image_size
-        description["picture_format"] = asdict(resized(captioner.picture_format, (image_size, image_size)))
+        description["picture_format"] = asdict(resized(captioner.picture_format, size))
     changed = from_description(description)
     changed.load_state_dict(state)
     return changed

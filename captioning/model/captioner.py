@@ -142,7 +142,8 @@ class ImageCaptioner(nn.Module):
     def is_decayed(self, name: str, parameter: nn.Parameter) -> bool:
         """Whether weight decay is for it: matrices, not biases, norms, prefix tokens and positions (as in timm)."""
         vectors = {f"encoder.{inside}" for inside in family_of(self.network.encoder).undecayed}
-        return parameter.ndim >= 2 and name not in vectors and "wpe" not in name
+        no_maps = ("wpe", "relative_position_bias_table")
+        return parameter.ndim >= 2 and name not in vectors and not any(table in name for table in no_maps)
 
     def maps_in(self, name: str) -> int:
         """How many matrices lie side by side in a parameter: GPT-2 has queries', keys' and values' in one.

@@ -3,14 +3,19 @@
 Encoder and decoder come in alone, or together as its `VisionEncoderDecoderModel`, and go out together.
 """
 
+import copy
 import logging
 import pickle
 import re
-from collections.abc import Callable, Collection
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -24,31 +29,73 @@ from transformers import (
     VisionEncoderDecoderConfig,
     VisionEncoderDecoderModel,
 )
+from transformers.image_processing_backends import PilBackend
 from transformers.utils import logging as transformers_logging
 
 from captioning.data.batch import PictureFormat
+from captioning.data.transforms import EvaluationTransform
 from captioning.errors import UserError
 from captioning.hub import out_of_reach
 from captioning.model.captioner import ImageCaptioner, cast_norms_once
 from captioning.model.cpu import use_fast_layers
-from captioning.model.encoders import ENCODERS, family_of, picture_format_of, processor_of
+from captioning.model.encoders import (
+    ENCODERS,
+    JOINT,
+    family_of,
+    one_of,
+    owner_of,
+    picture_format_of,
+    picture_size,
+    processor_of,
+    resized,
+)
 from captioning.weights import HuggingFaceModel, weight_files
 
 log = logging.getLogger(__name__)
 
 
-def load_config(source: HuggingFaceModel, model_types: Collection[str]) -> Any:
+GPT2_NEEDED = (
+    "a GPT-2 of any shape is needed: another decoder would have to have cross-attention, positions that restart with "
+    "each caption of a row, and GPT-2's key-value cache"
+)
+
+
+def load_config(source: HuggingFaceModel, model_types: Collection[str], needed: str) -> Any:
     """The configuration of a checkpoint.
 
     Raises:
-        UserError: if it is not available, or describes none of these architectures.
+        UserError: if it is not available, or describes none of these architectures; `needed` says what it should be.
     """
     try:
         config = AutoConfig.from_pretrained(source.name, local_files_only=out_of_reach(), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise _unavailable(source, "config.json") from error
     if config.model_type not in model_types:
-        raise UserError(f"{source} is a {config.model_type} model; a {' or '.join(model_types)} model is needed here")
+        raise UserError(f"{source} is a {config.model_type} model, and {needed}")
+    return config
+
+
+def load_encoder_config(source: HuggingFaceModel) -> Any:
+    """The configuration of an encoder, of a tower alone where the checkpoint has one for texts too.
+
+    Raises:
+        UserError: if it is not available, of no family of `ENCODERS`, or of a kind that the family's entry excludes.
+    """
+    families = one_of(family.name for family in ENCODERS.values())
+    needed = f"a {families} that takes pictures of one size is needed here"
+    config = load_config(source, [*ENCODERS, *JOINT], needed)
+    return checked_encoder(config.vision_config if config.model_type in JOINT else config, source)
+
+
+def checked_encoder(config: Any, source: HuggingFaceModel) -> Any:
+    """The same configuration, without what captions don't need."""
+    family = ENCODERS[config.model_type]
+    for key, value in {"num_channels": 3, **family.needs}.items():
+        if (found := getattr(config, key, value)) != value:
+            raise UserError(
+                f"{source} is a {family.name} with {key}={found}, and {key}={value} is needed; name another encoder"
+            )
+    config.update(family.config)
     return config
 
 
@@ -68,20 +115,19 @@ def load_weights(
     Raises:
         UserError: if they are not available, lack a weight, or hold one of another shape.
     """
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # its load report says in a table what we check and log in a line
     try:
-        loaded: Any = kind.from_pretrained(
-            source.name,
-            config=config,
-            dtype=torch.float32,  # also of half-precision files: trainer.precision says how to compute
-            ignore_mismatched_sizes=True,  # reported in info, for one message on all that is wrong
-            output_loading_info=True,
-            local_files_only=out_of_reach(),
-            use_safetensors=None if source.allow_pickle else True,
-            weights_only=True,
-            **arguments,
-        )
+        with _quiet():  # its load report says in a table what we check and log in a line
+            loaded: Any = kind.from_pretrained(
+                source.name,
+                config=config,
+                dtype=torch.float32,  # also of half-precision files: trainer.precision says how to compute
+                ignore_mismatched_sizes=True,  # reported in info, for one message on all that is wrong
+                output_loading_info=True,
+                local_files_only=out_of_reach(),
+                use_safetensors=None if source.allow_pickle else True,
+                weights_only=True,
+                **arguments,
+            )
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{source} holds a pickle with more than weights in it; it was not loaded, since that could run code. "
@@ -94,8 +140,6 @@ def load_weights(
                 "read with allow_pickle=true alone, as data: code in them does not run even so"
             ) from error
         raise _unavailable(source, "model.safetensors") from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
     model, info = loaded
     new = sorted(info["missing_keys"])
     lacking = [f"{weight} is missing" for weight in new if not may_be_new(weight)]
@@ -108,8 +152,25 @@ def load_weights(
     log.info("%s: loaded %s", source.key, source.name)
     # Early GPT-2s were saved with the number that a mask is made of.
     if unused := sorted(name for name in info["unexpected_keys"] if not name.endswith(".masked_bias")):
-        log.info("%s: not used from %s: %s", source.key, source.name, ", ".join(unused))
+        log.info("%s: not used from %s: %s", source.key, source.name, ", ".join(layers_together(unused)))
     return model
+
+
+def layers_together(names: Iterable[str]) -> list[str]:
+    """Weights' names, those of all layers as one: `h.0.ln.bias`, `h.1.ln.bias` -> `h.*.ln.bias (2 layers)`."""
+    counts = Counter(re.sub(r"\.\d+\.", ".*.", name) for name in names)
+    return [f"{name} ({count} layers)" if "*" in name else name for name, count in counts.items()]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Inside it transformers logs errors alone."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def _lacks_safetensors(name: str) -> bool:
@@ -121,16 +182,63 @@ def _lacks_safetensors(name: str) -> bool:
 def load_picture_format(source: HuggingFaceModel, config: Any) -> PictureFormat:
     """How the checkpoint's own processor prepares pictures, at the size that its encoder takes.
 
+    A picture of an odd shape is prepared by both, the processor and ours.
+
     Raises:
-        UserError: if the checkpoint has no `preprocessor_config.json`.
+        UserError: if the checkpoint has no `preprocessor_config.json`, or one that gives other pixels than ours.
     """
     try:
-        processor = AutoImageProcessor.from_pretrained(
-            source.name, local_files_only=out_of_reach(), trust_remote_code=False
-        )
+        with _quiet():  # it says where a processor comes without Pillow
+            processor = AutoImageProcessor.from_pretrained(
+                source.name, local_files_only=out_of_reach(), trust_remote_code=False, backend="pil"
+            )
     except (OSError, ValueError) as error:
         raise _unavailable(source, "preprocessor_config.json") from error
-    return picture_format_of(processor, config)
+    way_out = "correct its preprocessor_config.json, of a local copy if it is on the hub"
+    try:
+        found = picture_format_of(processor)
+    except ValueError as error:
+        what = type(processor).__name__
+        raise UserError(f"{source} has a {what} with {error}, which is not taken here; {way_out}") from error
+    if difference := _difference(processor, found):
+        raise UserError(f"{source}: {difference}; {way_out}")
+    if ENCODERS[config.model_type].sizes == "processed":
+        return found
+    takes = picture_size(config)
+    if takes != found.size:
+        log.info(
+            "%s: its processor makes pictures of %d x %d pixels, its encoder takes %d x %d", source, *found.size, *takes
+        )
+    return resized(found, takes)
+
+
+PROBE = 97, 61  # (width, height) in pixels
+
+
+def _difference(processor: Any, picture_format: PictureFormat) -> str | None:
+    """How a picture of the processor and the same one of ours differ, in words.
+
+    Levels are of 255. Processors that don't work with Pillow resize in fractions of a level, without rounding: two
+    levels are let pass there.
+    """
+    noise = np.random.default_rng(0).integers(0, 256, (PROBE[1], PROBE[0], 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    name, of = type(processor).__name__, f"of a picture of {PROBE[0]} x {PROBE[1]} pixels"
+    try:
+        theirs = processor(images=image, return_tensors="pt")["pixel_values"][0]
+    except Exception as error:  # whatever the library's code makes of such settings
+        return f"its {name} fails: {' '.join(str(error).split())}"
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (picture_format.mean, picture_format.std))
+    ours = (EvaluationTransform(picture_format)(image) / 255 - mean) / std
+    made = f"its {name} makes {tuple(theirs.shape)} {of} and ours {tuple(ours.shape)}"
+    if theirs.shape != ours.shape:
+        return made
+    levels = ((theirs - ours) * std * 255).abs()
+    allowed = 0.01 if isinstance(processor, PilBackend) else 2
+    if bool((levels > allowed).any()):
+        off = int((levels > allowed).any(0).sum())
+        return f"{made}, of which {off} pixels differ by up to {levels.max():.0f} levels of 255"
+    return None
 
 
 def _unavailable(source: HuggingFaceModel, file: str) -> UserError:
@@ -151,6 +259,8 @@ def quick_activation(config: GPT2Config) -> None:
     if config.activation_function == "gelu_new":
         config.activation_function = "gelu_pytorch_tanh"
 
+
+TOKENS = ("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
 
 # A checkpoint's generation settings: what `decoding` decides instead, and what changes no caption. All others do.
 LIMITS = ("max_length", "max_new_tokens")
@@ -185,20 +295,19 @@ def load_model(source: HuggingFaceModel) -> ImageCaptioner:
     Raises:
         UserError: if weights, configuration or processor are not available, don't fit, or name no BOS or EOS.
     """
-    config = load_config(source, [VisionEncoderDecoderConfig.model_type])
-    family = ENCODERS[config.encoder.model_type]
-    config.encoder.update(family.config)
+    config = load_config(source, [VisionEncoderDecoderConfig.model_type], "a VisionEncoderDecoderModel is needed")
+    family = ENCODERS[checked_encoder(config.encoder, source).model_type]
     quick_activation(config.decoder)
     network = load_weights(
         VisionEncoderDecoderModel,
         source,
         config,
-        may_be_new=lambda weight: family.spare is not None and weight.startswith(f"encoder.{family.spare}."),
+        may_be_new=lambda weight: family.is_spare(weight.removeprefix("encoder.")),
     )
-    if family.spare is not None:
-        setattr(network.encoder, family.spare, None)
+    family.without_spare(network.encoder)
     _take_special_tokens(network, source)
-    return captioner_of(network, load_picture_format(source, config.encoder)).eval()
+    picture_format = load_picture_format(source, network.config.encoder)
+    return captioner_of(of_size(network, picture_format.size), picture_format).eval()
 
 
 def _take_special_tokens(network: VisionEncoderDecoderModel, source: HuggingFaceModel) -> None:
@@ -272,11 +381,13 @@ def _with_spare_module(captioner: ImageCaptioner) -> VisionEncoderDecoderModel:
     """The network with the module that transformers would otherwise miss, of zeros: its output goes nowhere."""
     config: Any = captioner.network.config
     family, network = family_of(captioner.network.encoder), compose(config.encoder, config.decoder)
-    if family.spare is not None:
-        spare = getattr(family.model(config.encoder), family.spare)
-        for weight in spare.parameters():
+    whole = family.model(config.encoder)
+    for name in family.spare:
+        (owner, leaf), (lacking, _) = owner_of(whole, name), owner_of(network.encoder, name)
+        spare = getattr(owner, leaf)
+        for weight in [spare] if isinstance(spare, nn.Parameter) else spare.parameters():
             nn.init.zeros_(weight)
-        setattr(network.encoder, family.spare, spare)
+        setattr(lacking, leaf, spare)
     network.load_state_dict(captioner.network.state_dict(), strict=False)
     return network.eval()
 
@@ -284,7 +395,26 @@ def _with_spare_module(captioner: ImageCaptioner) -> VisionEncoderDecoderModel:
 def compose(encoder_config: Any, decoder_config: GPT2Config) -> VisionEncoderDecoderModel:
     """A `VisionEncoderDecoderModel` of this architecture with random weights."""
     family = ENCODERS[encoder_config.model_type]
-    return joined(family.model(encoder_config, **family.arguments), GPT2LMHeadModel(decoder_config))
+    return joined(family.made(encoder_config), GPT2LMHeadModel(decoder_config))
+
+
+def of_size(network: VisionEncoderDecoderModel, size: tuple[int, int]) -> VisionEncoderDecoderModel:
+    """The same network for pictures of another (height, width), or itself.
+
+    Raises:
+        UserError: for a size that its encoder does not take.
+    """
+    encoder: Any = network.encoder
+    if size == picture_size(encoder.config):
+        return network
+    changed = family_of(encoder).weights_for(encoder, size)
+    config = copy.deepcopy(encoder.config)
+    config.image_size = size[0] if size[0] == size[1] else list(size)
+    again = compose(config, copy.deepcopy(network.decoder.config))
+    again.load_state_dict(network.state_dict() | {f"encoder.{name}": weight for name, weight in changed.items()})
+    again.config.update({name: getattr(network.config, name) for name in TOKENS})
+    again.generation_config = network.generation_config
+    return again
 
 
 def joined(encoder: PreTrainedModel, decoder: GPT2LMHeadModel) -> VisionEncoderDecoderModel:

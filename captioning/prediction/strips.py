@@ -124,10 +124,12 @@ def seen_box(size: tuple[int, int], picture_format: PictureFormat) -> tuple[int,
     The whole of it, or the middle where the format cuts that out; then it may reach beyond the photograph.
     """
     width, height = size
-    if picture_format.resize_shortest is None:
+    wide, high = picture_format.resized_to(width, height)
+    if (high, wide) == picture_format.size:
         return 0, 0, width, height
-    scale = min(size) / picture_format.resize_shortest
-    wide, high = picture_format.size[1] * scale, picture_format.size[0] * scale
+    if picture_format.resize_shortest is not None:  # before the longer side is rounded
+        wide, high = (picture_format.resize_shortest * side / min(size) for side in size)
+    wide, high = picture_format.size[1] * width / wide, picture_format.size[0] * height / high
     left, top = (width - wide) / 2, (height - high) / 2
     return round(left), round(top), round(left + wide), round(top + high)
 

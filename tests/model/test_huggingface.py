@@ -42,9 +42,14 @@ from captioning.data.transforms import EvaluationTransform
 from captioning.errors import UserError
 from captioning.model.build import Vocabulary, load_captioner, new_captioner
 from captioning.model.captioner import ImageCaptioner, group_of
-from captioning.model.encoders import ENCODERS
 from captioning.model.generation import Beam, Greedy, generate
-from captioning.model.huggingface import load_config, load_model, load_picture_format, own_generation, save_model
+from captioning.model.huggingface import (
+    load_encoder_config,
+    load_model,
+    load_picture_format,
+    own_generation,
+    save_model,
+)
 from captioning.weights import HuggingFaceModel, stamp_of
 
 LENGTH = 12
@@ -250,7 +255,7 @@ def write_processor(folder: Path, **settings: object) -> str:
 
 def picture_format(folder: str) -> PictureFormat:
     source = HuggingFaceModel(folder, "model.encoder")
-    return load_picture_format(source, load_config(source, ENCODERS))
+    return load_picture_format(source, load_encoder_config(source))
 
 
 def test_a_processor_that_squeezes_gives_its_statistics_and_filter(copied):
@@ -353,11 +358,13 @@ def test_a_damaged_file_is_refused(load, copied, damaged):
 def test_a_model_of_another_architecture_is_refused(load, tmp_path, checkpoints):
     config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=20)
     BertModel(config).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"model\.encoder=\S+ is a bert model; a vit model is needed"):
+    with pytest.raises(UserError, match=r"model\.encoder=\S+ is a bert model, and a ViT, .* or Swin that .* is needed"):
         load(encoder=tmp_path)
-    with pytest.raises(UserError, match=r"model\.decoder=\S+ is a bert model; a gpt2 model is needed"):
+    with pytest.raises(
+        UserError, match=r"model\.decoder=\S+ is a bert model, and a GPT-2 of any shape is needed: another"
+    ):
         load(decoder=tmp_path)
-    with pytest.raises(UserError, match=r"model\.encoder=\S+ is a gpt2 model; a vit model is needed"):
+    with pytest.raises(UserError, match=r"model\.encoder=\S+ is a gpt2 model, and a ViT, "):
         load(encoder=checkpoints / "gpt2")
 
 
