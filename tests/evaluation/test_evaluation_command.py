@@ -124,14 +124,14 @@ NAMED = [{"id": 1, "file_name": "a/1.jpg"}, {"id": 2, "file_name": "b/1.jpg"}, {
         ("x.json", '[{"image_id": "2", "caption": "a"}]', r"2 may be picture 2 (b/1.jpg) or 3 (2.jpg)"),
         ("x.csv", "path,caption\na/1.jpg,a\n/p/a/1.jpg,a", "a/1.jpg and /p/a/1.jpg are both picture 1; keep one"),
         ("x.csv", "path,caption\n4.jpg,a", "picture 4.jpg has a candidate but no references"),
-        ("x.csv", "path,caption\n2.jpg,a,b", "x.csv:2: this row has not the 2 cells of the first line"),
+        ("x.csv", "path,caption\n2.jpg,a,b", "x.csv:2: this row has 3 cells, and the first line names 2 columns"),
         (
             "x.csv",
             "name;caption\n2.jpg;a",
             "x.csv:1: the first line must name the columns caption, and path or image_id",
         ),
-        ("x.csv", 'path,caption\n"2.jpg,a', "x.csv:2: this is not CSV (unexpected end of data)"),
-        ("x.jsonl", '{"path": "2.jpg", "caption": "a"}\n{"pa', "x.jsonl:2: this is not a line such as"),
+        ("x.csv", 'path,caption\n"2.jpg,a', "x.csv:2: a quotation mark opens here and is not closed"),
+        ("x.jsonl", '{"path": "2.jpg", "caption": "a"}\n{"pa', "x.jsonl:2: this is no JSON object"),
         ("x.jsonl", '{"path": "2.jpg", "error": "cut"}', "there are no candidates to score"),
     ],
 )

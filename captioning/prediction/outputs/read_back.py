@@ -1,15 +1,12 @@
 """Captions to be scored, from a file that `predict.py` wrote, and which picture of an annotation file each is of."""
 
-import csv
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from io import StringIO
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
-from captioning.data.readers.annotations import read_lines, read_text
 from captioning.data.readers.coco import read_file_names, read_results
+from captioning.data.readers.tables import Row, columns_of, read_table
 from captioning.data.records import ImageId
 from captioning.errors import UserError
 from captioning.prediction.outputs.coco import coco_image_id
@@ -26,11 +23,10 @@ def read_candidates(path: Path) -> dict[Key, str]:
     Raises:
         UserError: if it can't be read, is not like what `predict.py` writes, or names a picture twice.
     """
-    rows = {".jsonl": _objects, "": _objects, ".csv": _cells}.get(path.suffix.lower())
-    if rows is None:
+    if path.suffix.lower() not in (".jsonl", ".csv", ""):
         return cast(dict[Key, str], read_results(path))
     candidates: dict[Key, str] = {}
-    for place, row in rows(path):
+    for place, row in _rows(path):
         image_id, name, caption = row.get("image_id"), row.get("path"), row.get("caption")
         key = PurePosixPath(str(name).replace("\\", "/")) if image_id in (None, "") else image_id
         if key == PurePosixPath() or not isinstance(caption, str | None) or not isinstance(key, Key):
@@ -42,29 +38,16 @@ def read_candidates(path: Path) -> dict[Key, str]:
     return candidates
 
 
-def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in read_lines(path):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict) or ("path" not in row and "image_id" not in row):
-            raise UserError(f'{path}:{number}: this is not a line such as {{"path": "a.jpg", "caption": "a dog"}}')
-        yield f"{path}:{number}", row
-
-
-def _cells(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    table = csv.DictReader(StringIO(read_text(path), newline=""), strict=True)
-    try:
-        names = set(table.fieldnames or ())
-        if "caption" not in names or not names & {"path", "image_id"}:
-            raise UserError(f"{path}:1: the first line must name the columns caption, and path or image_id")
-        for row in table:
-            if None in row or None in row.values():
-                raise UserError(f"{path}:{table.line_num}: this row has not the {len(names)} cells of the first line")
-            yield f"{path}:{table.line_num}", {name: without_apostrophes(text) for name, text in row.items()}
-    except csv.Error as error:
-        raise UserError(f"{path}:{table.reader.line_num}: this is not CSV ({error})") from error
+def _rows(path: Path) -> Iterator[Row]:
+    """The rows of JSON Lines or CSV, each with the columns that are wanted."""
+    is_csv = path.suffix.lower() == ".csv"
+    if is_csv and not {"caption"} < (columns := {*columns_of(path)}) & {"caption", "path", "image_id"}:
+        met = f"it names {', '.join(sorted(columns))}" if columns else "it is empty"
+        raise UserError(f"{path}:1: the first line must name the columns caption, and path or image_id; {met}")
+    for place, row in read_table(path):
+        if "path" not in row and "image_id" not in row:
+            raise UserError(f'{place}: this is not a line such as {{"path": "a.jpg", "caption": "a dog"}}')
+        yield place, {name: without_apostrophes(text) for name, text in row.items()} if is_csv else row
 
 
 def of_pictures(candidates: Mapping[Key, str], references: Mapping[Key, Any], annotations: Path) -> dict[Key, str]:
