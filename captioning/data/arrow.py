@@ -11,7 +11,6 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from itertools import count
 from pathlib import Path
 from typing import IO, Any
@@ -22,7 +21,7 @@ from captioning.data.images import UnreadablePicture, read_file
 from captioning.data.index import Columns, Index, IndexedPictures, Mark, Rows, digest, kept_index
 from captioning.data.readers.annotations import tidied
 from captioning.data.readers.folder import CAPTIONS, NUMBERED, SPLIT_WORDS
-from captioning.data.readers.tables import nearest
+from captioning.data.readers.tables import nearest, needed
 from captioning.data.records import TextLists, Texts
 from captioning.data.stored import flaw_of
 from captioning.errors import UserError
@@ -46,15 +45,6 @@ PICTURES = (
 KEYS = ("file_name", "key", "filename", "image_id", "id")  # of pictures whose cells have no path
 HELD_BYTES = 2**28  # of row groups, by each process that reads Parquet files
 MOST_GROUP_BYTES = 2**30
-
-
-def needed(module: str, extra: str) -> Any:
-    """An optional library's module; raises UserError with what installs it."""
-    try:
-        return import_module(module)
-    except ImportError as error:
-        name = module.partition(".")[0]
-        raise UserError(f"{name} is needed here, and not installed; pip install 'captioning[{extra}]'") from error
 
 
 def bytes_in(cell: Any, folder: Path) -> bytes:

@@ -304,5 +304,5 @@ def test_malformed_tables_are_named_with_the_row(root, monkeypatch):
     )
     (root / "a.parquet").write_bytes(b"PAR1")
     refused(root, r"a\.parquet is no whole Parquet file \(.*\); fetch it again")
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    refused(root, r"a\.parquet is read by pyarrow, which is not installed; pip install 'captioning\[parquet\]'")
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    refused(root, r"pyarrow is needed here, and not installed; pip install 'captioning\[parquet\]'")

@@ -6,6 +6,7 @@ Which columns hold the picture and the caption is for those to say who read the 
 import json
 import re
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -151,21 +152,24 @@ def _is_rows(value: object) -> bool:
 
 
 def _of_parquet(path: Path) -> Iterator[Row]:
-    try:
-        from pyarrow import ArrowInvalid
-        from pyarrow.parquet import ParquetFile
-    except ImportError:
-        raise UserError(
-            f"{path} is read by pyarrow, which is not installed; pip install 'captioning[parquet]'"
-        ) from None
+    parquet = needed("pyarrow.parquet", "parquet")
     try:
         number = 0
-        for batch in ParquetFile(path).iter_batches():
+        for batch in parquet.ParquetFile(path).iter_batches():
             for row in batch.to_pylist():
                 number += 1
                 yield f"{path}, row {number}", row
-    except (ArrowInvalid, OSError) as error:
+    except (ValueError, OSError) as error:  # ArrowInvalid is the first
         raise UserError(f"{path} is no whole Parquet file ({error}); fetch it again") from error
+
+
+def needed(module: str, extra: str) -> Any:
+    """An optional library's module; raises UserError with what installs it."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        name = module.partition(".")[0]
+        raise UserError(f"{name} is needed here, and not installed; pip install 'captioning[{extra}]'") from error
 
 
 def nearest(names: Sequence[str]) -> dict[str, str]:
