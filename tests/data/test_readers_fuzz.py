@@ -6,17 +6,19 @@ lacks what the damage has taken is right; one with something that nobody wrote i
 
 import json
 import shutil
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from itertools import chain
 from pathlib import Path
 
 import pytest
-from data_sets import coco, flickr8k, flickr30k, karpathy
+from data_sets import coco, flickr8k, flickr30k, karpathy, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from captioning.data.datasets import find_photographs
 from captioning.data.readers.annotations import tidied
 from captioning.data.readers.coco import read_references, read_results
+from captioning.data.readers.folder import OwnFolder, read_folder
 from captioning.errors import UserError
 from captioning.prediction.inputs import find_pictures
 
@@ -57,7 +59,24 @@ def kaggles(root: Path) -> Path:
     return root
 
 
-DATA_SETS = {"coco": coco, "flickr8k": flickr8k, "flickr30k": flickr30k, "flickr8k as Karpathy divides it": kaggles}
+def own(root: Path) -> Path:
+    """A table and lists of one's own."""
+    flickr30k(root)
+    rows = (f'{name}.jpg,"caption {number} of {name} ."' for name in "abcd" for number in (0, 1))
+    write(root / "results.csv", "file_name,caption", *rows)
+    for split, names in {"train": "ab", "val": "c", "test": "d"}.items():
+        write(root / f"{split}.txt", *names)
+    return root
+
+
+DATA_SETS = {
+    "coco": coco,
+    "flickr8k": flickr8k,
+    "flickr30k": flickr30k,
+    "flickr8k as Karpathy divides it": kaggles,
+    "folder with a table": own,
+    "folder with COCO's format": coco,
+}
 
 
 @pytest.fixture(scope="module", params=DATA_SETS)
@@ -65,14 +84,18 @@ def sound(request, tmp_path_factory):
     """A data set, its root, and its annotation files."""
     root = DATA_SETS[request.param](tmp_path_factory.mktemp("sound"))
     files = [path for path in sorted(root.rglob("*")) if path.is_file() and path.suffix != ".jpg"]
-    assert find_photographs(request.param.split()[0], root)
+    assert photographs_of(request.param.split()[0], root)
     return request.param.split()[0], root, files
+
+
+def photographs_of(dataset: str, root: Path):
+    return read_folder(OwnFolder(root))[0] if dataset == "folder" else find_photographs(dataset, root)
 
 
 def read(dataset: str, root: Path, files) -> None:
     """Read, and require what must hold of any result."""
     try:
-        photographs = find_photographs(dataset, root)
+        photographs = photographs_of(dataset, root)
     except UserError as error:
         assert "\n" not in str(error)
         assert str(root) in str(error) or str(root.name) in str(error), "it names the file, or the folder"
@@ -89,7 +112,8 @@ def read(dataset: str, root: Path, files) -> None:
 
 def words_of(path: Path) -> str:
     """All that a file says, as its reader would find it."""
-    text = path.read_bytes().decode("utf-8-sig", "replace")
+    data = path.read_bytes()
+    text = data.decode("utf-16" if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig", "replace")
     return " ".join(strings_in(json.loads(text))) if path.suffix == ".json" else text.replace('""', '"')
 
 
