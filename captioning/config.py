@@ -62,6 +62,7 @@ Part = Annotated[float, Gt(0), Le(1)]
 Word = Annotated[str, MinLen(1)]
 Auto = Literal["auto"]  # as this machine has it: `machine.py`
 Text = Annotated[Word, BeforeValidator(lambda v: str(v) if type(v) in (int, float) else v)]  # a folder named 2024
+Texts = Annotated[list[Text], MinLen(1)]
 
 
 def key(
@@ -251,13 +252,13 @@ class ShardsConfig(StoredConfig):
     """Photographs in tars as WebDataset has them, or in Parquet files."""
 
     dataset: Text = key("What the data set is called.")
-    root: Text | list[Text] = key(
+    root: Text | Texts = key(
         "The shards: paths and URLs with braces or *, or a folder of them.",
         must=SHARDS,
         path=True,
     )
-    val_root: Text | list[Text] | None = key("Those to validate on; null divides root by seed.", must=SHARDS, path=True)
-    test_root: Text | list[Text] | None = key("Those to test on.", must=SHARDS, path=True)
+    val_root: Text | Texts | None = key("Those to validate on; null divides root by seed.", must=SHARDS, path=True)
+    test_root: Text | Texts | None = key("Those to test on.", must=SHARDS, path=True)
     image_column: Text | None = key("Where pictures are: a suffix or a column; null finds the usual ones.")
     caption_column: Text | None = key("Where captions are: a suffix, a key of KEY.json or a column; null finds them.")
     captions_per_file: Literal["one", "lines"] = key("Is a text file one caption, or each of its lines?")
@@ -275,7 +276,7 @@ class HubConfig(StoredConfig):
     """A data set of the `datasets` library."""
 
     dataset: Text = key("What the data set is called.")
-    name: Text = key("OWNER/NAME on the hub, or a folder that datasets saved or reads.", path=True)
+    name: Text | None = key("OWNER/NAME on the hub, or a folder that datasets saved or reads.", path=True)
     subset: Text | None = key("Which of its configurations, where it has several.")
     revision: Text | None = key("A branch, tag or commit on the hub.")
     split_column: Text | None = key("A column that says which split a row is in; null takes the data set's splits.")

@@ -72,7 +72,8 @@ def _columns(columns: Columns, names: Sequence[str], where: str) -> tuple[str, l
         raise UserError(
             f"{where} has the columns {', '.join(names)}; which one holds the picture? say data.image_column"
         )
-    captions = [columns.caption] if columns.caption else [known[name] for name in CAPTIONS if name in known][:1]
+    usual = (*CAPTIONS, "txt", "json")  # the last two of a tar that datasets has read
+    captions = [columns.caption] if columns.caption else [known[name] for name in usual if name in known][:1]
     captions = captions or [known[name] for name in known if NUMBERED.fullmatch(name)]
     return image, captions, next((known[name] for name in KEYS if name in known and known[name] != image), None)
 
@@ -206,6 +207,15 @@ class ParquetCells:
 # Data sets of the `datasets` library.
 
 
+def require_hub(name: str | None) -> Any:
+    """The library `datasets`; raises UserError where it is not installed, or no data set is named."""
+    if name is None:
+        raise UserError(
+            "data.name is missing; say which, for example data.name=OWNER/NAME, or a folder that datasets saved"
+        )
+    return needed("datasets", "hub")
+
+
 def hub_splits(name: str, subset: str | None, revision: str | None, split_column: str | None) -> dict[str, list[Any]]:
     """A data set of the hub, or one that lies in a folder of this machine: what `datasets` has of each split.
 
@@ -214,7 +224,7 @@ def hub_splits(name: str, subset: str | None, revision: str | None, split_column
     Raises:
         UserError: it is not there, is no such data set, or has nothing to train or to validate on.
     """
-    datasets, folder = needed("datasets", "hub"), Path(name).expanduser()
+    datasets, folder = require_hub(name), Path(name).expanduser()
     is_saved = any((folder / file).is_file() for file in ("dataset_dict.json", "state.json"))
     try:
         if is_saved:

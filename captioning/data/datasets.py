@@ -11,10 +11,10 @@ from itertools import islice
 from pathlib import Path
 
 from captioning.config import Built, FolderConfig, HubConfig, PhotographsConfig, ShardsConfig
+from captioning.data.arrow import require_hub
 from captioning.data.download import Archive, fetch, unpack
 from captioning.data.readers import coco, flickr, folder, karpathy
 from captioning.data.readers.annotations import names_in
-from captioning.data.readers.tables import needed
 from captioning.data.records import Photograph
 from captioning.data.remote import is_remote
 from captioning.data.shards import shard_names
@@ -164,7 +164,7 @@ def require_data(data: Built, without: str = "") -> None:
     elif isinstance(data, ShardsConfig):
         require_shards(data)
     elif isinstance(data, HubConfig):
-        needed("datasets", "hub")
+        require_hub(data.name)
     elif isinstance(data, PhotographsConfig):
         recognise(data.dataset, Path(data.root).expanduser(), data.layout, without)
 

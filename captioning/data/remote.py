@@ -13,6 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ OVERLAP_BYTES = 2**18  # more, so that a photograph which begins in a block does
 TRIES = 5
 FIRST_WAIT_SECONDS = 0.5  # between tries, doubled each time
 SUFFIX = ".block"
+ABANDONED_SECONDS = 3600
 
 Given = TypeVar("Given")
 
@@ -74,6 +76,10 @@ class Blocks:
                 there.append((path.stat().st_mtime_ns, path.stat().st_size, path))
             except FileNotFoundError:  # another process was faster
                 continue
+        for unfinished in self.folder.glob(f".*{SUFFIX}.*.tmp"):  # of a process that was killed
+            with suppress(FileNotFoundError):
+                if time.time() - unfinished.stat().st_mtime > ABANDONED_SECONDS:
+                    unfinished.unlink()
         held = sum(size for _, size, _ in there)
         for _, size, path in sorted(there):
             if held + needed <= self.limit:

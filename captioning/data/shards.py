@@ -57,10 +57,11 @@ def shard_names(patterns: str | Sequence[str], key: str) -> list[str]:
         for one in expanded(pattern):
             found |= dict.fromkeys(_matching(one, key))
     missing = [shard for shard in found if not is_remote(shard) and not Path(shard).is_file()]
-    if missing or not found:
+    if missing:
+        some = f"{len(missing)} of {len(found)} shards are missing, such as {missing[0]}"
         raise UserError(
-            f"{key}: {len(missing)} of {len(found)} shards are missing{f', such as {missing[0]}' if missing else ''}; "
-            f"give a folder of .tar or .parquet files, or a pattern such as {key}='PATH/{{00000..00099}}.tar'"
+            f"{key}: {some if len(found) > 1 else f'{missing[0]} does not exist'}; give a folder of .tar or .parquet "
+            f"files, or a pattern such as {key}='PATH/{{00000..00099}}.tar'"
         )
     for shard in found:
         if not shard.endswith((".tar", ".parquet")):

@@ -1,8 +1,10 @@
 """Pictures in tables, as Parquet files and the `datasets` library have them: the rows are those that it yields."""
 # ruff: noqa: F811  # a fixture of another file
 
+import io
 import json
 import pickle
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,28 @@ def pictures_of(name: Path, cache: Path, **keys: object) -> dict[str, HubPicture
 def rows_of(pictures) -> list[tuple[bytes, str]]:
     captions = [list(one) for one in pictures.rows.captions]
     return [(pictures.read(i), caption) for i in range(len(pictures)) for caption in captions[i]]
+
+
+def as_tars(root: Path) -> Path:
+    """WebDataset's tars, which the library reads too."""
+    files = datasets.load_dataset(str(as_files(root.parent / "files")))
+    for split, rows in files.cast_column("image", datasets.Image(decode=False)).items():
+        root.mkdir(exist_ok=True)
+        with tarfile.open(root / f"{split}-0.tar", "w") as tar:
+            for i, row in enumerate(rows):
+                texts = json.dumps({"captions": row["captions"]}).encode()
+                for suffix, data in (("jpg", Path(row["image"]["path"]).read_bytes()), ("json", texts)):
+                    info = tarfile.TarInfo(f"{split}{i}.{suffix}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+    return root
+
+
+def test_tars_that_datasets_reads_give_the_rows_that_shards_give(tmp_path):
+    root = as_tars(tmp_path / "set")
+    for split, theirs in pictures_of(root, tmp_path / "cache").items():
+        ours = indexed(root / f"{'validation' if split == 'val' else split}-0.tar")
+        assert rows_of(ours) == rows_of(theirs) and len(ours)
 
 
 @pytest.mark.parametrize("form", [as_files, saved, as_parquet])

@@ -194,6 +194,8 @@ def test_patterns_name_shards(tmp_path):
     assert names("a-*.tar") == ["a-0.tar", "a-1.tar"] and names("") == ["a-0.tar", "a-1.tar", "b-0.tar"]
     with pytest.raises(UserError, match=r"data\.root: 1 of 3 shards are missing, such as \S+/a-2\.tar; give"):
         names("a-{0..2}.tar")
+    with pytest.raises(UserError, match=r"data\.root: \S+/e does not exist; give a folder of"):
+        names("e")
     with pytest.raises(UserError, match=r"c\.tar\.gz is neither a \.tar nor"):
         names("c.tar.gz")
     with pytest.raises(UserError, match=r"data\.root: nothing matches \S+/d-\*\.tar, seen from"):

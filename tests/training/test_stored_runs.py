@@ -96,6 +96,7 @@ def test_so_is_a_run_from_a_folder_of_ones_own(stored, from_files, tmp_path):
     assert differences(killed_and_resumed(tmp_path / "run", *data, kind="data=folder"), from_files) == DATA_SETS_NAME
 
 
+@pytest.mark.slow  # that batches are equal is shown where tables are tested
 def test_so_is_a_run_from_tables(stored, from_files, tmp_path):
     datasets = pytest.importorskip("datasets", reason="datasets writes this data set")
     of = {"image": datasets.Image(), "caption": datasets.List(datasets.Value("string"))}
