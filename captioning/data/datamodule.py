@@ -391,7 +391,7 @@ class FolderDataModule(PhotographDataModule):
 
     def find(self) -> tuple[list[Photograph], list[Path]]:
         """As `PhotographDataModule.find`."""
-        return read_folder(self._own)
+        return read_folder(replace(self._own))  # a copy, so that the listing is not kept
 
 
 class IndexedDataModule(StoredDataModule):

@@ -41,7 +41,7 @@ def rows_of(root, **keys):
 
 def module(root, **keys):
     own = {name: field.default for name, field in OwnFolder.__dataclass_fields__.items() if name != "root"}
-    return FolderDataModule(dataset="folder", root=str(root), **COMMON, **PHOTOGRAPHS, **own | keys)
+    return FolderDataModule(dataset="folder", root=str(root), **COMMON | PHOTOGRAPHS | own | keys)
 
 
 def batches_of(datamodule):
@@ -283,6 +283,24 @@ def test_coco_files_whose_ids_begin_anew_go_by_paths(root):
     refused(root, r"train\.json:1: annotations\[0\] is a caption of image 9, which is not in the list of images")
     write_json(root / "train.json", content | {"annotations": [{"id": 1, "image_id": 1, "bbox": []}]})
     refused(root, r"train\.json:1: annotations\[0\]\.caption is missing; it should be a text")
+
+
+def test_a_coco_file_and_its_pictures_may_lie_anywhere(root, tmp_path_factory):
+    file = write_json(
+        tmp_path_factory.mktemp("test") / "x.json", coco_of([("a.jpg", ("words",), ""), ("c.jpg", ("more",), "")])
+    )
+    assert rows_of(root, captions=str(file)) == [("train/a.jpg", ("words",), "train"), ("val/c.jpg", ("more",), "val")]
+
+
+def test_missing_and_damaged_pictures_are_refused_or_left_out(root):
+    write(root / "a.csv", "path,text", *TWO, "train/gone.jpg,a bird", "train/b.jpg,a cow")
+    with pytest.raises(
+        UserError, match=r"1 of 4 picture files are missing, such as .*train/gone\.jpg; data\.on_missing=sk"
+    ):
+        module(root).read()
+    (root / "train/b.jpg").write_bytes(b"\xff\xd8\xff cut")
+    left = module(root, on_missing="skip").read()
+    assert list(left["train"].image_ids) == ["train/a.jpg"] and list(left["val"].image_ids) == ["val/c.jpg"]
 
 
 def test_malformed_tables_are_named_with_the_row(root, monkeypatch):
