@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from small_runs import composition
 from worked_examples import EXAMPLES
 
-from captioning.cli import quoted
+from captioning.cli import prepared_arguments, quoted
 from captioning.config import PredictConfig, PrepareConfig, TrainConfig, checked
 from captioning.prediction import outputs
 
@@ -138,6 +138,8 @@ def test_every_command_composes_to_a_configuration_that_is_allowed():
         if "-m" in arguments:  # of a sweep the first job
             arguments = [re.sub(r"^(\w+=\d+),.*", r"\1", argument) for argument in arguments]
         try:
+            if script == "prepare":
+                arguments = prepared_arguments(arguments, script)
             checked(composed(script, arguments), KINDS[script])
         except Exception as error:
             raise AssertionError(f"{page}: python {script}.py {shlex.join(arguments)}: {error}") from error
