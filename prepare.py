@@ -5,6 +5,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import hydra
 from omegaconf import DictConfig
@@ -20,7 +21,8 @@ def main(cfg: DictConfig) -> None:
     with one_sentence_errors():
         config = checked(cfg, PrepareConfig)
         if config.download:
-            download(config.download, Path(config.data.root).expanduser())
+            root: Any = config.data.root  # type: ignore[union-attr]  # it is of that data set
+            download(config.download, Path(root).expanduser())
             return
         require_data(config.data)
         with heavy_imports():  # takes seconds: a typo or a wrong path is answered before

@@ -463,7 +463,7 @@ class ShardsDataModule(IndexedDataModule):
         """The shards of each split."""
         shards = {key: shard_names(named, f"data.{key}") for key, named in self._patterns.items() if named is not None}
         indices = iter(self._indices(list(chain.from_iterable(shards.values()))))
-        found = {}
+        found: dict[str, tuple[list[Index], IndexedPictures]] = {}
         for split, named in zip(("train", "val", "test"), shards.values(), strict=False):
             of_split = list(islice(indices, len(named)))
             found[split] = of_split, ShardPictures(of_split, self._blocks)
@@ -512,7 +512,7 @@ class HubDataModule(IndexedDataModule):
 
     def indexed(self) -> dict[str, tuple[list[Index], IndexedPictures]]:
         """The splits that `datasets` finds."""
-        found = {}
+        found: dict[str, tuple[list[Index], IndexedPictures]] = {}
         for split, parts in hub_splits(*self._which).items():
             title = f"{self._which[0]} {split}"
             indices = [hub_index(title, part, self._columns, self._cache, self._root) for part in parts]

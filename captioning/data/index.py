@@ -136,8 +136,9 @@ def _read_index(path: Path, shard: str, mark: Mark) -> Index | None:
                 return None
             texts = {name: Texts(arrays[name], arrays[f"{name}_starts"]) for name in ("names", "captions", "flaws")}
             captions = TextLists(texts["captions"], arrays["captions_of"])
-            numbers = [arrays[name] for name in ("places", "runs", "contents")]
-            return Index(shard, mark, Rows(texts["names"], *numbers, captions, texts["flaws"]), *header["more"])
+            places, runs, contents = (arrays[name] for name in ("places", "runs", "contents"))
+            rows = Rows(texts["names"], places, runs, contents, captions, texts["flaws"])
+            return Index(shard, mark, rows, *header["more"])
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
@@ -147,7 +148,8 @@ def _read_index(path: Path, shard: str, mark: Mark) -> Index | None:
 
 def _write_index(path: Path, index: Index) -> None:
     rows, header = index.rows, json.dumps({"mark": index.mark, "more": [index.problem, index.column]}).encode()
-    arrays = {"places": rows.places, "runs": rows.runs, "contents": rows.contents, "captions_of": rows.captions.starts}
+    arrays: dict[str, Any] = {"places": rows.places, "runs": rows.runs, "contents": rows.contents}
+    arrays["captions_of"] = rows.captions.starts
     for name, texts in {"names": rows.names, "captions": rows.captions.texts, "flaws": rows.flaws}.items():
         arrays |= {name: texts.data, f"{name}_starts": texts.starts}
     with writing(path.parent, "make room, or name another folder in data.cache"), atomic_file(path) as file:

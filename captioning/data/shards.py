@@ -133,7 +133,7 @@ def index_of(shard: str, columns: Columns, folder: Path, blocks: Blocks) -> Inde
 
 def _opened(shard: str, mark: Mark, blocks: Blocks) -> IO[bytes]:
     if is_remote(shard):
-        return io.BufferedReader(RemoteFile(shard, *mark, blocks), 2**20)  # type: ignore[return-value]
+        return io.BufferedReader(RemoteFile(shard, *mark, blocks), 2**20)
     return Path(shard).open("rb")
 
 
@@ -212,7 +212,7 @@ def _members(shard: str, file: IO[bytes]) -> Iterator[tuple[str, str, str, int, 
     file.seek(0)
     with tarfile.open(fileobj=file, mode="r:") as tar:
         while (member := tar.next()) is not None:
-            tar.members = []
+            tar.members = []  # type: ignore[attr-defined]  # they would grow with the shard
             parts = KEY_AND_SUFFIX.fullmatch(member.name)
             if not member.isreg() or parts is None or META.match(member.name):
                 continue

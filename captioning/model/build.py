@@ -165,9 +165,9 @@ def from_pretrained(config: PretrainedModelConfig, vocabulary: Vocabulary) -> Im
 
 def _add_rows(decoder: GPT2LMHeadModel, tokens: int) -> None:
     """Room for added tokens, each as likely as the others are on average (Hewitt 2021)."""
-    embeddings = decoder.get_input_embeddings().weight
+    embeddings: Any = decoder.get_input_embeddings().weight
     rows, mean = len(embeddings), embeddings.detach().mean(0)
-    resized = decoder.resize_token_embeddings(tokens, mean_resizing=False)
+    resized: Any = decoder.resize_token_embeddings(tokens, mean_resizing=False)
     with torch.no_grad():
         resized.weight[rows:] = mean
     log.info("the decoder has %d new rows, for tokens that were added to its tokenizer", tokens - rows)

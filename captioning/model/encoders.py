@@ -248,7 +248,8 @@ def picture_format_of(processor: Any) -> PictureFormat:
         size = (processor.crop_size["height"], processor.crop_size["width"])
     elif shortest and hasattr(processor, "crop_pct"):
         size, shortest = (shortest, shortest), int(shortest / processor.crop_pct)  # a ConvNeXT's
-    if not size[0] or not size[1]:
+    height, width = size
+    if not height or not width:
         raise ValueError("neither do_resize nor do_center_crop")
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
     # Its statistics are of bytes times this factor, usually 1/255; ours are of values in 0..1.
@@ -256,7 +257,7 @@ def picture_format_of(processor: Any) -> PictureFormat:
     if not scale or not all(_of_channels(std, 1)):
         raise ValueError(f"image_std={std} and rescale_factor={processor.rescale_factor}")
     return PictureFormat(
-        size=size,
+        size=(height, width),
         mean=_of_channels(mean, scale),
         std=_of_channels(std, scale),
         resample=_filter(getattr(processor, "resample", None)),

@@ -410,7 +410,8 @@ def of_size(network: VisionEncoderDecoderModel, size: tuple[int, int]) -> Vision
     changed = family_of(encoder).weights_for(encoder, size)
     config = copy.deepcopy(encoder.config)
     config.image_size = size[0] if size[0] == size[1] else list(size)
-    again = compose(config, copy.deepcopy(network.decoder.config))
+    decoder: Any = network.decoder.config
+    again = compose(config, copy.deepcopy(decoder))
     again.load_state_dict(network.state_dict() | {f"encoder.{name}": weight for name, weight in changed.items()})
     again.config.update({name: getattr(network.config, name) for name in TOKENS})
     again.generation_config = network.generation_config

@@ -124,6 +124,8 @@ def seen_box(size: tuple[int, int], picture_format: PictureFormat) -> tuple[int,
     The whole of it, or the middle where the format cuts that out; then it may reach beyond the photograph.
     """
     width, height = size
+    wide: float
+    high: float
     wide, high = picture_format.resized_to(width, height)
     if (high, wide) == picture_format.size:
         return 0, 0, width, height

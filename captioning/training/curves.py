@@ -178,7 +178,7 @@ def _no_flatter(ax: Axes, least: float) -> None:
         ax.set_ylim(max(middle - least / 2, 0), max(middle - least / 2, 0) + least)
 
 
-def _tick(value: float, _: int) -> str:
+def _tick(value: float, _: float) -> str:
     """In digits, which `g` leaves from 1,000 on."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 

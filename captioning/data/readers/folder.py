@@ -147,7 +147,7 @@ class Listing:
                 path = posixpath.normpath(posixpath.join(start, spelled.removeprefix(f"{self.root}/")))
                 if path in self.pictures:
                     return path
-                if len(same := self.stems.get(path, ())) == 1:
+                if len(same := self.stems.get(path, [])) == 1:
                     return same[0]
         parts = name.replace("\\", "/").split("/")
         ends = [(_common_end(path, parts), path) for path in self._names.get(parts[-1], ())]
@@ -188,10 +188,10 @@ def recognise(own: OwnFolder) -> Found:
     """
     if own.captions is not None:
         files = tuple(_named(own, [own.captions] if isinstance(own.captions, str) else own.captions))
-        kinds = {_kind(own, file) or "table" for file in files}
-        if len(kinds) > 1:
-            raise UserError(f"data.captions names files of several kinds: {' and '.join(sorted(kinds))}; name one kind")
-        layout = kinds.pop()
+        named = {_kind(own, file) or "table" for file in files}
+        if len(named) > 1:
+            raise UserError(f"data.captions names files of several kinds: {' and '.join(sorted(named))}; name one kind")
+        layout = named.pop()
         if own.layout not in ("auto", layout, "metadata" if layout == "table" else layout):
             raise UserError(f"data.layout={own.layout}, but data.captions={files[0]} is a {layout}; leave one out")
         return Found(layout, files)
@@ -351,11 +351,13 @@ def _read_coco(own: OwnFolder, files: Sequence[Path], gathering: Gathering) -> s
     for number, whole in enumerate(wholes):
         folder = own.listing.beside(files[number])
         for image in whole.objects("images"):
-            key = number, image.text_or_whole("id")
+            of_file = number, image.text_or_whole("id")
             path = own.listing.picture(image.text("file_name"), folder, image)
-            if key in names and names[key][0] != path:
-                raise UserError(f"{image} has the id {key[1]}, as {names[key][1]} has; an id stands for one picture")
-            names[key] = path, image
+            if of_file in names and names[of_file][0] != path:
+                raise UserError(
+                    f"{image} has the id {of_file[1]}, as {names[of_file][1]} has; an id stands for one picture"
+                )
+            names[of_file] = path, image
     by_id: dict[str | int, set[str]] = defaultdict(set)
     for (_, image_id), (path, _) in names.items():
         by_id[image_id].add(path)
@@ -363,6 +365,7 @@ def _read_coco(own: OwnFolder, files: Sequence[Path], gathering: Gathering) -> s
         is_unique = len({path for path, _ in names.values()}) == len(by_id)
     if not is_unique:
         log.info("ids are not unique in %s, so pictures go by their paths", ", ".join(map(str, files)))
+    key: str | int
     for (number, image_id), (path, image) in names.items():
         split = _split(own, "", path, _split_of_file(own, files[number]), image)
         gathering.add(image_id if is_unique else path, own.root / path, split, image)
@@ -420,7 +423,7 @@ class Columns:
         image = image or next((known[name] for name in PICTURES if name in known), None)
         image = image or (of_file[0] if len(of_file) == 1 else None)
         asked = [own.caption_column] if isinstance(own.caption_column, str) else own.caption_column or ()
-        captions = [_chosen(name, "caption_column", names, file) for name in asked]
+        captions = [name for one in asked if (name := _chosen(one, "caption_column", names, file))]
         captions = captions or [known[name] for name in CAPTIONS if name in known and known[name] != image][:1]
         captions = captions or [known[name] for name in known if NUMBERED.fullmatch(name)]
         missing = {"picture": ("image_column", image), "caption": ("caption_column", captions)}
@@ -435,7 +438,6 @@ class Columns:
             split = split or next((known[name] for name in SPLITS if name in known), None)
         if own.split_by == "column" and split is None:
             raise UserError(f"data.split_by=column, but {file} has no column {SPLITS[0]}; say data.split_column=NAME")
-        captions = [name for name in captions if name]
         last = captions[0] if len(captions) == 1 and file.suffix.lower() in DELIMITERS else None
         return cls(str(image), tuple(captions), split if own.split_by in ("auto", "column") else None, last)
 
@@ -455,7 +457,7 @@ class Columns:
         if isinstance(value, str) and value.startswith('["') and value.endswith('"]'):
             with suppress(ValueError):
                 value = json.loads(value)
-        values = value if isinstance(value, list) else [value]
+        values: list[Any] = value if isinstance(value, list) else [value]
         for one in values:
             if not isinstance(one, str | None):
                 raise UserError(f"{place}: {column} is {_shown(value)}, not a text or a list of texts")
