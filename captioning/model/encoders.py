@@ -158,6 +158,9 @@ ENCODERS = {
             "DINOv3",
             "DINOv3ViTModel",
             prefix=(CLS, REGISTERS),
+            config=dict.fromkeys(  # in training they move positions by chance that has no address
+                ("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale")
+            ),
             spare=("embeddings.mask_token",),
             sizes="processed",
         ),

@@ -65,7 +65,7 @@ CASES = {
     "registers": Case("Dinov2WithRegistersModel", SIZES | {"image_size": 56}, CROPS, prefix=5),
     "dinov3": Case(
         "DINOv3ViTModel",
-        WIDE | {"num_register_tokens": 4, "pos_embed_rescale": None},
+        WIDE | {"num_register_tokens": 4},
         ("DINOv3ViTImageProcessor", SQUEEZES[1]),
         prefix=5,
     ),
@@ -311,6 +311,16 @@ def test_its_own_numbers_are_not_decayed_and_a_step_trains_it(pair):
     for name, weight in captioner.parameters_of("encoder"):
         if any(word in name for word in tables):
             assert not captioner.is_decayed(name, weight), name
+
+
+def test_as_it_trains_nothing_in_it_is_left_to_chance(pair):
+    pair.ours.set_trainable(GROUPS)
+    pictures = random_pictures(2, 32)
+    if getattr(pair.ours.network.encoder.config, "drop_path_rate", 0.0):
+        return  # the checkpoint's own stochastic depth
+    with torch.no_grad():
+        assert torch.equal(pair.ours.encoder_states(pictures), pair.ours.encoder_states(pictures))
+    pair.ours.eval()
 
 
 def test_gradients_are_the_same_with_checkpointing(pair):
