@@ -222,6 +222,19 @@ def test_no_picture_is_in_two_splits(root):
         module(root).read()
 
 
+def test_files_of_captions_for_each_split_count_before_the_folders_of_pictures(root):
+    write(root / "my-train.csv", "path,text", "val/c.jpg,a cat", "train/b.jpg,a cow")
+    assert [split for *_, split in rows_of(root)] == ["train", "val"], "there is but one"
+    write(root / "my-val.csv", "path,text", "train/a.jpg,a dog")
+    assert {path: split for path, _, split in rows_of(root)} == {
+        "train/a.jpg": "val",
+        "train/b.jpg": "train",
+        "val/c.jpg": "train",
+    }
+    write(root / "my-val.csv", "path,text", "train/b.jpg,a cow")
+    refused(root, r"image train/b\.jpg is in train \(.*my-train\.csv:3\) and in val \(.*my-val\.csv:2\)")
+
+
 def test_what_says_no_split_or_an_unknown_one_is_refused(root):
     write(root / "a.csv", "path,text,split", "train/a.jpg,one,fold 3")
     refused(

@@ -188,10 +188,9 @@ def recognise(own: OwnFolder) -> Found:
     """
     if own.captions is not None:
         files = tuple(_named(own, [own.captions] if isinstance(own.captions, str) else own.captions))
-        named = {_kind(own, file) or "table" for file in files}
-        if len(named) > 1:
-            raise UserError(f"data.captions names files of several kinds: {' and '.join(sorted(named))}; name one kind")
-        layout = named.pop()
+        layout, *others = sorted({_kind(own, file) or "table" for file in files})
+        if others:
+            raise UserError(f"data.captions names files of two kinds, {layout} and {others[0]}; name one kind")
         if own.layout not in ("auto", layout, "metadata" if layout == "table" else layout):
             raise UserError(f"data.layout={own.layout}, but data.captions={files[0]} is a {layout}; leave one out")
         return Found(layout, files)
@@ -208,8 +207,7 @@ def recognise(own: OwnFolder) -> Found:
         raise UserError(_nothing(own, there, flaws))
     layout = fitting[0]
     files = () if layout == "texts" else tuple(kinds[layout])
-    splits = {_split_of_file(own, file) for file in files}
-    if layout != "metadata" and len(files) > max(1, len(splits)):
+    if layout != "metadata" and len(files) > max(1, len(set(_splits_of_files(own, files).values()))):
         names = ", ".join(_from_root(own, file) for file in files[:5])
         raise UserError(
             f"data.root={own.root} holds several files of captions: {names}; name the one with data.captions, or one "
@@ -332,7 +330,7 @@ def _read_tables(own: OwnFolder, files: Sequence[Path], gathering: Gathering) ->
         log.info("columns: %s", said)
     paths: dict[str, Path] = {}
     for file in files:
-        folder, of_file = own.listing.beside(file), _split_of_file(own, file)
+        folder, of_file = own.listing.beside(file), _splits_of_files(own, files).get(file, "")
         for place, row in read_table(file, own.encoding, columns[file].spills):
             name, captions, split = columns[file].cells(place, row)
             path = own.listing.picture(name, folder, place)
@@ -366,8 +364,9 @@ def _read_coco(own: OwnFolder, files: Sequence[Path], gathering: Gathering) -> s
     if not is_unique:
         log.info("ids are not unique in %s, so pictures go by their paths", ", ".join(map(str, files)))
     key: str | int
+    of_files = _splits_of_files(own, files)
     for (number, image_id), (path, image) in names.items():
-        split = _split(own, "", path, _split_of_file(own, files[number]), image)
+        split = _split(own, "", path, of_files.get(files[number], ""), image)
         gathering.add(image_id if is_unique else path, own.root / path, split, image)
     for number, whole in enumerate(wholes):
         for annotation in whole.objects("annotations"):
@@ -489,20 +488,21 @@ def _split_in(path: str) -> str:
     return next((SPLIT_WORDS[word[1].lower()] for word in words if word), "")
 
 
-def _split_of_file(own: OwnFolder, file: Path) -> str:
-    """What the name of a file of captions says, and its folders under root."""
-    return _split_in(_from_root(own, file) if file.is_relative_to(own.root) else file.name)
+def _splits_of_files(own: OwnFolder, files: Sequence[Path]) -> dict[Path, str]:
+    """What the names of files of captions, and their folders under root, say; nothing where there is but one split."""
+    splits = {file: _split_in(_from_root(own, file) if file.is_relative_to(own.root) else file.name) for file in files}
+    return splits if len(set(splits.values())) > 1 else {}
 
 
 def _split(own: OwnFolder, stated: str, picture: str, of_file: str, place: object) -> str:
-    """A picture's split by its row, its folder, or the file that names it."""
+    """A picture's split by its row, by the file that names it, or by its folder."""
     by_column = stated if own.split_by in ("auto", "column") else ""
-    by_folder = (_split_in(posixpath.dirname(picture)) or of_file) if own.split_by in ("auto", "folder") else ""
+    by_folder = (of_file or _split_in(posixpath.dirname(picture))) if own.split_by in ("auto", "folder") else ""
     said = {"restval": "train"}.get(by_column, by_column)
     if said and by_folder and said != by_folder:
         raise UserError(
-            f"{place} puts {picture} in {by_column}, and its folder in {by_folder}; data.split_by=column or "
-            "folder says which counts"
+            f"{place} puts {picture} in {by_column}, and its folder in {by_folder}; data.split_by=column or folder "
+            "says which counts"
         )
     return by_column or by_folder
 
