@@ -27,6 +27,9 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files, self.faults, self.asked = {}, [], []
 
+    def handle_error(self, request, client_address):
+        """Of a client that went away since it had seen enough."""
+
     def url(self, name):
         return f"http://127.0.0.1:{self.server_address[1]}/{name}"
 
