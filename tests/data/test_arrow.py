@@ -23,17 +23,19 @@ from captioning.data.remote import Blocks
 from captioning.data.shards import ShardPictures, index_of
 from captioning.errors import UserError
 
-datasets = pytest.importorskip("datasets", reason="datasets writes and reads these data sets")
-pq = pytest.importorskip("pyarrow.parquet", reason="pyarrow writes and reads Parquet files")
-
 USUAL = Columns(None, None, lines=False)
 SPLITS = {"train": range(4), "validation": range(4, 6), "test": range(6, 7)}
 
 
+def library() -> Any:
+    """`datasets`, which takes two seconds to import: not where tests are only collected."""
+    return pytest.importorskip("datasets", reason="datasets writes and reads these data sets")
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf"))
-    datasets.disable_progress_bars()
+    monkeypatch.setattr(library().config, "HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    library().disable_progress_bars()
 
 
 def captions_of(i: int) -> list[str]:
@@ -52,13 +54,13 @@ def as_files(root: Path) -> Path:
 
 def saved(root: Path) -> Path:
     """`save_to_disk`, of pictures whose bytes are in the tables."""
-    files = datasets.load_dataset(str(as_files(root.parent / "files")))
+    files = library().load_dataset(str(as_files(root.parent / "files")))
     files.map(lambda row: row).save_to_disk(str(root))
     return root
 
 
 def as_parquet(root: Path) -> Path:
-    files, root = datasets.load_dataset(str(as_files(root.parent / "files"))), root
+    files, root = library().load_dataset(str(as_files(root.parent / "files"))), root
     root.mkdir()
     for split, rows in files.items():
         rows.to_parquet(str(root / f"{split}-00000-of-00001.parquet"))
@@ -80,8 +82,8 @@ def rows_of(pictures) -> list[tuple[bytes, str]]:
 
 def as_tars(root: Path) -> Path:
     """WebDataset's tars, which the library reads too."""
-    files = datasets.load_dataset(str(as_files(root.parent / "files")))
-    for split, rows in files.cast_column("image", datasets.Image(decode=False)).items():
+    files = library().load_dataset(str(as_files(root.parent / "files")))
+    for split, rows in files.cast_column("image", library().Image(decode=False)).items():
         root.mkdir(exist_ok=True)
         with tarfile.open(root / f"{split}-0.tar", "w") as tar:
             for i, row in enumerate(rows):
@@ -104,8 +106,8 @@ def test_tars_that_datasets_reads_give_the_rows_that_shards_give(tmp_path):
 def test_rows_are_those_that_datasets_yields(tmp_path, form):
     root, files = form(tmp_path / "set"), tmp_path / ("set" if form is as_files else "files")
     pictures = pictures_of(root, tmp_path / "cache")
-    load = datasets.load_from_disk if form is saved else datasets.load_dataset
-    for split, theirs in load(str(root)).cast_column("image", datasets.Image(decode=False)).items():
+    load = library().load_from_disk if form is saved else library().load_dataset
+    for split, theirs in load(str(root)).cast_column("image", library().Image(decode=False)).items():
         ours = rows_of(pictures[{"validation": "val"}.get(split, split)])
         expected = [
             (row["image"]["bytes"] or Path(row["image"]["path"]).read_bytes(), caption)
@@ -119,7 +121,9 @@ def test_rows_are_those_that_datasets_yields(tmp_path, form):
 
 
 def table(path: Path, rows: list[dict], **options: object) -> Path:
-    pq.write_table(arrow.needed("pyarrow", "shards").Table.from_pylist(rows), path, **options)
+    pytest.importorskip("pyarrow.parquet").write_table(
+        arrow.needed("pyarrow", "shards").Table.from_pylist(rows), path, **options
+    )
     return path
 
 
@@ -187,7 +191,7 @@ def test_a_file_that_is_no_parquet_and_groups_too_large_are_refused(tmp_path, mo
 
 def test_one_split_is_divided_by_its_column_and_others_are_left_out(tmp_path):
     def of(rows: dict[str, list], name: str) -> Path:
-        datasets.Dataset.from_dict(rows).save_to_disk(str(tmp_path / name))
+        library().Dataset.from_dict(rows).save_to_disk(str(tmp_path / name))
         return tmp_path / name
 
     pictures = [draw_photograph(tmp_path / f"{i}.jpg", i).read_bytes() for i in range(4)]
@@ -232,9 +236,9 @@ def drawn_shapes_as_tables(root: Path) -> HubDataModule:
         rows = [row for row in shape_rows() if row[2] == split]
         images = [{"bytes": picture_of(path), "path": path} for path, *_ in rows]
         captions = [list(of_picture) for _, of_picture, _ in rows]
-        kinds = {"image": datasets.Image(), "caption": datasets.List(datasets.Value("string"))}
-        splits[split] = datasets.Dataset.from_dict({"image": images, "caption": captions}, datasets.Features(kinds))
-    datasets.DatasetDict(splits).save_to_disk(str(root / "set"))
+        kinds = {"image": library().Image(), "caption": library().List(library().Value("string"))}
+        splits[split] = library().Dataset.from_dict({"image": images, "caption": captions}, library().Features(kinds))
+    library().DatasetDict(splits).save_to_disk(str(root / "set"))
     keys = dict.fromkeys(("subset", "revision", "split_column"))
     return HubDataModule(dataset="hub", name=str(root / "set"), **keys, **of_indices(root))
 
