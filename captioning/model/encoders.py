@@ -292,7 +292,7 @@ def _filter(resample: object) -> str:
 
 def _of_channels(values: float | Sequence[float], scale: float) -> tuple[float, float, float]:
     every = [values] * 3 if isinstance(values, int | float) else values
-    if every is None or len(every) != 3:
+    if not isinstance(every, list | tuple) or len(every) != 3:
         raise ValueError(f"image_mean or image_std {values}, where each of three channels needs one")
     red, green, blue = (value / scale for value in every)
     return red, green, blue

@@ -192,13 +192,18 @@ def load_picture_format(source: HuggingFaceModel, config: Any) -> PictureFormat:
             processor = AutoImageProcessor.from_pretrained(
                 source.name, local_files_only=out_of_reach(), trust_remote_code=False, backend="pil"
             )
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise _unavailable(source, "preprocessor_config.json") from error
+    except ValueError as error:
+        raise UserError(
+            f"{source} has no image processor that transformers knows; name one, such as ViTImageProcessor, as "
+            "image_processor_type in its preprocessor_config.json"
+        ) from error
     way_out = "correct its preprocessor_config.json, of a local copy if it is on the hub"
     try:
         found = picture_format_of(processor)
     except ValueError as error:
-        what = type(processor).__name__
+        what = type(processor).__name__.removesuffix("Pil")
         raise UserError(f"{source} has a {what} with {error}, which is not taken here; {way_out}") from error
     if difference := _difference(processor, found):
         raise UserError(f"{source}: {difference}; {way_out}")
@@ -223,7 +228,7 @@ def _difference(processor: Any, picture_format: PictureFormat) -> str | None:
     """
     noise = np.random.default_rng(0).integers(0, 256, (PROBE[1], PROBE[0], 3), dtype=np.uint8)
     image = Image.fromarray(noise)
-    name, of = type(processor).__name__, f"of a picture of {PROBE[0]} x {PROBE[1]} pixels"
+    name, of = type(processor).__name__.removesuffix("Pil"), f"of a picture of {PROBE[0]} x {PROBE[1]} pixels"
     try:
         theirs = processor(images=image, return_tensors="pt")["pixel_values"][0]
     except Exception as error:  # whatever the library's code makes of such settings

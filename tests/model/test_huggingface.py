@@ -8,6 +8,7 @@ import logging
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,7 @@ from captioning.data.transforms import EvaluationTransform
 from captioning.errors import UserError
 from captioning.model.build import Vocabulary, load_captioner, new_captioner
 from captioning.model.captioner import ImageCaptioner, group_of
+from captioning.model.encoders import processor_of
 from captioning.model.generation import Beam, Greedy, generate
 from captioning.model.huggingface import (
     load_encoder_config,
@@ -305,6 +307,110 @@ def test_another_image_size_crops_the_same_part_of_the_picture(load, copied):
     CLIPImageProcessor(size={"shortest_edge": 36}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
     found = load(encoder=folder, image_size=64).picture_format
     assert (found.size, found.resize_shortest) == ((64, 64), 72)
+
+
+SIDES = {"height": 32, "width": 32}
+USUAL = {"do_resize": True, "do_rescale": True, "do_normalize": True, "rescale_factor": 1 / 255}
+USUAL |= {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.6, 0.7]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "expected"),
+    [
+        (
+            "DeiTImageProcessor",
+            {"size": {"height": 40, "width": 36}, "crop_size": SIDES, "resample": 3},
+            {"resize_whole": (40, 36), "resample": "bicubic"},
+        ),
+        ("CLIPImageProcessor", {"size": {"shortest_edge": 40}, "crop_size": SIDES}, {"resize_shortest": 40}),
+        ("CLIPImageProcessor", {"size": SIDES, "crop_size": SIDES}, {}),
+        ("CLIPImageProcessor", {"size": {"height": 48, "width": 40}, "crop_size": SIDES}, {"resize_whole": (48, 40)}),
+        ("ConvNextImageProcessor", {"size": {"shortest_edge": 32}, "crop_pct": 0.875}, {"resize_shortest": 36}),
+        ("ConvNextImageProcessor", {"size": {"shortest_edge": 384}}, {}),
+        ("CLIPImageProcessor", {"do_resize": False, "do_center_crop": True, "crop_size": SIDES}, {"resizes": False}),
+        ("ViTImageProcessor", {"size": SIDES, "resample": 1}, {"resample": "lanczos"}),
+        ("SiglipImageProcessor", {"size": SIDES}, {}),
+        (None, {"size": SIDES}, {}),
+    ],
+)
+def test_what_a_processor_does_is_represented_and_held_against_its_own_pixels(copied, kind, settings, expected):
+    folder = copied("vit")
+    common = {"resample": 2, **USUAL}
+    write_processor(folder, **common | settings | ({} if kind is None else {"image_processor_type": kind}))
+    if settings.get("size") == {"shortest_edge": 384}:
+        change_encoder(folder, image_size=384)
+    found = picture_format(str(folder))
+    plain = PictureFormat((found.size[0],) * 2, (0.5, 0.4, 0.3), (0.5, 0.6, 0.7), resample=found.resample)
+    assert found == replace(plain, **expected)
+    source = HuggingFaceModel(str(processor_of(found).save_pretrained(folder) and folder), "model.encoder")
+    assert load_picture_format(source, load_encoder_config(source)) == found, "what is exported does the same"
+
+
+def change_encoder(folder: Path, **settings: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+
+def test_one_mean_for_all_channels_is_understood(copied):
+    folder = write_processor(
+        copied("vit"),
+        **USUAL | {"image_processor_type": "ViTImageProcessor", "size": SIDES, "image_mean": 0.4, "image_std": 0.3},
+    )
+    found = picture_format(folder)
+    assert (found.mean, found.std) == ((0.4,) * 3, (0.3,) * 3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "said"),
+    [
+        (
+            "CLIPImageProcessor",
+            {"size": {"shortest_edge": 40}, "do_center_crop": False},
+            r"makes \(3, 40, 63\) .* ours \(3, 40, 40\)",
+        ),
+        (
+            "DonutImageProcessor",
+            {"size": SIDES, "do_thumbnail": True, "do_pad": True},
+            "with do_pad=true, which is not taken here",
+        ),
+        (
+            "DonutImageProcessor",
+            {"size": SIDES, "do_thumbnail": True, "do_pad": False},
+            "with do_thumbnail=true, which",
+        ),
+        (
+            "DetrImageProcessor",
+            {"size": {"shortest_edge": 32, "longest_edge": 64}, "do_pad": False},
+            r"with size=\{.*longest",
+        ),
+        (
+            "EfficientNetImageProcessor",
+            {"size": SIDES, "rescale_offset": True},
+            "pixels differ by up to [0-9]+ levels of 255",
+        ),
+        ("ViTImageProcessor", {"size": SIDES, "do_resize": False}, "with neither do_resize nor do_center_crop"),
+        ("ViTImageProcessor", {"size": SIDES, "image_mean": [0.5]}, "where each of three channels needs one"),
+        ("ViTImageProcessor", {"size": SIDES, "image_std": [0.5, 0.5, 0]}, r"with image_std=\(0.5, 0.5, 0\)"),
+        ("ViTImageProcessor", {"size": SIDES, "resample": 9}, "with resample=9"),
+        ("ViTImageProcessor", {"size": SIDES, "resample": None}, "fails: .*`resample` must be specified"),
+        ("ViTImageProcessor", {"size": "large"}, ""),
+        ("ViTImageProcessor", {"size": SIDES, "image_mean": "red"}, "image_std red, where"),
+        ("NoImageProcessor", {"size": SIDES}, "has no image processor that transformers knows"),
+    ],
+)
+def test_what_is_not_represented_is_refused_in_a_sentence(copied, kind, settings, said):
+    common = {"resample": 2, **USUAL, "image_processor_type": kind}
+    folder = write_processor(copied("vit"), **common | settings)
+    with pytest.raises(UserError, match=rf"^model\.encoder=\S+vit.*{said}.*preprocessor_config\.json") as caught:
+        picture_format(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_encoder_of_one_channel_is_refused(copied):
+    folder = copied("vit")
+    change_encoder(folder, num_channels=1)
+    with pytest.raises(UserError, match=r"vit is a ViT with num_channels=1, and num_channels=3 is needed"):
+        picture_format(str(folder))
 
 
 def spoil(folder: Path, name: str, weight: Tensor | None) -> Path:
