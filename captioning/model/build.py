@@ -205,7 +205,12 @@ def switched(captioner: ImageCaptioner, *, gradient_checkpointing: bool, compile
     if compile:
         _require_compiler()
         torch._dynamo.config.recompile_limit = MOST_GRAPHS
-        for layer in captioner.network.modules():
+        family = family_of(captioner.network.encoder)
+        if not family.compiles:
+            log.info(
+                "model.compile=true: the decoder's layers alone, since torch takes minutes for a %s's", family.name
+            )
+        for layer in (captioner.network if family.compiles else captioner.network.decoder).modules():
             if isinstance(layer, GradientCheckpointingLayer):  # transformers' mark of one
                 layer.compile()  # in place, so that the names of the weights stay as they are
         captioner.compiled = True

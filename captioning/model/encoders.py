@@ -41,6 +41,7 @@ class EncoderFamily:
     spare: tuple[str, ...] = ()  # modules and parameters that captions don't need and that transformers wants to load
     joint: str | None = None  # transformers' name of the model of pictures and texts whose tower it is
     sizes: Literal["configured", "processed", "fixed"] = "configured"
+    compiles: bool = True  # whether torch compiles a layer in seconds
 
     @property
     def undecayed(self) -> tuple[str, ...]:
@@ -181,6 +182,7 @@ ENCODERS = {
             arguments={"add_pooling_layer": False},
             needs={"use_absolute_embeddings": False},
             sizes="processed",
+            compiles=False,  # minutes, for windows that are cut and shifted in Python
         ),
     )
 }

@@ -196,7 +196,7 @@ def load_picture_format(source: HuggingFaceModel, config: Any) -> PictureFormat:
         raise _unavailable(source, "preprocessor_config.json") from error
     except ValueError as error:
         raise UserError(
-            f"{source} has no image processor that transformers knows; name one, such as ViTImageProcessor, as "
+            f"{source} has no image processor that transformers knows; name one of its as "
             "image_processor_type in its preprocessor_config.json"
         ) from error
     way_out = "correct its preprocessor_config.json, of a local copy if it is on the hub"

@@ -323,6 +323,16 @@ def test_as_it_trains_nothing_in_it_is_left_to_chance(pair):
     pair.ours.eval()
 
 
+def test_what_is_compiled_is_every_layer_that_torch_compiles_in_seconds(pair):
+    compiled = fine_tuned(pair.ours, model_config("vit_gpt2", compile=True))
+    halves = {
+        name.split(".")[0]
+        for name, module in compiled.network.named_modules()
+        if module._compiled_call_impl is not None
+    }
+    assert halves == ({"decoder"} if pair.case.model == "SwinModel" else {"encoder", "decoder"})
+
+
 def test_gradients_are_the_same_with_checkpointing(pair):
     batch = pack(encoded_rows(TOKENIZER, [CAPTIONS[:2], CAPTIONS[5:6]], size=32))
     found = []
