@@ -325,6 +325,11 @@ def check_limits(trainer: L.Trainer, datamodule: CaptionDataModule) -> int:
     if "test" in datamodule.splits:
         loaders["test"] = datamodule.test_dataloader
     for split, loader in loaders.items():
+        if len(datamodule.splits[split]) < trainer.world_size or not len(loader()):
+            raise UserError(
+                f"{split} has {len(datamodule.splits[split])} pictures, too few for a batch of each of "
+                f"{trainer.world_size} processes; take fewer (trainer.devices), lower data.batch_size, or add pictures"
+            )
         limit = getattr(trainer, f"limit_{split}_batches")
         if 0 < limit < 1 and int(limit * len(loader())) == 0:
             raise UserError(

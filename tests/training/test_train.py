@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import numpy as np
@@ -16,14 +17,15 @@ from PIL import Image
 from small_runs import SMALL_DEMO, composed, configured, rows_of
 from support import saved_model
 
-from captioning.cli import one_sentence_errors
+from captioning.cli import built, one_sentence_errors
 from captioning.config import TrainConfig
+from captioning.data.batch import PictureFormat
 from captioning.errors import UserError
 from captioning.model.build import load_captioner
 from captioning.runs import LAST, read_checkpoint
 from captioning.training.lightning_internals import cluster_environment, unfinished_epoch
 from captioning.training.reports import ResultsTable
-from captioning.training.run import train, users_callbacks
+from captioning.training.run import check_limits, train, users_callbacks
 
 PLAIN = ("logger=csv", "sample_pictures=0", "scores.pictures=0")
 
@@ -500,6 +502,17 @@ def test_what_lightning_objects_to_is_a_sentence_before_training(tmp_path, given
         train(composed(tmp_path, *SHORT, given))
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "metrics.csv").exists()
+
+
+def test_a_split_of_fewer_pictures_than_processes_is_refused_before_training(tmp_path):
+    datamodule = built(composed(tmp_path, *SHORT, "data.test_pictures=1").data, "data")
+    tokenizer = datamodule.new_tokenizer()
+    datamodule.connect(tokenizer, PictureFormat((16, 16)), 128)
+    device = SimpleNamespace(root_device=torch.device("cpu"))
+    limits = dict.fromkeys(("limit_train_batches", "limit_val_batches", "limit_test_batches"), 1.0)
+    trainer = SimpleNamespace(world_size=2, global_rank=0, strategy=device, **limits)
+    with pytest.raises(UserError, match="test has 1 pictures, too few for a batch of each of 2 processes"):
+        check_limits(trainer, datamodule)
 
 
 def test_what_lightning_objects_to_only_in_a_fit_is_a_sentence_too(tmp_path):
