@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from captioning.cli import heavy_imports, one_sentence_errors, prepared_arguments
 from captioning.config import TrainConfig, checked, require_loggers
 from captioning.data.datasets import require_data
-from captioning.runs import nothing_to_do
+from captioning.runs import is_first_rank, nothing_to_do
 from captioning.weights import find_weights
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,8 @@ def main(cfg: DictConfig) -> float:
             log.info("%s", words)
             return math.nan
         check_paths(config)
-        log.info("loading PyTorch and Lightning")
+        if is_first_rank():
+            log.info("loading PyTorch and Lightning")
         with heavy_imports():  # takes seconds: help, a typo or a wrong path is answered before
             from captioning.training.run import train
 

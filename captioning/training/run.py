@@ -130,7 +130,8 @@ def _train(config: TrainConfig, run_dir: Path, last: Path | None, keep_compositi
     if config.resume:  # now it is known that it can go on with these overrides
         keep_composition()
     log.info("run folder: %s", readable(run_dir))
-    say_what_does_not_fit(config, schedule, steps_per_epoch)
+    if trainer.is_global_zero:
+        say_what_does_not_fit(config, schedule, steps_per_epoch)
 
     with wandb_runs(loggers, run_dir), resumable(run_dir), one_fate(trainer, run_dir), logging_redirect_tqdm():
         if config.trainer.enable_autolog_hparams:
