@@ -5,6 +5,7 @@ spread over seeds. A multirun ends with the same, as `comparison.md` and `compar
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -140,6 +141,22 @@ def draw(run_dirs: Sequence[Path], file: Path) -> None:
     write_comparison(runs, file)
 
 
+def _with_figures(run_dirs: Sequence[Path]) -> list[Path]:
+    """The runs that can be compared; the others of a pattern, such as those that a mistake has ended, are named."""
+    found, problems = [], []
+    for run_dir in run_dirs:
+        try:
+            overrides(run_dir), best_scores(run_dir)
+            found.append(run_dir)
+        except UserError as error:
+            problems.append(error)
+    if not found:
+        raise problems[0]
+    for problem in problems:
+        print(f"left out: {problem}", file=sys.stderr)
+    return found
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m captioning.compare", description=__doc__)
@@ -149,9 +166,10 @@ def main() -> None:
     with one_sentence_errors():
         if given.curves and given.curves.suffix != ".png":
             raise UserError(f"--curves {given.curves} must end in .png")
-        print(compared(given.runs))
+        runs = _with_figures(given.runs)
+        print(f"{compared(runs)}\nEach metric is the best of its own epoch.")
         if given.curves:
-            draw(given.runs, given.curves)
+            draw(runs, given.curves)
             print(f"curves: {given.curves}")
 
 

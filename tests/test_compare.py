@@ -56,6 +56,18 @@ def test_the_command_prints_and_draws(tmp_path, monkeypatch, capsys):
         assert picture.height > 600, "a panel for perplexity and one for CIDEr"
 
 
+def test_of_a_pattern_what_is_no_run_is_left_out(tmp_path, monkeypatch, capsys):
+    run = run_of(tmp_path / "a", [4.0])
+    (tmp_path / "b").mkdir()
+    monkeypatch.setattr("sys.argv", ["compare", str(tmp_path / "b"), str(run)])
+    compare.main()
+    shown = capsys.readouterr()
+    assert "| a " in shown.out and shown.err.startswith(f"left out: {tmp_path / 'b'} has no .hydra")
+    monkeypatch.setattr("sys.argv", ["compare", str(tmp_path / "b")])
+    with pytest.raises(SystemExit):
+        compare.main()
+
+
 def test_what_is_no_run_is_said(tmp_path):
     with pytest.raises(UserError, match=r"nowhere has no \.hydra/overrides\.yaml; give folders of runs"):
         compared([tmp_path / "nowhere"])

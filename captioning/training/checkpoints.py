@@ -232,7 +232,7 @@ class LastCheckpoint(Checkpoint):
         self._signals.listen(trainer)
         self._step, self._saved_at = trainer.global_step, time.monotonic()
         if self._step:
-            log.info("going on from epoch %d, behind step %d", trainer.current_epoch, self._step)
+            log.info("going on from epoch %d, after step %d", trainer.current_epoch, self._step)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if trainer.global_step == self._step:  # the gradients of a step are being accumulated

@@ -80,7 +80,8 @@ class Verdict(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        self._compare(float(trainer.callback_metrics["val/perplexity"]))
+        train = trainer.callback_metrics.get("train/loss")
+        self._compare(float(trainer.callback_metrics["val/perplexity"]), math.inf if train is None else math.exp(train))
         captions = self._scores.captions if self._scores else {}
         if len(captions) >= FEW:
             ((commonest, times),) = Counter(captions.values()).most_common(1)
@@ -90,11 +91,19 @@ class Verdict(L.Callback):
         for caption, reference in self._samples():
             log.info("  %s  (a reference: %s)", caption, reference)
 
-    def _compare(self, perplexity: float) -> None:
+    def _compare(self, perplexity: float, in_training: float) -> None:
+        """Of validation, and of the last training step that was logged."""
         unigram = self._guessing.unigram
         if perplexity < unigram:
             words = "val/perplexity %s, %.3g times lower than by guessing"
             log.info(words, _number(perplexity), unigram / perplexity)
+        elif in_training < unigram / 2:
+            log.warning(
+                "val/perplexity %s is no better than guessing by how frequent tokens are (%s), but of the training "
+                "captions it is %s: these are learned by heart. More pictures help, or weights that have seen others: "
+                "model.init_from=...",
+                *map(_number, (perplexity, unigram, in_training)),
+            )
         else:
             log.warning(
                 "val/perplexity %s is no better than guessing by how frequent tokens are (%s): nothing is learned "

@@ -573,5 +573,5 @@ def test_a_finished_run_says_so_and_a_resumed_one_from_where_and_what_changes(co
     assert status == 0 and "has come to its end (trainer.max_epochs=1): nothing is left to do; more: python" in output
     assert f"resume={commanded} trainer.max_epochs=4" in output and rows_of(commanded) == before
     status, output = command("train.py", f"resume={commanded}", "trainer.max_epochs=2", "optimizer.weight_decay=0.5")
-    assert status == 0 and "going on from epoch 1, behind step 6" in output
+    assert status == 0 and "going on from epoch 1, after step 6" in output
     assert "optimizer.weight_decay was 0.01 and is 0.5; " in output and "trainer.max_epochs was 1 and is 2" in output

@@ -30,7 +30,7 @@ def said(caplog):
     """What is said after a validation with these metrics, and whether it warns."""
 
     def say(verdict, captions=None, **metrics):
-        names = {"val": "val/perplexity", "val_loss": "val/loss", "train": "train/loss_epoch"}
+        names = {"val": "val/perplexity", "val_loss": "val/loss", "train": "train/loss_epoch", "step": "train/loss"}
         trainer = Trainer(callback_metrics={names[name]: torch.tensor(value) for name, value in metrics.items()})
         caplog.clear()
         with caplog.at_level(logging.INFO):
@@ -47,6 +47,10 @@ def test_a_model_is_held_against_guessing(said):
     assert said(verdict, val=23.0) == [("INFO", "val/perplexity 23, 10 times lower than by guessing")]
     ((level, words),) = said(verdict, val=38000.0)
     assert level == "WARNING" and words.startswith("val/perplexity 38,000 is no better than guessing by how frequent")
+    assert "nothing is learned yet" in words
+    ((level, words),) = said(verdict, val=250.0, step=math.log(12.0))
+    assert level == "WARNING" and "of the training captions it is 12: these are learned by heart" in words
+    assert "nothing is learned yet" in said(verdict, val=250.0, step=math.log(200.0))[0][1]
 
 
 def test_captions_are_shown_and_one_for_everything_is_named(said):
