@@ -24,10 +24,12 @@ failed or was cut short is not used again.
 
 All phases need torch, transformers, Lightning, pydantic and OmegaConf with antlr4; those that run or use the commands
 (loop, predict, compile) also Hydra, torchvision, simplejpeg, pycocotools and matplotlib. Where a machine with a GPU has
-no network, carry what it lacks as wheels of 1.2 MB (--python-version is that machine's):
+no network, carry what it lacks as wheels of 4 MB (--python-version is that machine's; versions as in constraints.txt:
+Hydra 1.3 takes no OmegaConf 2.4):
 
-    pip download --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux_2_28_x86_64 -d wheels \\
-        hydra-core omegaconf simplejpeg pycocotools
+    pip download --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux2014_x86_64 -d wheels \\
+        -c constraints.txt hydra-core omegaconf simplejpeg pycocotools pydantic pydantic-core annotated-types \\
+        typing-inspection
     pip wheel --no-deps -w wheels antlr4-python3-runtime==4.9.3     # it comes as source alone
     pip install --no-index --no-deps --target site wheels/*.whl     # there; then PYTHONPATH=site
 """
@@ -82,7 +84,7 @@ PHASES = {
     "predict": Phase("commands.predicting", 75, alone=True, files=True, needs=COMMANDS),
     "lengths": Phase("model.lengths", 70, alone=True),
     "graphs": Phase("captions.graphs", 75, alone=True),
-    "compile": Phase("commands.compiled", 150, alone=True, needs=COMMANDS),
+    "compile": Phase("commands.compiled", 150, alone=True, files=True, needs=COMMANDS),
 }
 
 

@@ -169,3 +169,30 @@ def test_where_no_graph_can_be_recorded_captions_are_made_step_by_step_which_is_
         "captions are made step by step, which is slower: no CUDA graph could be recorded (CUDA error: operation not "
         "permitted when stream is capturing)"
     ]
+
+
+def test_no_mask_reaches_the_cross_attention_while_a_graph_is_recorded(monkeypatch):
+    captioner = small_captioner(97)
+    attended, masks = captioner.encode(random_pictures(2)).detach(), []
+    usual = torch.nn.functional.scaled_dot_product_attention
+
+    def spy(query, key, value, attn_mask=None, **how):
+        masks.extend([attn_mask] if key.shape[2] == attended.shape[1] else [])
+        return usual(query, key, value, attn_mask=attn_mask, **how)
+
+    def useless(**_):  # as transformers 5.17 makes it then
+        return torch.ones(2, 1, 1, attended.shape[1], dtype=torch.bool)
+
+    monkeypatch.setattr("transformers.models.gpt2.modeling_gpt2.create_bidirectional_mask", useless)
+    monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", spy)
+    decoder = captioner.network.decoder
+    ids = torch.zeros(2, 1, dtype=torch.long)
+    with torch.inference_mode():
+        decoder(input_ids=ids, encoder_hidden_states=attended)
+        assert masks and all(mask is not None for mask in masks)
+        masks.clear()
+        with graphs.all_patches_seen(decoder):
+            decoder(input_ids=ids, encoder_hidden_states=attended)
+        assert masks and all(mask is None for mask in masks)
+        decoder(input_ids=ids, encoder_hidden_states=attended)
+    assert masks[-1] is not None, "the hooks have gone"
