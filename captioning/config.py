@@ -262,8 +262,10 @@ class ShardsConfig(StoredConfig):
     image_column: Text | None = key("Where pictures are: a suffix or a column; null finds the usual ones.")
     caption_column: Text | None = key("Where captions are: a suffix, a key of KEY.json or a column; null finds them.")
     captions_per_file: Literal["one", "lines"] = key("Is a text file one caption, or each of its lines?")
-    cache: Text = key("The folder of indices of shards, and of blocks of those elsewhere.", path=True)
+    cache: Text = key("The folder of indices of shards, which several machines may share.", path=True)
+    local_cache: Text | None = key("The folder of blocks of shards elsewhere; null is one in data.cache.", path=True)
     cache_gigabytes: Positive = key("Of such blocks at most.")
+    lanes: Count | None = key("Parts of an epoch that machines may read alone; null: as many as there are machines.")
 
     @model_validator(mode="after")
     def _agrees(self) -> ShardsConfig:

@@ -14,12 +14,14 @@ from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from itertools import chain, islice
-from math import ceil
+from math import ceil, gcd
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -32,7 +34,7 @@ from captioning.data.images import UnreadablePicture, decode_picture
 from captioning.data.index import Columns, Index, IndexedPictures, ids_of, refuse_shared, usable
 from captioning.data.pixel_cache import Outcome, Places, find_prepared, packs_in, prepare_pictures
 from captioning.data.readers.folder import OWN_KEYS, OwnFolder, read_folder
-from captioning.data.records import DamagedPicture, Photograph, Pictures, Split, Texts
+from captioning.data.records import DamagedPicture, Neighbours, Photograph, Pictures, Split, Texts
 from captioning.data.remote import Blocks, is_remote
 from captioning.data.rows import CaptionRows, EpochBatches, TokenArrays, row_loader, spread
 from captioning.data.shards import ShardPictures, index_of, shard_names
@@ -225,16 +227,32 @@ class CaptionDataModule(L.LightningDataModule):
 
     def loader(self, split: str, training: bool = False) -> DataLoader:
         """Batches of one split for this process's rank."""
-        rows, place = self.rows(split, training), {"rank": self._rank, "world_size": self._world_size}
-        near = rows.neighbours
+        rows, place = self.rows(split, training), {"rank": self._dealt, "world_size": self._world_size}
+        near = rows.neighbours and self.in_lanes(rows.neighbours)
         batches = EpochBatches(len(rows), self.batch_size, shuffle=training, seed=self.seed, neighbours=near, **place)
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         how: dict[str, Any] = {"pin_memory": on_gpu, "multiple": self._packed_multiple}
         return row_loader(rows, batches, self._num_workers, persistent=True, **how)
 
+    def in_lanes(self, near: Neighbours) -> Neighbours:
+        """With the lanes of an epoch's order, see `EpochBatches`; here one."""
+        return near
+
     @property
     def _rank(self) -> int:
         return self.trainer.global_rank if self.trainer else 0
+
+    @property
+    def _dealt(self) -> int:
+        """Which of the rows that are dealt out are this rank's: those of a machine's ranks leave one remainder."""
+        if self._machines == 1:
+            return self._rank
+        assert self.trainer is not None
+        return self.trainer.local_rank * self._machines + self.trainer.node_rank
+
+    @property
+    def _machines(self) -> int:
+        return self.trainer.num_nodes if self.trainer else 1
 
     @property
     def _world_size(self) -> int:
@@ -439,7 +457,9 @@ class ShardsDataModule(IndexedDataModule):
         dataset: what it is called.
         root, val_root, test_root: the shards of each split; without `val_root`, root is divided by seed.
         image_column, caption_column, captions_per_file: where in a shard pictures and captions are.
-        cache_gigabytes: of what lies elsewhere, at most.
+        local_cache: the folder of blocks of what lies elsewhere; None is one in `cache`.
+        cache_gigabytes: of these, at most.
+        lanes: see `EpochBatches`; None is one for each machine.
     """
 
     def __init__(
@@ -450,36 +470,65 @@ class ShardsDataModule(IndexedDataModule):
         val_root: str | list[str] | None,
         test_root: str | list[str] | None,
         cache: str,
+        local_cache: str | None,
         cache_gigabytes: float,
+        lanes: int | None,
         **others: Any,
     ):
         first = root if isinstance(root, str) else root[0]
         here = Path(cache) if is_remote(first) else Path(first).expanduser().parent
         super().__init__(root=here, cache=cache, columns=Columns.taken_from(others), **others)
         self._dataset, self._patterns = dataset, {"root": root, "val_root": val_root, "test_root": test_root}
-        self._blocks = Blocks(self._cache / "blocks", int(cache_gigabytes * 1e9))
+        blocks = Path(local_cache).expanduser() if local_cache else self._cache / "blocks"
+        self._blocks, self._lanes = Blocks(blocks, int(cache_gigabytes * 1e9)), lanes
 
     def indexed(self) -> dict[str, tuple[list[Index], IndexedPictures]]:
         """The shards of each split."""
         shards = {key: shard_names(named, f"data.{key}") for key, named in self._patterns.items() if named is not None}
-        indices = iter(self._indices(list(chain.from_iterable(shards.values()))))
+        every = list(chain.from_iterable(shards.values()))
+        if any(map(is_remote, every)):
+            self._blocks.require_room()
+        indices = iter(self._indices(every))
         found: dict[str, tuple[list[Index], IndexedPictures]] = {}
         for split, named in zip(("train", "val", "test"), shards.values(), strict=False):
             of_split = list(islice(indices, len(named)))
-            found[split] = of_split, ShardPictures(of_split, self._blocks)
+            found[split] = of_split, ShardPictures(of_split, self._blocks, near=self._lanes is not None)
         return found
 
+    def in_lanes(self, near: Neighbours) -> Neighbours:
+        """Each machine reads lanes of its own, where they can be dealt out so, and holds some of each at once."""
+        lanes = self._lanes or self._machines
+        parts = gcd(lanes, self._machines)
+        if near.at_once < lanes // parts:
+            raise UserError(
+                f"data.lanes={lanes}: each machine reads {lanes // parts} of them, a range or a row group of each at "
+                f"once, and {near.at_once} fit; raise data.cache_gigabytes (not for Parquet), or take fewer lanes"
+            )
+        if parts < self._machines:
+            log.warning(
+                "data.lanes=%d is no multiple of the %d machines, so that each fetches one part in %d of the shards; "
+                "data.lanes=%d lets each fetch its own", lanes, self._machines, parts, lanes * self._machines // parts,
+            )  # fmt: skip
+        return replace(near, lanes=lanes)
+
     def _indices(self, shards: list[str]) -> list[Index]:
-        """Of each shard, by `num_workers` processes, which end with this one."""
+        """Of each shard, by `num_workers` processes, which end with this one.
+
+        Further ranks begin each with other shards, so that all that share data.cache share the work.
+        """
         make = Indices(shards, self._columns, self._cache, self._blocks)
         workers = min(self._num_workers, len(shards) // 2)
         drawn = torch.Generator()  # a loader draws a seed, and the run's weights are drawn from the global generator
-        loader = DataLoader(make, batch_size=None, num_workers=workers, generator=drawn)
-        made = []
+        turns = list(range(len(shards)))
+        if getattr(rank_zero_only, "rank", 0):
+            np.random.default_rng().shuffle(turns)
+        loader = DataLoader(make, batch_size=None, sampler=turns, num_workers=workers, generator=drawn)
+        found: dict[int, Index] = {}
         with progress(len(shards), "indexing", "shards", leave=False, delay=2) as bar:
-            for index in loader:
-                made.append(index)
+            for i, index in zip(turns, loader, strict=True):
+                found[i] = index
                 bar.update()
+        made = [found[i] for i in range(len(shards))]
         log.info("%s: %d pictures in %d shards", self._dataset, sum(len(one.rows) for one in made), len(shards))
         return made
 

@@ -151,10 +151,12 @@ class Neighbours:
 
     run_of: (N,) the number of each picture's run, rising.
     at_once: runs that may be held at the same time.
+    lanes: equal parts that an epoch is divided into, of runs of their own; each batch takes from all in turn.
     """
 
     run_of: np.ndarray
     at_once: int
+    lanes: int = 1
 
 
 @dataclass(frozen=True)

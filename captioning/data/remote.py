@@ -13,9 +13,9 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,8 +30,8 @@ BLOCK_BYTES = 2**23  # of a file, fetched together: some hundred photographs, a 
 OVERLAP_BYTES = 2**18  # more, so that a photograph which begins in a block does not need the next one too
 TRIES = 5
 FIRST_WAIT_SECONDS = 0.5  # between tries, doubled each time
+LEAST_BLOCKS = 4  # two windows of two: the one in use, and what is fetched in advance
 SUFFIX = ".block"
-ABANDONED_SECONDS = 3600
 
 Given = TypeVar("Given")
 
@@ -48,12 +48,20 @@ class Blocks:
     folder: Path
     limit: int
 
+    def require_room(self) -> None:
+        """Raise UserError where an epoch could not hold the blocks that it reads from at once, and the next ones."""
+        if self.limit < (least := LEAST_BLOCKS * (BLOCK_BYTES + OVERLAP_BYTES)):
+            raise UserError(
+                f"data.cache_gigabytes={self.limit / 1e9:g} is too small: of shards elsewhere {LEAST_BLOCKS} ranges of "
+                f"{least / LEAST_BLOCKS / 1e6:.1f} MB are held at once; give {ceil(least / 1e7) / 100} or more"
+            )
+
     def read(self, name: str, start: int, count: int, fetch: Callable[[], bytes]) -> bytes:
         """Bytes of the block of this name, fetched where it isn't there; other processes that want it wait for it."""
         path = self.folder / (name + SUFFIX)
         if (data := _read(path, start, count)) is not None:
             return data
-        with writing(self.folder, "make room, or name another folder in data.cache"):
+        with writing(self.folder, "make room, or name another folder in data.local_cache"):
             self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path.with_suffix(".lock"))
         lock.acquire()
@@ -61,10 +69,23 @@ class Blocks:
             if (data := _read(path, start, count)) is not None:
                 return data
             block = fetch()
-            self._make_room(len(block))
-            with writing(self.folder, "make room, or name another folder in data.cache"), atomic_file(path) as file:
-                file.write(block)
+            self._keep(path, block)
             return block[start : start + count]
+        finally:
+            unlocked(lock)
+
+    def _keep(self, path: Path, block: bytes) -> None:
+        """Write it, one process at a time: together they hold no more than the limit."""
+        with writing(self.folder, "make room, or name another folder in data.local_cache"):
+            lock = FileLock(self.folder / ".writing.lock")
+            lock.acquire()
+        try:
+            self._make_room(len(block))
+            with (
+                writing(self.folder, "make room, or name another folder in data.local_cache"),
+                atomic_file(path) as file,
+            ):
+                file.write(block)
         finally:
             unlocked(lock)
 
@@ -76,10 +97,10 @@ class Blocks:
                 there.append((path.stat().st_mtime_ns, path.stat().st_size, path))
             except FileNotFoundError:  # another process was faster
                 continue
-        for unfinished in self.folder.glob(f".*{SUFFIX}.*.tmp"):  # of a process that was killed
-            with suppress(FileNotFoundError):
-                if time.time() - unfinished.stat().st_mtime > ABANDONED_SECONDS:
-                    unfinished.unlink()
+        for unfinished in self.folder.glob(
+            f".*{SUFFIX}.*.tmp"
+        ):  # of a process that was killed, for none else writes now
+            unfinished.unlink(missing_ok=True)
         held = sum(size for _, size, _ in there)
         for _, size, path in sorted(there):
             if held + needed <= self.limit:

@@ -232,10 +232,12 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
 
     Each global batch of `batch_size * world_size` rows is dealt out to the ranks in turn, so that n ranks see
     together what one process with n times the batch would see. In training, the ranks' batches are equally many: a
-    last global batch too small to give every rank a row is left out. `start` batches of an epoch are passed over.
+    last global batch too small to give every rank a row is left out.
 
     Where rows have neighbours, an epoch's runs are drawn in an order, and rows are shuffled within each `at_once` runs.
-    Where that is all of them, the order is that of rows without neighbours.
+    Where that is all of them, the order is that of rows without neighbours. With `lanes`, place p of the order is of
+    lane p % lanes, and a rank whose places leave all the same remainder reads that lane alone; the order itself does
+    not depend on how many ranks there are. Only a run on the border of two lanes is in both.
     """
 
     def __init__(
@@ -252,20 +254,31 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         self._rows, self._batch_size, self._shuffle, self._seed = rows, batch_size, shuffle, seed
         self._rank, self._world_size, self._neighbours = rank, world_size, neighbours
         self._epoch = 0
-        self.start = 0
+        self._start, self._by = 0, neighbours  # of the next iteration, and what it goes by
         self.sampler = self  # Lightning looks for `batch_sampler.sampler.set_epoch`
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next iteration gives."""
         self._epoch = epoch
 
+    @property
+    def plan(self) -> dict[str, int]:
+        """What beside seed and epoch the present order depends on."""
+        return {} if self._by is None else {"at_once": self._by.at_once, "lanes": self._by.lanes}
+
+    def go_on(self, batches: int, **plan: int) -> None:
+        """Let iterations pass over so many batches of an epoch with this plan; an empty one is the usual."""
+        self._start = batches
+        self._by = self._neighbours and replace(self._neighbours, **plan)
+
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = torch.arange(self._rows)
+        order, near = torch.arange(self._rows), self._by
         if self._shuffle:
             generator = torch.Generator().manual_seed(addressed_seed(self._seed, "order", self._epoch))
             order = torch.randperm(self._rows, generator=generator)
-            order = order if self._neighbours is None else _kept_near(order, self._neighbours, generator)
-        for number in range(self.start, len(self)):
+            order = order if near is None else _kept_near(order, near, generator)
+        order = order if near is None else _in_turn(order, near.lanes)
+        for number in range(self._start, len(self)):
             start = number * self._batch_size * self._world_size
             together = order[start : start + self._batch_size * self._world_size]
             yield [(self._epoch, int(row)) for row in together[self._rank :: self._world_size]]
@@ -278,32 +291,54 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
 
 
 def _kept_near(order: Tensor, near: Neighbours, generator: torch.Generator) -> Tensor:
-    """The rows in this order within each window of runs, one window after the other."""
+    """The rows in this order within each window of runs, one window after the other, and one lane after the other."""
     run_of = torch.from_numpy(np.unique(near.run_of, return_inverse=True)[1])
-    places = torch.randperm(int(run_of.max()) + 1, generator=generator)  # of runs in the epoch
-    return order[torch.argsort(places[run_of[order]] // near.at_once, stable=True)]
+    places = torch.randperm(int(run_of.max()) + 1, generator=generator)[run_of[order]]  # of each row's run in the epoch
+    by_place = torch.argsort(places, stable=True)
+    starts, sizes = _lanes(len(order), near.lanes)
+    lane_of = torch.empty_like(order)
+    lane_of[by_place] = torch.repeat_interleave(sizes)
+    firsts = places[by_place[starts.clamp(max=len(order) - 1)]]
+    windows = (places - firsts[lane_of]) // max(1, near.at_once // near.lanes)
+    return order[torch.argsort(lane_of * len(order) + windows, stable=True)]
+
+
+def _in_turn(order: Tensor, lanes: int) -> Tensor:
+    """A row of the first lane, one of the second, ..., the second row of the first lane, ...."""
+    places = torch.arange(len(order))
+    return order[_lanes(len(order), lanes)[0][places % lanes] + places // lanes]
+
+
+def _lanes(rows: int, lanes: int) -> tuple[Tensor, Tensor]:
+    """(lanes,) where each begins among so many rows, and its length; the first ones are one row longer."""
+    sizes = torch.full((lanes,), rows // lanes) + (torch.arange(lanes) < rows % lanes)
+    return sizes.cumsum(0) - sizes, sizes
 
 
 class RowLoader(DataLoader[Row]):
     """A loader that can go on in the middle of an epoch.
 
     Lightning stores its state in a checkpoint and gives it back to a run that resumes in mid-epoch: how many batches
-    were given. They are passed over without being loaded, since the order is a function of the epoch.
+    were given. They are passed over without being loaded, since the order is a function of the epoch. An epoch ends by
+    the plan that it began with, though the cache or the number of machines is another now.
     """
 
-    _given, _pass_over = 0, 0  # batches of the present epoch, of the next iteration
+    _given = 0  # batches of the present epoch
+    _before: dict[str, int] | None = None  # where the next iteration goes on
 
     def state_dict(self) -> dict[str, int]:
-        return {"batches": self._given}
+        plan = self.batch_sampler.plan if isinstance(self.batch_sampler, EpochBatches) else {}
+        return {"batches": self._given, **plan}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Let the next iteration, and no later one, start behind so many batches."""
-        self._pass_over = state_dict["batches"]
+        self._before = state_dict
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch's own iterator, from the first batch on
-        self._given, self._pass_over = self._pass_over, 0
+        before, self._before = self._before or {"batches": 0}, None
+        self._given = before["batches"]
         if isinstance(self.batch_sampler, EpochBatches):
-            self.batch_sampler.start = self._given
+            self.batch_sampler.go_on(**before)
         return self._batches()
 
     def _batches(self) -> Iterator[Any]:

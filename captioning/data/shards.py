@@ -247,11 +247,12 @@ class ShardPictures(IndexedPictures):
     Args:
         indices: of the shards.
         blocks: for what lies elsewhere.
+        near: whether also of tars on this machine those that lie side by side are read together.
     """
 
-    def __init__(self, indices: Sequence[Index], blocks: Blocks):
+    def __init__(self, indices: Sequence[Index], blocks: Blocks, *, near: bool = False):
         super().__init__(indices)
-        self._blocks = blocks
+        self._blocks, self._near = blocks, near
         self._sizes = np.array([index.mark[0] for index in indices])
         self._marks = Texts.of(index.mark[1] for index in indices)
         self._columns = Texts.of(index.column for index in indices)
@@ -268,9 +269,9 @@ class ShardPictures(IndexedPictures):
         return _open[key]
 
     def neighbours(self) -> Neighbours | None:
-        """What is fetched together; None where all shards are tars on this machine."""
+        """What is fetched together; None where all shards are tars on this machine, unless that is asked for."""
         by_group = any(map(len, self._columns))
-        if not by_group and not any(map(is_remote, self.shards)):
+        if not (by_group or self._near or any(map(is_remote, self.shards))):
             return None
         at_once = min(WINDOW_BYTES, self._blocks.limit // 4) // (BLOCK_BYTES + OVERLAP_BYTES)
         if by_group:

@@ -226,7 +226,9 @@ def drawn_shapes_as_tars(root: Path) -> ShardsDataModule:
                 )
     roots = {"root": "train-{000..003}.tar", "val_root": "val-*.tar", "test_root": "test-000.tar"}
     named = {key: str(root / pattern) for key, pattern in roots.items()}
-    return ShardsDataModule(dataset="shards", cache_gigabytes=1.0, **named, **of_indices(root))
+    return ShardsDataModule(
+        dataset="shards", cache_gigabytes=1.0, local_cache=None, lanes=None, **named, **of_indices(root)
+    )
 
 
 def drawn_shapes_as_tables(root: Path) -> HubDataModule:

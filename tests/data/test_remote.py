@@ -2,7 +2,9 @@
 
 import threading
 from collections import Counter
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing import get_context
 
 import pytest
 
@@ -80,6 +82,43 @@ def test_each_block_is_fetched_once_and_kept_within_the_limit(server, tmp_path):
     held = list((tmp_path / "small/blocks").iterdir())
     assert sum(path.stat().st_size for path in held) <= 2500
     assert all(path.suffix == ".block" for path in held), "locks are gone too"
+
+
+def test_many_processes_together_hold_no_more_than_the_limit_and_what_a_killed_one_left_goes(tmp_path):
+    folder = tmp_path / "blocks"
+    folder.mkdir()
+    (folder / ".a.block.1.tmp").write_bytes(bytes(5000))  # of a process that was killed as it wrote
+    most = [0]
+
+    with get_context("fork").Pool(4) as pool:
+        running = pool.map_async(partial(fetch_many, folder), range(4))
+        while not running.ready():
+            sizes = [status.st_size for status in map(status_of, folder.iterdir()) if status and status.st_size < 5000]
+            most[0] = max(most[0], sum(sizes))
+        running.get()
+    assert 2000 < most[0] <= 3500
+    assert [path.suffix for path in folder.iterdir()] == [".block"] * 3
+
+
+def fetch_many(folder, process):
+    for number in range(30):
+        data = bytes([process, number]) * 500
+        assert Blocks(folder, 3500).read(f"{process}-{number}", 0, 1000, lambda data=data: data) == data
+
+
+def status_of(path):
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
+
+
+def test_a_cache_that_is_too_small_for_an_epoch_is_refused(tmp_path):
+    Blocks(tmp_path, 36_000_000).require_room()
+    with pytest.raises(
+        UserError, match=r"cache_gigabytes=0\.02 is too small: .* 4 ranges of 8\.7 MB .*; give 0\.04 or more"
+    ):
+        Blocks(tmp_path, 20_000_000).require_room()
 
 
 @pytest.mark.parametrize("faults", [["503", "503"], ["cut"], ["no ranges", "500"]])

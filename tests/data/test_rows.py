@@ -18,12 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from support import TwoColouredPictures, own_megabytes, trained_tokenizer
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from captioning.data import rows
 from captioning.data.batch import PictureFormat
 from captioning.data.records import Neighbours, Split
-from captioning.data.rows import CaptionRows, EpochBatches, TokenArrays, captions_mention_sides, spread
+from captioning.data.rows import CaptionRows, EpochBatches, RowLoader, TokenArrays, captions_mention_sides, spread
 from captioning.data.tokenizer import CaptionTokenizer
 from captioning.data.transforms import EvaluationTransform, TrainingTransform
 
@@ -332,7 +332,7 @@ def test_a_run_resumed_in_mid_epoch_needs_only_the_number_of_batches_done():
     for done in range(len(whole) + 1):
         resumed = EpochBatches(23, 4, shuffle=True, seed=7)
         resumed.set_epoch(2)
-        resumed.start = done
+        resumed.go_on(done)
         assert list(resumed) == whole[done:]
         assert len(resumed) == len(whole), "of the epoch, whatever of it is to come"
 
@@ -391,6 +391,51 @@ def test_rows_with_neighbours_are_shuffled_within_a_few_runs_at_a_time():
 
 def test_rows_whose_neighbours_are_all_held_at_once_are_shuffled_as_rows_without():
     assert order_of(50, 3, Neighbours(np.arange(50) // 10, at_once=5)) == order_of(50, 3)
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_ranks_read_lanes_of_their_own_of_an_order_that_does_not_depend_on_how_many_they_are(shuffle):
+    runs = np.arange(250) // 10
+    near = Neighbours(runs, at_once=8, lanes=4)
+
+    def batches(batch_size, **place):
+        return list(EpochBatches(250, batch_size, shuffle=shuffle, seed=1, neighbours=near, **place))
+
+    alone = [[row for _, row in batch] for batch in batches(8)]
+    assert sorted(chain.from_iterable(alone)) == list(range(250))
+    for world_size in (2, 4):
+        ranks = [batches(8 // world_size, rank=rank, world_size=world_size) for rank in range(world_size)]
+        for together, *shares in zip(alone, *ranks, strict=False):
+            assert [row for rank in zip(*shares, strict=True) for _, row in rank] == together[
+                : len(shares[0]) * world_size
+            ]
+        read = [{int(runs[row]) for batch in rank for _, row in batch} for rank in ranks]
+        assert sum(map(len, read)) <= 25 + 3, "a run at each border of two lanes is in both"
+        assert max(map(len, read)) <= 25 // world_size + 2
+    if shuffle:
+        window = runs[[row for batch in batches(2, rank=0, world_size=4) for _, row in batch][:20]]
+        assert len(set(window[:10].tolist())) == len(set(window.tolist())) == 2, "two of the eight are this lane's"
+
+
+class Itself(Dataset):
+    def __getitem__(self, index):
+        return index
+
+
+def test_an_epoch_ends_by_the_plan_that_it_began_with_though_the_cache_or_the_machines_are_others():
+    def loader(**plan):
+        near = Neighbours(np.arange(60) // 5, **plan)
+        order = EpochBatches(60, 4, shuffle=True, seed=1, neighbours=near)
+        return RowLoader(Itself(), batch_sampler=order, collate_fn=list)
+
+    whole, others = list(loader(at_once=6, lanes=2)), list(loader(at_once=3, lanes=1))
+    began, goes_on = loader(at_once=6, lanes=2), loader(at_once=3, lanes=1)
+    batches = iter(began)
+    assert [next(batches) for _ in range(5)] == whole[:5] != others[:5]
+    goes_on.load_state_dict(began.state_dict())
+    assert list(goes_on) == whole[5:] and list(goes_on) == others
+    goes_on.load_state_dict({"batches": 5})  # of a run before there were plans
+    assert list(goes_on) == others[5:]
 
 
 @SIZES
