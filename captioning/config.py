@@ -790,6 +790,15 @@ class TextFilesConfig(Section):
     )
 
 
+class RayConfig(Section):
+    """Of a prediction with engine=ray."""
+
+    address: Text | None = key("Of the cluster; auto finds the one this machine is in, null starts one here.")
+    tries: Count = key("So often is read what ends the process that reads it.")
+    parts_at_once: Count = key("Parts of the input that are given to the cluster together.")
+    dashboard: bool = key("Is a dashboard started with a cluster here?")
+
+
 class PredictConfig(Section):
     """`conf/predict.yaml`."""
 
@@ -801,13 +810,31 @@ class PredictConfig(Section):
     )
     allow_pickle: bool = key("May a model of transformers have its weights in a pickle? It is read as data.")
     input: Text | list[Text] | None = key(
-        "A folder, a pattern, a picture, a .txt list of paths, or a list of them.", path=True
+        "Folders, patterns, pictures, lists, tables, shards and URLs, one or a list of them; - is standard input.",
+        path=True,
     )
+    input_column: Text | None = key("Where a table or a shard has its pictures; null takes a usual name.")
+    limit: Count | None = key("So many pictures of the input, the first ones.")
+    every_nth: Count = key("Of the input, or of each shard, one picture of so many.")
+    sample: Part = key("This share of the pictures, by their keys and seed: the same ones however they are divided.")
+    min_size: Whole = key("Pixels of a shorter side below which a picture gets no caption.")
+    skip_existing: Text | None = key("Captions of before, a file or folder: what has one there is left out.", path=True)
+    on_missing: Literal["error", "skip"] = key("Is a shard that is cut short an error, or its whole pictures taken?")
+    private_urls: bool = key("May URLs lead to addresses of this machine and its network?")
+    cache: Text = key("The folder of indices of shards, and of blocks of those elsewhere.", path=True)
+    cache_gigabytes: Positive = key("Of such blocks at most.")
     split: Text = key("Which split of data is captioned and scored.")
     java: bool = key("A split's METEOR and SPICE too, where their Java parts are.")
     output: Text = key(
-        "The file of captions: .jsonl, .csv or .json.", must="one path", example="captions.jsonl", path=True
+        "The file of captions: .jsonl, .csv, .parquet, .tar or .json; or a folder of such, which ends in /.",
+        must="one path",
+        example="captions.jsonl",
+        path=True,
     )
+    format: Literal["jsonl", "csv", "parquet", "tar"] = key("Of the files in a folder.")
+    part_size: Count = key("Pictures of each file in a folder; a shard of the input is a file whatever its size.")
+    engine: Literal["local", "ray"] = key("What runs it: processes of this machine, or a cluster.")
+    ray: RayConfig = key("A prediction on Ray.")
     text_files: TextFilesConfig = key("Captions beside their pictures; text_files=true is text_files.write=true.")
     gallery: bool | Word | None = key(
         "A page of pictures and captions.",
@@ -855,7 +882,16 @@ class PredictConfig(Section):
             raise UserError(
                 "text_files=true writes beside the pictures of input=..., not into a data set; leave it out"
             )
+        if self.data is not None:
+            self._refuse_with_data()
         return self
+
+    def _refuse_with_data(self) -> None:
+        """Keys that speak of `input` alone."""
+        chosen = {"limit": None, "every_nth": 1, "sample": 1, "skip_existing": None, "engine": "local"}
+        for name, usual in chosen.items():
+            if (value := getattr(self, name)) != usual:
+                raise UserError(f"{name}={value} is for input=..., not for the split of a data set; leave it out")
 
 
 class PrepareConfig(Section):

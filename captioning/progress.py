@@ -53,7 +53,7 @@ class ProgressLines:
         least: float = 1,
         first: float | None = None,
     ):
-        self._total, self._desc, self._unit, self._leave = total, desc, unit, leave
+        self.total, self._desc, self._unit, self._leave = total, desc, unit, leave
         self._least, self._first = least, first
         self._initial = self._done = self._said = initial
         self._start = self._last = time.monotonic()
@@ -64,7 +64,7 @@ class ProgressLines:
         now = time.monotonic()
         wait = self._first if self._said == self._initial and self._first is not None else EVERY_SECONDS
         due = now - self._last >= wait and self._done - self._said >= self._least
-        if due and self._done < self._total:
+        if due and self._done < self.total:
             self._last, self._said = now, self._done
             log.info("%s%s", self.line(self._done, now - self._start), more())
 
@@ -75,10 +75,10 @@ class ProgressLines:
     def line(self, done: int, seconds: float) -> str:
         """What is logged when so many are done, after so many seconds."""
         rate = (done - self._initial) / max(seconds, 1e-9)
-        words = f"{self._desc}: {done:,} of {self._total:,} {self._unit}, {rate:.1f} {self._unit}/s"
-        if rate == 0 or done >= self._total:
+        words = f"{self._desc}: {done:,} of {self.total:,} {self._unit}, {rate:.1f} {self._unit}/s"
+        if rate == 0 or done >= self.total:
             return words
-        left = round((self._total - done) / rate)
+        left = round((self.total - done) / rate)
         return f"{words}, {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
 
     def __enter__(self) -> Self:

@@ -353,7 +353,7 @@ EVERY = {  # so that each choice of each group is in one of these
         *([choice, "model.init_from=runs/mine"] for choice in choices("experiment")),
         *(["data=shapes", "model=tiny", choice] for choice in choices("debug")),
     ],
-    "predict": [[choice] for group in ("data", "decoding", "logger") for choice in choices(group)],
+    "predict": [[choice] for group in ("data", "decoding", "logger", "engine") for choice in choices(group)],
     "prepare": [[choice] for choice in choices("data")],
 }
 
@@ -373,7 +373,7 @@ def test_every_choice_composes_every_key_is_known_and_every_known_key_is_in_conf
     silent = [key for key, field in known.items() if not field.description]
     assert not silent, "each says what it is"
     met = set()
-    assert {folder.name for folder in CONF.iterdir() if folder.is_dir()} == {*GROUPS, "debug", "experiment"}
+    assert {folder.name for folder in CONF.iterdir() if folder.is_dir()} == {*GROUPS, "debug", "experiment", "engine"}
     for chosen in EVERY[name]:
         config = composed(name, *chosen)
         if name == "train":

@@ -1,18 +1,20 @@
 """Picture files -> upright RGB pictures, whatever real folders hold; or one short reason why not."""
 
 import stat
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from http.client import HTTPException
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from importlib import import_module
 from importlib.util import find_spec
 from io import BytesIO
+from ipaddress import ip_address
 from os import PathLike
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import Request, urlopen
+from urllib.error import HTTPError, URLError
+from urllib.request import HTTPHandler, HTTPSHandler, Request, build_opener, getproxies
 
 import numpy as np
 import simplejpeg
@@ -106,15 +108,77 @@ def decode_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 def fetch_picture(url: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The same of what a web server answers, of at most `MAX_FETCHED_BYTES`."""
-    try:
-        with urlopen(Request(url, headers={"User-Agent": "captioning"}), timeout=FETCH_SECONDS) as answer:
-            data = answer.read(MAX_FETCHED_BYTES + 1)
-    except (OSError, HTTPException, ValueError) as error:  # ValueError: no URL
-        reason = error.reason if isinstance(error, URLError) else error
-        raise UnreadablePicture(f"not fetched: {reason or type(error).__name__}") from error
-    if len(data) > MAX_FETCHED_BYTES:
-        raise UnreadablePicture(f"more than the limit of {MAX_FETCHED_BYTES} bytes")
-    return decode_picture(data, max_pixels)
+    return decode_picture(fetched(url), max_pixels)
+
+
+def fetched(url: str, *, private: bool = True, tries: int = 1) -> bytes:
+    """What a web server answers, of at most `MAX_FETCHED_BYTES`.
+
+    Args:
+        url: http:// or https://.
+        private: whether it may lead to an address of this machine or its network, such as 192.168.0.1, which a list
+            of somebody else's could name. Through a proxy that is the proxy's business.
+        tries: so often it is asked where it is too busy, breaks off or is silent.
+
+    Raises:
+        UnreadablePicture: no answer, or too large a one.
+    """
+    opener = build_opener() if private or getproxies() else build_opener(_PublicHttp, _PublicHttps)
+    request = Request(url, headers={"User-Agent": "captioning"})
+    for again in range(tries):
+        try:
+            with opener.open(request, timeout=FETCH_SECONDS) as answer:
+                data: bytes = answer.read(MAX_FETCHED_BYTES + 1)
+                promised = answer.headers.get("Content-Length")
+                if promised and promised.isdecimal() and len(data) < min(int(promised), MAX_FETCHED_BYTES):
+                    raise ConnectionError(f"{len(data)} of {promised} bytes came")
+        except (OSError, HTTPException, ValueError) as error:  # ValueError: no URL
+            reason = error.reason if isinstance(error, URLError) else error
+            lasting = isinstance(error, ValueError) or isinstance(reason, _PrivateAddress)
+            lasting |= isinstance(error, HTTPError) and error.code < 500 and error.code != 429
+            if lasting or again == tries - 1:
+                code = f"{error.code} " if isinstance(error, HTTPError) else ""
+                raise UnreadablePicture(f"not fetched: {code}{reason or type(error).__name__}") from error
+            time.sleep(0.5 * 2**again)
+            continue
+        if len(data) > MAX_FETCHED_BYTES:
+            raise UnreadablePicture(f"more than the limit of {MAX_FETCHED_BYTES} bytes")
+        return data
+    raise AssertionError
+
+
+class _PrivateAddress(OSError):
+    """Where a URL led that may not lead there."""
+
+
+def _refuse_private(connection: HTTPConnection) -> None:
+    """Asked of the address that was connected to, so that neither names nor redirections hide it."""
+    address = connection.sock.getpeername()[0]
+    if not ip_address(address.partition("%")[0]).is_global:
+        connection.close()
+        raise _PrivateAddress(f"{connection.host} is {address}, an address of this network; private_urls=true allows it")
+
+
+class _PublicConnection(HTTPConnection):
+    def connect(self) -> None:
+        super().connect()
+        _refuse_private(self)
+
+
+class _PublicTlsConnection(HTTPSConnection):
+    def connect(self) -> None:
+        super().connect()
+        _refuse_private(self)
+
+
+class _PublicHttp(HTTPHandler):
+    def http_open(self, request: Request) -> HTTPResponse:
+        return self.do_open(_PublicConnection, request)
+
+
+class _PublicHttps(HTTPSHandler):
+    def https_open(self, request: Request) -> HTTPResponse:
+        return self.do_open(_PublicTlsConnection, request)
 
 
 def picture_in_memory(picture: Image.Image | np.ndarray) -> Image.Image:

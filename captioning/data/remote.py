@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from filelock import FileLock
 
+from captioning.data.images import MAX_FILE_BYTES
 from captioning.errors import UserError, writing
 from captioning.files import atomic_file, unlocked
 
@@ -189,13 +190,56 @@ def matching(pattern: str) -> list[str]:
     return sorted(path if is_remote(path) else f"{scheme}://{path}" for path in map(str, found))
 
 
+def listed(folder: str) -> list[str]:
+    """All files below a folder elsewhere, sorted."""
+    scheme = folder.partition("://")[0]
+    found = _tried(folder, lambda: _file_system(folder).find(folder))
+    return sorted(path if is_remote(path) else f"{scheme}://{path}" for path in map(str, found))
+
+
+def names_in(folder: str) -> list[str]:
+    """What files directly in a folder elsewhere are called; none where there is no such folder."""
+
+    def ask() -> list[str]:
+        system = _file_system(folder)
+        system.invalidate_cache()
+        try:
+            found = system.ls(folder.rstrip("/"), detail=False)
+        except FileNotFoundError as error:
+            if "bucket" in str(error).lower():
+                raise
+            return []
+        return [str(path).rstrip("/").rpartition("/")[2] for path in found]
+
+    return _tried(folder, ask, "written")
+
+
+def put(file: Path, url: str) -> None:
+    """A file of this machine to a place elsewhere, whole."""
+    _tried(url, lambda: _file_system(url).put_file(str(file), url), "written")
+
+
+def removed(url: str) -> None:
+    """Remove a file elsewhere."""
+    _tried(url, lambda: _file_system(url).rm_file(url), "written")
+
+
+def read_whole(url: str) -> bytes:
+    """A file elsewhere that is small enough to be a picture."""
+    size, _ = facts_of(url)
+    if size > MAX_FILE_BYTES:
+        raise UserError(f"{url}: {size} bytes are more than the limit of {MAX_FILE_BYTES}")
+    data: bytes = _tried(url, lambda: _file_system(url).cat_file(url))
+    return data
+
+
 def _file_system(url: str) -> Any:
     """fsspec's of a URL; fsspec keeps it, and makes another in a process that was forked."""
     core = importlib.import_module("fsspec.core")
     return core.url_to_fs(url)[0]
 
 
-def _tried(url: str, ask: Callable[[], Given]) -> Given:
+def _tried(url: str, ask: Callable[[], Given], done: str = "read") -> Given:
     """What is asked for, after up to `TRIES` tries; raises UserError with the reason and the way out."""
     for again in range(TRIES):
         try:
@@ -204,12 +248,11 @@ def _tried(url: str, ask: Callable[[], Given]) -> Given:
             raise
         except Exception as raised:  # each file system has exceptions of its own
             error = _behind(url, raised)
-            if (sentence := _hopeless(url, error)) is not None:
+            if (sentence := _hopeless(url, error, done)) is not None:
                 raise UserError(sentence) from error
             if again == TRIES - 1:
-                raise UserError(
-                    f"{url} cannot be read, tried {TRIES} times: {_words(error)}; a run goes on with resume=RUN_DIR"
-                ) from error
+                goes_on = "a run goes on with resume=RUN_DIR" if done == "read" else "resume=true goes on"
+                raise UserError(f"{url} cannot be {done}, tried {TRIES} times: {_words(error)}; {goes_on}") from error
             wait = FIRST_WAIT_SECONDS * 2**again
             log.warning("%s: %s; trying again in %g s", url, _words(error), wait)
             time.sleep(wait)
@@ -223,7 +266,7 @@ def _behind(url: str, error: Exception) -> Exception:
     return cause if url.startswith("http") and isinstance(error, FileNotFoundError) and is_other else error  # type: ignore[return-value]
 
 
-def _hopeless(url: str, error: Exception) -> str | None:
+def _hopeless(url: str, error: Exception, done: str = "read") -> str | None:
     """What to say of an error that another try does not mend; None of others."""
     scheme, _, rest = url.partition("://")
     words, kind = f"{error} {error.__cause__ or ''}", type(error).__name__
@@ -241,7 +284,7 @@ def _hopeless(url: str, error: Exception) -> str | None:
     if isinstance(error, FileNotFoundError):
         return f"{url} does not exist"
     if isinstance(error, PermissionError) or getattr(error, "status", None) in (401, 403):
-        return f"{url} may not be read with these credentials; {CREDENTIALS.get(scheme, 'log in')}"
+        return f"{url} may not be {done} with these credentials; {CREDENTIALS.get(scheme, 'log in')}"
     return None
 
 

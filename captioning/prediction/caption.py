@@ -32,7 +32,7 @@ from captioning.model.cpu import keep_freed_memory, with_int8_weights, with_pack
 from captioning.model.generation import Caption, Decoding, generate_from
 from captioning.model.generation.graphs import with_half_weights
 from captioning.prediction.inputs import InputPictures
-from captioning.prediction.journal import CaptionedPicture
+from captioning.prediction.journal import LEFT_OUT, CaptionedPicture
 from captioning.prediction.outputs.gallery import thumbnail
 from captioning.prediction.strips import draw_heat_maps, seen_part
 from captioning.randomness import addressed_seed
@@ -58,6 +58,8 @@ class Work:
         thumbnails: whether each picture comes with a small one.
         heat_maps: places of the pictures that come with heat maps.
         layers: of the decoder, whose heat maps these are; None averages all.
+        min_size: pixels of a shorter side below which a picture gets no caption.
+        sizes: whether each picture comes with its width and height.
     """
 
     pictures: InputPictures
@@ -69,6 +71,8 @@ class Work:
     thumbnails: bool = False
     heat_maps: Collection[int] = ()
     layers: Sequence[int] | None = None
+    min_size: int = 0
+    sizes: bool = False
 
 
 class CaptionedBatch(NamedTuple):
@@ -156,11 +160,17 @@ class PictureItems(Dataset[Item]):
     def __getitem__(self, place: int) -> Item:
         pictures = self._work.pictures
         image_id = pictures.image_ids[place] if pictures.image_ids else None
-        known = CaptionedPicture(place, pictures.called(place), image_id)
+        shard, key = pictures.origin(place)
+        known = CaptionedPicture(place, pictures.called(place), image_id, key=key, shard=shard)
         try:
             image = pictures.load(place)
         except UnreadablePicture as reason:
             return replace(known, error=str(reason)), None
+        if self._work.sizes:
+            known = replace(known, width=image.width, height=image.height)
+        if min(image.size) < self._work.min_size:
+            words = f"{LEFT_OUT}{image.width} x {image.height} pixels, and min_size={self._work.min_size}"
+            return replace(known, error=words), None
         shown = replace(
             known,
             references=pictures.references[place] if pictures.references else (),

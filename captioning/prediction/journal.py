@@ -31,6 +31,7 @@ TO_ESCAPE = re.compile("[\x7f\x85\u2028\u2029\ud800-\udfff]")
 
 COUNTS = ("captioned", "failed")  # in the settings file of a complete output, beside the settings
 SHOWN = 3  # failures that are named in a sentence
+LEFT_OUT = "left out: "  # begins the reason of a picture that could be read and was not wanted
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class CaptionedPicture:
     """A picture with its caption, or with the reason (`error`) why it has none.
 
     `place` counts the pictures of the input from 0; `image_id` is that of an annotated data set. `log_probability` is
-    the mean per token in nats; `alternatives` are the captions of an n-best list and theirs, best first.
+    the mean per token in nats; `alternatives` are the captions of an n-best list and theirs, best first. `shard` is what
+    the picture lies in, under its `key`; `width` and `height` in pixels are known where an output asks for them.
     """
 
     place: int
@@ -48,6 +50,10 @@ class CaptionedPicture:
     log_probability: float = math.nan
     alternatives: Sequence[tuple[str, float]] = ()
     error: str | None = None
+    key: str | None = None
+    shard: str | None = None
+    width: int | None = None
+    height: int | None = None
 
     # What only some outputs show; the journal does not keep it.
     references: Sequence[str] = ()
@@ -63,8 +69,8 @@ class CaptionedPicture:
         {"path": "b.jpg", "error": "empty file"}
         """  # noqa: E501
         content: dict[str, object] = {"path": self.path}
-        if self.image_id is not None:
-            content["image_id"] = self.image_id
+        known = {name: getattr(self, name) for name in ("image_id", "key", "shard", "width", "height")}
+        content |= {name: value for name, value in known.items() if value is not None}
         if self.caption is None:
             content["error"] = self.error
         else:
@@ -195,7 +201,7 @@ class Journal:
 
     Attributes:
         done: of so many pictures, the first ones, a resumed run has lines.
-        captioned, failed: pictures with a caption and without one.
+        captioned, failed, left_out: pictures with a caption, those without one, and those that were not wanted.
         has_alternatives: whether any has an n-best list.
 
     Raises:
@@ -207,7 +213,7 @@ class Journal:
         self.given, self.output, self.may = given, output, may
         self.path = journal_path(output)
         self._settings = json.loads(to_json(settings))
-        self.done = self.captioned = self.failed = 0
+        self.done = self.captioned = self.failed = self.left_out = 0
         self.has_alternatives = False
         self._reasons: list[str] = []
 
@@ -230,7 +236,7 @@ class Journal:
             for record, end in lines_of(self.path):  # noqa: B007  # `end` is used behind the loop
                 self._count(record)
             os.truncate(self.path, end)  # a torn line
-            self.done = self.captioned + self.failed
+            self.done = self.lines
         else:
             check_journal(self.given, self.output, self.may)
             self.path.write_bytes(b"")
@@ -254,7 +260,7 @@ class Journal:
         """Append the next picture, all of its line or, where the disk is full, nothing; pass over what is done."""
         if record.place < self.done:
             return
-        assert record.place == self.captioned + self.failed, f"picture {record.place} is not the next"
+        assert record.place == self.lines, f"picture {record.place} is not the next"
         size, rest = os.fstat(self._file.fileno()).st_size, record.line().encode()
         with disk_errors("output", self.given):
             try:
@@ -265,11 +271,19 @@ class Journal:
                 raise
         self._count(record)
 
+    @property
+    def lines(self) -> int:
+        """How many there are."""
+        return self.captioned + self.failed + self.left_out
+
     def _count(self, record: CaptionedPicture) -> None:
+        unwanted = record.error is not None and record.error.startswith(LEFT_OUT)
+        failed = record.caption is None and not unwanted
         self.captioned += record.caption is not None
-        self.failed += record.caption is None
+        self.failed += failed
+        self.left_out += unwanted
         self.has_alternatives |= bool(record.alternatives)
-        if record.caption is None and len(self._reasons) <= SHOWN:
+        if failed and len(self._reasons) <= SHOWN:
             self._reasons.append(f"{record.path} ({record.error})")
 
     @property
@@ -292,11 +306,16 @@ class Journal:
                 self.path.unlink()
             journal_settings_path(self.output).replace(settings_path(self.output))
 
+    def closed(self) -> None:
+        """Leave the lines as they are, for another process to go on from."""
+        self._file.close()
+        unlocked(self._lock)
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._file.close()
-        lines = self.captioned + self.failed
+        lines = self.lines
         if kind is not None and not lines:
             for path in (journal_settings_path(self.output), self.path):
                 path.unlink(missing_ok=True)

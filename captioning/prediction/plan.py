@@ -12,8 +12,11 @@ from omegaconf import DictConfig
 
 from captioning.config import PredictConfig, checked, require_loggers
 from captioning.data.datasets import require_data
+from captioning.data.index import Columns
+from captioning.data.readers.tables import read_table
+from captioning.data.remote import is_remote
 from captioning.errors import UserError
-from captioning.prediction.inputs import InputPictures, find_pictures
+from captioning.prediction.inputs import Found, InputPictures, JoinedPictures, find_inputs
 from captioning.prediction.journal import (
     Journal,
     May,
@@ -23,17 +26,22 @@ from captioning.prediction.journal import (
     journal_settings_path,
     lines_of,
     settings_path,
+    to_json,
 )
-from captioning.prediction.outputs import check_output, counts_if_complete, format_of
+from captioning.prediction.outputs import FORMATS, check_output, counts_if_complete, format_of
 from captioning.prediction.outputs.files import Sink, real_file
 from captioning.prediction.outputs.gallery import Gallery, gallery_path
 from captioning.prediction.outputs.heat_maps import HeatMaps, chosen_pictures
 from captioning.prediction.outputs.scores import SplitScores, check_score_files
 from captioning.prediction.outputs.text_files import TextFiles, text_path
+from captioning.prediction.parts import Choice, Part, PartFiles, Reading, limited, parts_of
 from captioning.runs import is_run
 from captioning.weights import HuggingFaceModel, find_weights, stamp_of
 
 log = logging.getLogger(__name__)
+
+
+SETTINGS = ("checkpoint", "input", "data", "split", "decoding", "precision", "batch_size")
 
 
 @dataclass
@@ -51,6 +59,8 @@ class Plan:
     """A prediction whose paths are checked.
 
     Attributes:
+        parts: where the output is a folder, of the input; else None, as is `reading`.
+        reading: how they are opened.
         config: where it goes on from what a stopped one left, with what that has chosen in the place of `auto`.
         pictures: None where they are a split's, which is read when the model's tokenizer is known.
         settings: what the captions depend on, see `settings_of`; None where the pictures are not known yet.
@@ -65,6 +75,8 @@ class Plan:
     settings: dict[str, object] | None
     sinks: "Sinks | None"
     complete: Prediction | None
+    parts: list[Part] | None = None
+    reading: Reading | None = None
 
 
 def predict_config(cfg: DictConfig) -> PredictConfig:
@@ -80,13 +92,17 @@ def run_dir_of(output: str) -> str:
 
 def planned(config: PredictConfig) -> Plan:
     """Raise UserError for paths that are not there, and files that can't be written."""
+    if writes_folder(config.output):
+        return _planned_in_parts(config)
+    if config.engine == "ray":
+        raise UserError(f"engine=ray writes a folder of files, and output={config.output} is one; say output=captions/")
     output = Path(config.output)
     check_output(output, config.overwrite or config.resume, config.resume)
     config = _going_on(config, real_file(output)) if config.resume else config
     weights = find_weights(config.checkpoint, allow_pickle=config.allow_pickle)
     complete = pictures = settings = sinks = None
     if config.input is not None:
-        pictures = InputPictures(find_pictures(config.input))
+        pictures = _chosen(config, find_inputs(config.input, config.input_column), weights)
         if config.text_files.write == "missing":
             pictures = _still_without_texts(config, output, pictures)
         format_of(output).check(output, pictures)
@@ -102,6 +118,83 @@ def planned(config: PredictConfig) -> Plan:
         if pictures and settings:
             sinks = Sinks.of(config, output, pictures, settings)
     return Plan(config, output, weights, pictures, settings, sinks, complete)
+
+
+def writes_folder(output: str) -> bool:
+    """Whether it names a folder of files.
+
+    Raises:
+        UserError: it is a file that lies elsewhere.
+    """
+    if output.endswith("/") or (not is_remote(output) and Path(output).is_dir()):
+        return True
+    if is_remote(output):
+        raise UserError(f"output={output}: elsewhere there can be a folder of files alone; say {output}/")
+    return False
+
+
+def _planned_in_parts(config: PredictConfig) -> Plan:
+    if config.input is None:
+        raise UserError(f"output={config.output} is a folder, and a split of a data set goes into one file; name one")
+    beside = {"text_files": config.text_files.write, "gallery": config.gallery, "heat_maps": config.heat_maps}
+    if asked := [name for name, value in beside.items() if value]:
+        raise UserError(
+            f"{asked[0]} goes with one file of captions, and output={config.output} is a folder of them; name a file "
+            f"such as captions.jsonl, or leave {asked[0]} out"
+        )
+    FORMATS[f".{config.format}"].check(config.output, InputPictures([]))
+    weights = find_weights(config.checkpoint, allow_pickle=config.allow_pickle)
+    reading, may = reading_of(config, weights), May(config.overwrite, config.resume)
+    PartFiles(config.output, f".{config.format}", reading.cache, reading, {}, may).check()
+    parts = limited(parts_of(find_inputs(config.input, config.input_column), config.part_size), reading, config.limit)
+    return Plan(config, Path(config.output), weights, None, None, None, None, parts, reading)
+
+
+def reading_of(config: PredictConfig, weights: Path | HuggingFaceModel) -> Reading:
+    """How the input is opened, and which of it is captioned."""
+    done = captioned_before(config, weights) if config.skip_existing else frozenset()
+    return Reading(
+        Columns(config.input_column, None, lines=False),
+        Path(config.cache).expanduser(),
+        int(config.cache_gigabytes * 1e9),
+        config.on_missing,
+        config.private_urls,
+        Choice(config.every_nth, config.sample, config.seed, done),
+    )
+
+
+def captioned_before(config: PredictConfig, weights: Path | HuggingFaceModel) -> frozenset[str]:
+    """What `skip_existing` has captions of.
+
+    Raises:
+        UserError: it is not there, or was made by other weights or another decoding.
+    """
+    before = Path(str(config.skip_existing)).expanduser()
+    files = sorted(before.glob("[!._]*")) if before.is_dir() else [before]
+    said = before / "_settings.json" if before.is_dir() else settings_path(before)
+    if not before.exists() or not said.is_file():
+        raise UserError(f"skip_existing={before}: no captions of predict.py are there; name its output")
+    now = settings_of(config, weights, [])
+    keys = ("weights", "decoding") if "weights" in now else ("checkpoint", "decoding")
+    saved = json.loads(said.read_text(encoding="utf-8"))
+    if differing := [key for key in keys if to_json(saved.get(key)) != to_json(now.get(key))]:
+        raise UserError(f"skip_existing={before} was made with another {' and '.join(differing)}; leave it out")
+    rows = (row for file in files for _, row in read_table(file))
+    found = frozenset(str(row["path"]) for row in rows if row.get("caption"))
+    log.info("%d pictures have captions in %s, and are left out", len(found), before)
+    return found
+
+
+def _chosen(config: PredictConfig, found: Sequence[Found], weights: Path | HuggingFaceModel) -> InputPictures:
+    """The pictures of one output."""
+    reading = reading_of(config, weights)
+    parts = limited(parts_of(found, max(1, len(found))), reading, config.limit)
+    stored = JoinedPictures([reading.opened(part) for part in parts])
+    if any(not isinstance(one, Path) for one in found):
+        if config.text_files.write:
+            raise UserError("text_files=true writes beside pictures that are files of this machine; name those alone")
+        return InputPictures.of(stored)
+    return InputPictures([Path(stored.name(i)) for i in range(len(stored))])
 
 
 def _going_on(config: PredictConfig, output: Path) -> PredictConfig:
@@ -156,13 +249,22 @@ def _still_without_texts(config: PredictConfig, output: Path, pictures: InputPic
 
 def settings_of(config: PredictConfig, weights: Path | HuggingFaceModel, paths: Sequence[Path]) -> dict[str, object]:
     """What the captions depend on: goes beside the output, and is compared with by a run that resumes."""
-    keys = ("checkpoint", "input", "data", "split", "decoding", "precision", "batch_size")
-    settings: dict[str, Any] = {key: value for key, value in config.plain().items() if key in keys}
+    settings: dict[str, Any] = {key: value for key, value in config.plain().items() if key in SETTINGS}
+    chosen = {"every_nth": 1, "sample": 1.0, "min_size": 0, "limit": None}  # usual ones are not said
+    settings |= {key: getattr(config, key) for key, usual in chosen.items() if getattr(config, key) != usual}
     names = "\0".join(map(str, paths)).encode("utf-8", "surrogateescape")
     settings["pictures"] = {"number": len(paths), "digest": hashlib.blake2b(names, digest_size=8).hexdigest()}
     if stamp := stamp_of(weights):
         settings["weights"] = stamp
     return settings
+
+
+def settings_of_parts(config: PredictConfig, weights: Path | HuggingFaceModel, parts: Sequence[Part]) -> dict[str, object]:
+    """The same of a folder; batches, and which engine makes them, are another's from one start to the next."""
+    settings = settings_of(config, weights, [part.name for part in parts])
+    settings["parts"] = settings.pop("pictures")
+    settings = {key: value for key, value in settings.items() if key not in ("batch_size", "data", "split")}
+    return settings | {"format": config.format, "part_size": config.part_size}
 
 
 @dataclass(frozen=True)

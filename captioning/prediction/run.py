@@ -1,15 +1,19 @@
 """A prediction from its configuration: `predict(config)` captions pictures and writes what was asked for."""
 
+from __future__ import annotations
+
 import logging
 import math
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from captioning.cli import built, quiet_libraries
 from captioning.config import DRAWN, Data, PredictConfig, WandbConfig, data_set_of
 from captioning.data.datamodule import Photographs
 from captioning.data.tokenizer import CaptionTokenizer
+from captioning.errors import UserError
 from captioning.machine import data_for_one_process, for_prediction
 from captioning.model.build import load_captioner
 from captioning.model.captioner import ImageCaptioner
@@ -22,12 +26,14 @@ from captioning.prediction.caption import (
     captioned,
     placed,
 )
+from captioning.prediction.engines import Failure, Job, Rows, on_this_machine
 from captioning.prediction.inputs import InputPictures
 from captioning.prediction.journal import Journal, May, settings_path
-from captioning.prediction.outputs import put_in_place
+from captioning.prediction.outputs import FORMATS, format_of, put_in_place
 from captioning.prediction.outputs.files import check_file, real_file
 from captioning.prediction.outputs.scores import SCORES, TABLE, SplitScores
-from captioning.prediction.plan import Plan, Prediction, Sinks, planned, settings_of
+from captioning.prediction.parts import Part, PartFiles
+from captioning.prediction.plan import Plan, Prediction, Sinks, planned, settings_of, settings_of_parts
 from captioning.prediction.strips import checked_layers
 from captioning.progress import progress
 from captioning.runs import is_run, read_checkpoint, seed_of_run
@@ -43,9 +49,11 @@ def predict(config: PredictConfig, plan: Plan | None = None) -> Prediction:
     plan = plan or planned(config)
     if plan.complete:
         return plan.complete
+    if plan.parts is not None:
+        return _predict_parts(plan, plan.parts)
     quiet_libraries()
     config, devices = for_prediction(plan.config)
-    decoding, output = built(config.decoding.plain(), "decoding"), plan.output
+    decoding, output, made_in = built(config.decoding.plain(), "decoding"), plan.output, format_of(plan.output)
     autocast(devices[0], config.precision)  # refuses what this device can't compute in
     captioner, tokenizer = load_captioner(plan.weights)
     require_room(captioner, decoding)
@@ -77,14 +85,95 @@ def predict(config: PredictConfig, plan: Plan | None = None) -> Prediction:
             thumbnails=sinks.gallery is not None,
             heat_maps=sinks.heat_map_places,
             layers=layers,
+            min_size=config.min_size,
+            sizes=made_in.holds_sizes,
         )
         model = Model(captioner, tokenizer, devices[0])
         with captioned(work, model, devices, plan.weights) as batches:
             _write(batches, work, journal, sinks)
         sinks.finish(journal)
-        put_in_place(journal)
+        put_in_place(journal, pictures if made_in.holds_pictures else None)
     _report(config, journal, sinks)
     return Prediction(journal.captioned, journal.failed, output, sinks.split.scores.corpus if sinks.split else {})
+
+
+def _predict_parts(plan: Plan, parts: list[Part]) -> Prediction:
+    """Caption the input part by part into a folder; a part that can't be read is said at the end."""
+    assert plan.reading is not None
+    quiet_libraries()
+    on_ray = plan.config.engine == "ray"
+    if on_ray:
+        from captioning.prediction.on_ray import Cluster  # needs the extra
+
+        cluster = Cluster(plan.config)
+        config = cluster.settled(plan.config)
+    else:
+        config, devices = for_prediction(plan.config)
+        autocast(devices[0], config.precision)
+    if words := knows_no_photographs(plan.weights, None):
+        log.info("%s", words)
+    job = Job(
+        reading=plan.reading,
+        weights=plan.weights,
+        decoding=built(config.decoding.plain(), "decoding"),
+        precision=config.precision,
+        batch_size=int(config.batch_size),
+        num_workers=int(config.num_workers),
+        min_size=config.min_size,
+        sizes=FORMATS[f".{config.format}"].holds_sizes,
+    )
+    settings = settings_of_parts(config, plan.weights, parts)
+    may = May(config.overwrite, config.resume)
+    failures: list[Failure] = []
+    with PartFiles(config.output, f".{config.format}", plan.reading.cache, plan.reading, settings, may) as files:
+        todo = [part for part in parts if part.name not in files.complete]
+        if len(todo) < len(parts):
+            log.info("%d of %d parts of %s are complete", len(parts) - len(todo), len(parts), config.output)
+        made = cluster.caption(todo, job) if on_ray else on_this_machine(todo, job, files.done, devices)
+        with counted(len(todo)) as bar:
+            for one in made:
+                bar.add(one)
+                if isinstance(one, Failure):
+                    failures.append(one)
+                else:
+                    files.add(*one)
+        if failures:
+            raise UserError(_of_failures(failures, len(parts), config.output))
+        captioned, failed = files.finish(parts)
+    log.info("%d captions in the %d files of %s", captioned, len(parts), config.output)
+    if failed:
+        log.warning("%d of %d pictures could not be read; their rows say why", failed, captioned + failed)
+    return Prediction(captioned, failed, plan.output, {})
+
+
+def _of_failures(failures: list[Failure], parts: int, output: str) -> str:
+    some = "; ".join(one.reason for one in failures[:3]) + ("; ..." if len(failures) > 3 else "")
+    made = parts - len(failures)
+    return f"{some}. Of {parts} parts of the input {made} are in {output}; resume=true tries the others again"
+
+
+@contextmanager
+def counted(parts: int) -> Iterator[_Counted]:
+    """A bar of the pictures of so many parts."""
+    with progress(parts, "captioning", "pictures") as bar:
+        yield _Counted(parts, bar)
+
+
+class _Counted:
+    """A bar of pictures, whose number is guessed from the parts that are known."""
+
+    def __init__(self, parts: int, bar: Any):
+        self._parts, self._bar = parts, bar
+        self._known: dict[str, int] = {}
+
+    def add(self, one: Rows | Failure) -> None:
+        """Some more rows."""
+        if isinstance(one, Failure):
+            self._known.setdefault(one.part.name, 0)
+            return
+        self._known[one.part.name] = one.total
+        self._bar.total = max(1, round(sum(self._known.values()) / len(self._known) * self._parts))
+        self._bar.update(len(one.records))
 
 
 def knows_no_photographs(weights: Path | HuggingFaceModel, data: Data | None) -> str:

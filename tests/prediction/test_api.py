@@ -83,7 +83,7 @@ def test_a_url_is_fetched_and_a_bad_answer_is_its_reason(captioner, photos):
         server.shutdown()
         server.server_close()
     assert found.caption == captioner.caption(photos / "2.png").caption and found.path == f"{root}/2.png"
-    assert missing.error == "not fetched: Not Found" and empty.error == "not a picture, or damaged at its start"
+    assert missing.error == "not fetched: 404 Not Found" and empty.error == "not a picture, or damaged at its start"
     with pytest.raises(UnreadablePicture, match=r"not fetched: .*refused"):
         captioner.caption(f"{root}/2.png")
 

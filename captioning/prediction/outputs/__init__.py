@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from captioning.errors import UserError
+from captioning.prediction.inputs import InputPictures
 from captioning.prediction.journal import (
     COUNTS,
     Journal,
@@ -27,17 +28,29 @@ from captioning.prediction.outputs.coco import CocoResults
 from captioning.prediction.outputs.csv import Csv
 from captioning.prediction.outputs.files import Format, check_file, new_file, real_file
 from captioning.prediction.outputs.jsonl import JsonLines
+from captioning.prediction.outputs.parquet import ParquetTable
+from captioning.prediction.outputs.tar import Tar
 
 log = logging.getLogger(__name__)
 
-FORMATS: dict[str, type[Format]] = {".jsonl": JsonLines, "": JsonLines, ".csv": Csv, ".json": CocoResults}
+FORMATS: dict[str, type[Format]] = {
+    ".jsonl": JsonLines,
+    "": JsonLines,
+    ".csv": Csv,
+    ".json": CocoResults,
+    ".parquet": ParquetTable,
+    ".tar": Tar,
+}
 
 
 def format_of(output: str | Path) -> type[Format]:
     """The format that the suffix of `output` names; raises UserError for a suffix that names none."""
     suffix = Path(output).suffix
     if suffix.lower() not in FORMATS:
-        raise UserError(f"output={output} ends in {suffix}; name a .jsonl, a .csv or a .json file (COCO results)")
+        raise UserError(
+            f"output={output} ends in {suffix}; name a .jsonl, a .csv or a .json file (COCO results), a .parquet, a .tar "
+            "(with the pictures), or a folder, which ends in /"
+        )
     return FORMATS[suffix.lower()]
 
 
@@ -82,8 +95,8 @@ def counts_if_complete(output: str | Path, settings: Mapping[str, object]) -> tu
     return None if captioned is None else (captioned, failed)
 
 
-def put_in_place(journal: Journal) -> None:
-    """End a prediction: its output is the journal itself, or is made of it.
+def put_in_place(journal: Journal, pictures: InputPictures | None = None, *, says: bool = True) -> None:
+    """End a prediction: its output is the journal itself, or is made of it, and of the pictures where it holds them.
 
     Raises:
         UserError: if something else has got its name meanwhile, unless that may be overwritten.
@@ -93,11 +106,13 @@ def put_in_place(journal: Journal) -> None:
     check_file("output", given, may.overwrite, settings_path(journal.output), may_exist=may_exist)
     if not made_in.is_journal:
         with new_file("output", given, may) as file:
-            sink = made_in(file)
+            sink = made_in(file, pictures)
             for record in journal:
                 sink.add(record)
             sink.finish()
     journal.complete(becomes_output=made_in.is_journal)
+    if not says:
+        return
     if journal.failed:
         why, total = made_in.about_failures.format(reasons=journal.reasons), journal.captioned + journal.failed
         log.warning("%d of %d pictures could not be read; %s", journal.failed, total, why)

@@ -22,7 +22,7 @@ class CocoResults(Format):
 
     about_failures = "the results leave them out, and the evaluation server wants all: {reasons}"
 
-    def __init__(self, file: IO[bytes]):
+    def __init__(self, file: IO[bytes], pictures: InputPictures | None = None):
         super().__init__(file)
         self._opening = "["
 

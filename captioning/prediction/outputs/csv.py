@@ -1,8 +1,11 @@
 """CSV: a table for spreadsheets, none of whose cells they take for a formula."""
 
 import re
+from csv import DictReader
+from io import TextIOWrapper
+from typing import IO
 
-from captioning.prediction.journal import CaptionedPicture, rounded
+from captioning.prediction.journal import LEFT_OUT, CaptionedPicture, rounded
 from captioning.prediction.outputs.files import Format
 
 # Where a spreadsheet may see the start of a cell: at the real one, and, if it splits at semicolons (Excel in half of
@@ -76,3 +79,9 @@ class Csv(Format):
 
     def _write(self, cells: list[str]) -> None:
         self.file.write(f"{','.join(cells)}\r\n".encode())
+
+    @classmethod
+    def counts(cls, file: IO[bytes]) -> tuple[int, int]:
+        """Rows without an error, and with one."""
+        errors = [row["error"] for row in DictReader(TextIOWrapper(file, "utf-8-sig", newline=""))]
+        return sum(not one for one in errors), sum(bool(one) and not one.startswith(LEFT_OUT) for one in errors)

@@ -40,18 +40,26 @@ class Format(Sink):
 
     Args:
         file: opened for writing, in binary.
+        pictures: of the rows, for a format that holds them.
     """
 
     is_journal = False  # are its lines the journal's, which then becomes the file?
     holds_alternatives = False  # has an n-best list a place in it, beside the best?
+    holds_sizes = False  # width and height of the pictures?
+    holds_pictures = False  # the pictures themselves? `pictures` is set then
     about_failures = "their lines say why"  # of pictures without a caption; or `{reasons}`
 
-    def __init__(self, file: IO[bytes]):
-        self.file = file
+    def __init__(self, file: IO[bytes], pictures: InputPictures | None = None):
+        self.file, self.pictures = file, pictures
 
     @classmethod
     def check(cls, output: str | Path, pictures: InputPictures) -> None:
         """Raise UserError if these pictures can't stand together in such a file."""
+
+    @classmethod
+    def counts(cls, file: IO[bytes]) -> tuple[int, int]:
+        """How many pictures such a file has with a caption, and without one."""
+        raise NotImplementedError
 
 
 def real_file(given: str | Path) -> Path:

@@ -1,6 +1,9 @@
 """JSONL: one JSON object a line. The journal has the same lines, and so becomes such an output as it is."""
 
-from captioning.prediction.journal import CaptionedPicture
+import json
+from typing import IO
+
+from captioning.prediction.journal import LEFT_OUT, CaptionedPicture
 from captioning.prediction.outputs.files import Format
 
 
@@ -13,3 +16,13 @@ class JsonLines(Format):
     def add(self, record: CaptionedPicture) -> None:
         """The line."""
         self.file.write(record.line().encode())
+
+    @classmethod
+    def counts(cls, file: IO[bytes]) -> tuple[int, int]:
+        """Lines with a caption, and without."""
+        captioned = failed = 0
+        for line in file:
+            row = json.loads(line)
+            captioned += "caption" in row
+            failed += "caption" not in row and not row["error"].startswith(LEFT_OUT)
+        return captioned, failed
