@@ -94,24 +94,32 @@ class Model:
 
 def caption(work: Work, model: Model, process: int = 0, processes: int = 1) -> Iterator[CaptionedBatch]:
     """Caption the batches in order: all, or of `processes` that take turns the share of number `process`."""
-    captioner, device, precision = model.captioner, model.device, autocast(model.device, work.precision)
-    for pictures, pixel_values in picture_loader(work, captioner.picture_format, device, process, processes):
-        if pixel_values is None:
-            yield CaptionedBatch(pictures)
-            continue
-        pixel_values = pixel_values.to(device, non_blocking=True)
-        places = [picture.place for picture in pictures if picture.error is None]
-        nats, tokens = 0.0, 0
-        with precision, torch.inference_mode():
-            attended = captioner.encode(pixel_values)
-            addresses = [addressed_seed(work.pictures.paths[place].name) for place in places]
-            captions = generate_from(captioner, attended, work.decoding, addresses)
-            if work.pictures.tokens is not None:
-                loss = captioner.loss_from(attended, own_captions(work.pictures, places).to(device))
-                nats, tokens = loss.nats.item(), int(loss.tokens)
-            made = zip(captions, pixel_values, strict=True)
-            done = [_captioned(work, model, one, *next(made)) if one.error is None else one for one in pictures]
-        yield CaptionedBatch(done, nats, tokens)
+    for pictures, pixel_values in picture_loader(work, model.captioner.picture_format, model.device, process, processes):
+        yield caption_batch(work, model, pictures, pixel_values)
+
+
+@torch.inference_mode()
+def caption_batch(
+    work: Work, model: Model, pictures: list[CaptionedPicture], pixel_values: Tensor | None
+) -> CaptionedBatch:
+    """These pictures with captions; the pixels (B, 3, H, W) uint8 are of those among them that can be read."""
+    if pixel_values is None:
+        return CaptionedBatch(pictures)
+    captioner = model.captioner
+    pixel_values = pixel_values.to(model.device, non_blocking=True)
+    readable = [picture for picture in pictures if picture.error is None]
+    nats, tokens = 0.0, 0
+    with autocast(model.device, work.precision):
+        attended = captioner.encode(pixel_values)
+        addresses = [addressed_seed(Path(picture.path).name) for picture in readable]
+        captions = generate_from(captioner, attended, work.decoding, addresses)
+        if work.pictures.tokens is not None:
+            own = own_captions(work.pictures, [picture.place for picture in readable])
+            loss = captioner.loss_from(attended, own.to(model.device))
+            nats, tokens = loss.nats.item(), int(loss.tokens)
+        made = zip(captions, pixel_values, strict=True)
+        done = [_captioned(work, model, one, *next(made)) if one.error is None else one for one in pictures]
+    return CaptionedBatch(done, nats, tokens)
 
 
 def own_captions(pictures: InputPictures, places: Sequence[int]) -> CaptionBatch:

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,13 @@ from captioning.prediction.caption import (
     captioned,
     placed,
 )
-from captioning.prediction.engines import Failure, Job, Rows, on_this_machine
+from captioning.prediction.engines import Engine, Failure, Job, Rows, on_this_machine
 from captioning.prediction.inputs import InputPictures
 from captioning.prediction.journal import Journal, May, settings_path
 from captioning.prediction.outputs import FORMATS, format_of, put_in_place
 from captioning.prediction.outputs.files import check_file, real_file
 from captioning.prediction.outputs.scores import SCORES, TABLE, SplitScores
-from captioning.prediction.parts import Part, PartFiles
+from captioning.prediction.parts import Part, PartFiles, Reading
 from captioning.prediction.plan import Plan, Prediction, Sinks, planned, settings_of, settings_of_parts
 from captioning.prediction.strips import checked_layers
 from captioning.progress import progress
@@ -99,29 +100,22 @@ def predict(config: PredictConfig, plan: Plan | None = None) -> Prediction:
 
 def _predict_parts(plan: Plan, parts: list[Part]) -> Prediction:
     """Caption the input part by part into a folder; a part that can't be read is said at the end."""
-    assert plan.reading is not None
     quiet_libraries()
-    on_ray = plan.config.engine == "ray"
-    if on_ray:
+    if plan.config.engine == "ray":
         from captioning.prediction.on_ray import Cluster  # needs the extra
 
-        cluster = Cluster(plan.config)
-        config = cluster.settled(plan.config)
-    else:
-        config, devices = for_prediction(plan.config)
-        autocast(devices[0], config.precision)
+        with Cluster(plan.config) as cluster:
+            return _into_folder(plan, parts, cluster.settled(), lambda todo, job, _: cluster.caption(todo, job))
+    config, devices = for_prediction(plan.config)
+    autocast(devices[0], config.precision)
+    return _into_folder(plan, parts, config, partial(on_this_machine, devices=devices))
+
+
+def _into_folder(plan: Plan, parts: list[Part], config: PredictConfig, engine: Engine) -> Prediction:
+    assert plan.reading is not None
     if words := knows_no_photographs(plan.weights, None):
         log.info("%s", words)
-    job = Job(
-        reading=plan.reading,
-        weights=plan.weights,
-        decoding=built(config.decoding.plain(), "decoding"),
-        precision=config.precision,
-        batch_size=int(config.batch_size),
-        num_workers=int(config.num_workers),
-        min_size=config.min_size,
-        sizes=FORMATS[f".{config.format}"].holds_sizes,
-    )
+    job = job_of(config, plan.weights, plan.reading)
     settings = settings_of_parts(config, plan.weights, parts)
     may = May(config.overwrite, config.resume)
     failures: list[Failure] = []
@@ -129,9 +123,8 @@ def _predict_parts(plan: Plan, parts: list[Part]) -> Prediction:
         todo = [part for part in parts if part.name not in files.complete]
         if len(todo) < len(parts):
             log.info("%d of %d parts of %s are complete", len(parts) - len(todo), len(parts), config.output)
-        made = cluster.caption(todo, job) if on_ray else on_this_machine(todo, job, files.done, devices)
         with counted(len(todo)) as bar:
-            for one in made:
+            for one in engine(todo, job, files.done):
                 bar.add(one)
                 if isinstance(one, Failure):
                     failures.append(one)
@@ -144,6 +137,20 @@ def _predict_parts(plan: Plan, parts: list[Part]) -> Prediction:
     if failed:
         log.warning("%d of %d pictures could not be read; their rows say why", failed, captioned + failed)
     return Prediction(captioned, failed, plan.output, {})
+
+
+def job_of(config: PredictConfig, weights: Path | HuggingFaceModel, reading: Reading) -> Job:
+    """What an engine is given."""
+    return Job(
+        reading=reading,
+        weights=weights,
+        decoding=built(config.decoding.plain(), "decoding"),
+        precision=config.precision,
+        batch_size=int(config.batch_size),
+        num_workers=int(config.num_workers),
+        min_size=config.min_size,
+        sizes=FORMATS[f".{config.format}"].holds_sizes,
+    )
 
 
 def _of_failures(failures: list[Failure], parts: int, output: str) -> str:

@@ -1,0 +1,337 @@
+"""The engine of a cluster: Ray Data reads parts of the input by tasks on CPUs, and captions them by actors with GPUs.
+
+A task opens a part and gives batches of decoded pictures, as far ahead as the cluster's memory allows; an actor holds
+the model. Rows come back here, where `PartFiles` makes files of them. What ends a process, such as a picture that a
+decoder can't survive, fails its task `tries` times; then what is missing of its part is read batch by batch, and of
+the batch that fails again picture by picture, so that one picture is named and the rest captioned.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import torch
+
+import captioning
+from captioning.config import PredictConfig
+from captioning.data.batch import PictureFormat
+from captioning.data.readers.tables import needed
+from captioning.errors import UserError
+from captioning.machine import Machine, cores
+from captioning.model.build import load_captioner
+from captioning.model.generation import require_room
+from captioning.prediction.caption import Model, PictureItems, autocast, caption_batch, collate, placed
+from captioning.prediction.engines import Failure, Job, Rows
+from captioning.prediction.inputs import InputPictures, JoinedPictures
+from captioning.prediction.journal import CaptionedPicture
+from captioning.prediction.parts import Part
+from captioning.weights import HuggingFaceModel
+
+pyarrow, ray, ray_data = (needed(name, "ray") for name in ("pyarrow", "ray", "ray.data"))
+
+log = logging.getLogger(__name__)
+
+BLOCK_BYTES = 2**20  # a batch is more, and so a block of its own, which is captioned while the next is read
+
+
+def batched(things: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """So many after each other."""
+    left = iter(things)
+    while some := list(islice(left, size)):
+        yield some
+
+
+class Piece(NamedTuple):
+    """Places of a part that one task reads; `stop` is None for all to its end."""
+
+    number: int
+    part: Part
+    start: int = 0
+    stop: int | None = None
+
+
+class Row(NamedTuple):
+    """What passes between tasks: a batch of a part that has `total` pictures, or the problem that there is none."""
+
+    number: int
+    total: int = 0
+    pictures: Sequence[CaptionedPicture] = ()
+    pixels: Any = None  # (B, 3, H, W) uint8 of those that can be read
+    problem: str = ""
+
+    def table(self) -> Any:
+        """As Ray Data passes it."""
+        return pyarrow.table({"row": [pickle.dumps(tuple(self), protocol=5)]})
+
+    @classmethod
+    def of(cls, table: Any) -> Iterator[Row]:
+        """The rows of such a table."""
+        return (cls(*pickle.loads(cell.as_buffer())) for cell in table["row"])
+
+
+class Cluster:
+    """A Ray cluster that is joined, or started here, between `with` and its end.
+
+    Raises:
+        UserError: it can't be reached, or has fewer GPUs than are asked for.
+    """
+
+    def __init__(self, config: PredictConfig):
+        self._keys, self._config = config.ray, config
+
+    def __enter__(self) -> Self:
+        address = self._keys.address
+        where: dict[str, Any] = {"num_cpus": cores(), "include_dashboard": self._keys.dashboard}
+        if address is not None:  # its machines need not have this package
+            where = {"address": address, "runtime_env": {"py_modules": [captioning]}}
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ says much, and all that ends is said here
+        try:
+            joined = ray.init(**where, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+        except Exception as error:  # it raises nearly all that there is
+            line = str(error).strip().split("\n")[0]
+            raise UserError(
+                f"ray.address={address}: no cluster can be used ({line}); ray.address=null starts one on this machine"
+            ) from error
+        if url := getattr(joined, "dashboard_url", ""):
+            log.info("Ray's dashboard: http://%s", url)
+        try:
+            self._size_up()
+        except BaseException:
+            ray.shutdown()
+            raise
+        return self
+
+    def _size_up(self) -> None:
+        """How many captioners there are, and where."""
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        gpus = sum(int(node.get("GPU", 0)) for node in nodes)
+        on_gpus = gpus > 0 and not self._config.device.startswith("cpu")
+        self.device = torch.device("cuda" if on_gpus else "cpu")
+        asked = self._config.trainer.devices
+        most = gpus if on_gpus else len(nodes)
+        self._captioners = most if asked == "auto" else int(asked)
+        if on_gpus and self._captioners > gpus:
+            raise UserError(f"trainer.devices={asked}, and the cluster has {gpus} GPUs; take so many or fewer")
+        least = int(min(node.get("CPU", 0) for node in nodes if node.get("CPU")))
+        each = max(1, -(-self._captioners // len(nodes)))  # captioners of a node
+        self._threads = max(1, least // each)
+        # One is left for a task that reads: of the captioner's threads one waits for what it reads.
+        self._needs = {"num_gpus": 1, "num_cpus": 1} if on_gpus else {"num_cpus": max(1, (least - 1) // each)}
+        self._words = f"{len(nodes)} node{'s' * (len(nodes) > 1)}, {int(sum(node.get('CPU', 0) for node in nodes))} CPUs and {gpus} GPUs"
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        ray.shutdown()
+
+    def settled(self) -> PredictConfig:
+        """The configuration without `auto`, as the cluster has it."""
+        on_gpus = self.device.type == "cuda"
+        auto: dict[str, Any] = {
+            "precision": "bf16" if on_gpus else 32,
+            "batch_size": 128 if on_gpus else Machine("cpu").captioned_pictures(),
+            "num_workers": 0,
+        }
+        config = self._config.model_copy(update={k: v for k, v in auto.items() if getattr(self._config, k) == "auto"})
+        autocast(self.device, config.precision)
+        words = "Ray on %s: trainer.devices=%d, precision=%s, batch_size=%s"
+        log.info(words, self._words, self._captioners, config.precision, config.batch_size)
+        return config
+
+    def caption(self, parts: Sequence[Part], job: Job) -> Iterator[Rows | Failure]:
+        """Rows of the parts, as they come; at last those that no process survived to read, with the reason."""
+        context = ray_data.DataContext.get_current()
+        context.max_errored_blocks = -1  # what fails is looked after here
+        context.enable_progress_bars = context.print_on_execution_start = False
+        context.target_max_block_size = BLOCK_BYTES
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+        captioner, _ = load_captioner(job.weights)
+        require_room(captioner, job.decoding)
+        seen, shipped = captioner.picture_format, ray.put(Shipped.of(job.weights))
+        del captioner
+        for some in batched(parts, self._keys.parts_at_once):
+            yield from self._some(some, job, seen, shipped)
+
+    def _some(self, parts: Sequence[Part], job: Job, seen: PictureFormat, shipped: Any) -> Iterator[Rows | Failure]:
+        """Parts that are given to the cluster together; what fails of them, again in ever smaller pieces."""
+        pieces = [Piece(number, part) for number, part in enumerate(parts)]
+        missing: dict[int, set[int]] = {}
+        failed: set[int] = set()
+        for at_once in (job.batch_size, 1, 0):
+            for row in self._rows(pieces, job, seen, shipped):
+                if row.problem:
+                    failed.add(row.number)
+                    yield Failure(parts[row.number], row.problem)
+                    continue
+                missing.setdefault(row.number, set(range(row.total))).difference_update(p.place for p in row.pictures)
+                yield Rows(parts[row.number], row.total, row.pictures)
+            for number in {piece.number for piece in pieces} - missing.keys() - failed:
+                if (total := self._count(job, parts[number])) is None:
+                    failed.add(number)
+                    what = parts[number].shard or parts[number].name
+                    yield Failure(parts[number], f"{what}: opening it ended the process that did, {self._tried()}")
+                else:
+                    missing[number] = set(range(total))
+            left = {number: sorted(places) for number, places in missing.items() if places and number not in failed}
+            if not at_once or not left:
+                break
+            pieces = [piece for number, places in left.items() for piece in _cut(number, parts[number], places, at_once)]
+            log.warning("%d pictures were lost with the processes that read them; again", sum(map(len, left.values())))
+        for number, places in left.items():
+            yield self._given_up(parts[number], job, places)
+
+    def _rows(self, pieces: Sequence[Piece], job: Job, seen: PictureFormat, shipped: Any) -> Iterator[Row]:
+        once_more = self._keys.tries - 1
+        about = {"shipped": shipped, "job": job, "device": self.device.type, "threads": self._threads}
+        with warnings.catch_warnings():  # that max_retries will have another name
+            warnings.simplefilter("ignore")
+            pictures = ray_data.read_datasource(
+                _Pictures(pieces, job, seen),
+                override_num_blocks=len(pieces),
+                num_cpus=1,
+                ray_remote_args={"max_retries": once_more},
+            )
+            captioned = pictures.map_batches(
+                _Captioner,
+                batch_size=1,
+                batch_format="pyarrow",
+                zero_copy_batch=True,
+                compute=ray_data.ActorPoolStrategy(size=self._captioners),
+                fn_constructor_kwargs=about,
+                max_task_retries=once_more,
+                **self._needs,
+            )
+        try:
+            for table in captioned.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                yield from Row.of(table)
+        except ray.exceptions.RayError as error:  # of the cluster, or of every captioner's start
+            reason = next(filter(None, map(str.strip, reversed(str(error).split("\n")))), type(error).__name__)
+            raise UserError(f"Ray gave up: {reason}; resume=true goes on with the parts that are not complete") from error
+
+    def _count(self, job: Job, part: Part) -> int | None:
+        """How many pictures a part has; None where what is asked ends."""
+        try:
+            total: int = ray.get(_counted.options(max_retries=self._keys.tries - 1).remote(job, part))
+        except ray.exceptions.RayError:
+            return None
+        return total
+
+    def _tried(self) -> str:
+        return f"{self._keys.tries} times" if self._keys.tries > 1 else "once"
+
+    def _given_up(self, part: Part, job: Job, places: Sequence[int]) -> Rows:
+        pictures = InputPictures.of(job.reading.opened(part))
+        reason = f"reading it ended the process that did, {self._tried()}"
+        rows = []
+        for place in places:
+            shard, key = pictures.origin(place)
+            rows.append(CaptionedPicture(place, pictures.called(place), error=reason, key=key, shard=shard))
+            log.warning("%s: %s", pictures.called(place), reason)
+        return Rows(part, len(pictures), rows)
+
+
+def _cut(number: int, part: Part, places: Sequence[int], at_once: int) -> Iterator[Piece]:
+    """Pieces of at most so many places that follow each other.
+
+    >>> [(one.start, one.stop) for one in _cut(0, None, [0, 1, 2, 3, 8, 9], 3)]
+    [(0, 3), (3, 4), (8, 10)]
+    """
+    start = stop = places[0]
+    for place in places:
+        if place != stop or place - start == at_once:
+            yield Piece(number, part, start, stop)
+            start = place
+        stop = place + 1
+    yield Piece(number, part, start, stop)
+
+
+class _Pictures(ray_data.Datasource):  # type: ignore[misc, name-defined]
+    """A task for each piece, which gives batch after batch."""
+
+    def __init__(self, pieces: Sequence[Piece], job: Job, seen: PictureFormat):
+        self._pieces, self._job, self._seen = pieces, job, seen
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Not known."""
+        return None
+
+    def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None, **_: Any) -> list[Any]:
+        """As many as there are pieces."""
+        about = ray_data.block.BlockMetadata(None, None, None, None)
+        read = [lambda piece=piece, how=(self._job, self._seen): _read(piece, *how) for piece in self._pieces]
+        return [ray_data.ReadTask(one, about) for one in read]
+
+
+def _read(piece: Piece, job: Job, seen: PictureFormat) -> Iterable[Any]:
+    """The batches of a piece, each a table of one row."""
+    try:
+        stored = job.reading.opened(piece.part)
+    except UserError as error:
+        yield Row(piece.number, problem=str(error)).table()
+        return
+    items, total = PictureItems(job.work(stored), seen), len(stored)
+    places = range(piece.start, total if piece.stop is None else piece.stop)
+    for batch in batched(places, job.batch_size):
+        pictures, pixels = collate(items.__getitems__(batch))
+        yield Row(piece.number, total, pictures, None if pixels is None else pixels.numpy()).table()
+    if not places:
+        yield Row(piece.number, total).table()
+
+
+@ray.remote
+def _counted(job: Job, part: Part) -> int:
+    return len(job.reading.opened(part))
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """Weights on their way to machines that don't see this one's files."""
+
+    weights: Path | HuggingFaceModel
+    data: bytes | None
+
+    @classmethod
+    def of(cls, weights: Path | HuggingFaceModel) -> Shipped:
+        """With the bytes of a checkpoint; a folder of transformers' has to be seen from everywhere."""
+        return cls(weights, weights.read_bytes() if isinstance(weights, Path) and weights.is_file() else None)
+
+    def captioner(self) -> tuple[Any, Any]:
+        """As `load_captioner`."""
+        if self.data is None:
+            return load_captioner(self.weights)
+        with tempfile.NamedTemporaryFile(suffix=".ckpt") as file:
+            file.write(self.data)
+            file.flush()
+            return load_captioner(Path(file.name))
+
+
+class _Captioner:
+    """An actor: the model on its device."""
+
+    def __init__(self, shipped: Any, job: Job, device: str, threads: int):
+        torch.set_num_threads(threads)
+        captioner, tokenizer = ray.get(shipped).captioner()
+        on = torch.device(device)
+        self._model, self._work = Model(placed(captioner, on, job.precision), tokenizer, on), job.work(JoinedPictures([]))
+
+    def __call__(self, table: Any) -> Any:
+        """The same batches with captions."""
+        done = []
+        for row in Row.of(table):
+            pixels = None if row.pixels is None else torch.from_numpy(row.pixels.copy())
+            if row.problem:
+                done.append(row)
+                continue
+            batch = caption_batch(self._work, self._model, list(row.pictures), pixels)
+            done.append(row._replace(pictures=batch.pictures, pixels=None))
+        return pyarrow.concat_tables([row.table() for row in done])

@@ -1,0 +1,101 @@
+"""Predictions on a Ray cluster of this machine: the rows of engine=local, whatever is killed on the way."""
+
+import os
+import random
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from parts import rows_in, tars
+from small_runs import SMOKE, composed
+
+ray = pytest.importorskip("ray", reason="ray is not installed")
+
+from captioning.cli import configured
+from captioning.config import PredictConfig
+from captioning.data.stored import StoredPictures
+from captioning.prediction.engines import Job, Rows
+from captioning.prediction.on_ray import Cluster
+from captioning.prediction.parts import Choice, Part, Reading, parts_of
+from captioning.prediction.plan import predict_config, reading_of
+from captioning.prediction.inputs import find_inputs
+from captioning.prediction.run import job_of, predict
+from captioning.training.run import train
+from captioning.weights import find_weights
+
+
+@pytest.fixture(scope="module")
+def run_dir(once) -> Path:
+    return once("a run", lambda folder: train(composed(folder, run=SMOKE)))
+
+
+def test_rows_are_those_of_this_machine(run_dir, tmp_path, capfd):
+    folder = tars(tmp_path / "in", shards=2, pictures=5)
+    here = predict(config(run_dir, folder, "here", "format=parquet"))
+    there = predict(config(run_dir, folder, "there", "format=parquet", "engine=ray"))
+    assert (here.captioned, here.failed) == (there.captioned, there.failed) == (10, 0)
+    for name in ("00000.parquet", "00001.parquet", "_SUCCESS"):
+        assert (tmp_path / "there" / name).read_bytes() == (tmp_path / "here" / name).read_bytes()
+    assert not ray.is_initialized()
+
+
+def config(run_dir: Path, folder: Path, output: str, *given: str) -> PredictConfig:
+    usual = [f"checkpoint={run_dir}", f"input={folder}", f"output={folder.parent / output}/", "decoding.max_new_tokens=5"]
+    return configured(PredictConfig, *usual, "device=cpu", "batch_size=4", f"cache={folder.parent / 'cache'}", *given)
+
+
+@dataclass(frozen=True)
+class Poisoned(Reading):
+    """A picture ends the process that reads it; so does opening a part."""
+
+    picture: str = ""
+    part: str = ""
+
+    def opened(self, part: Part) -> StoredPictures:
+        if part.name == self.part:
+            os.kill(os.getpid(), signal.SIGKILL)
+        pictures = super().opened(part)
+        usual = pictures.read
+
+        def read(i: int) -> bytes:
+            if self.picture and pictures.name(i).endswith(self.picture):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return usual(i)
+
+        pictures.read = read  # type: ignore[method-assign]
+        return pictures
+
+
+@pytest.mark.slow
+def test_rows_are_those_of_this_machine_and_a_deadly_picture_is_named(run_dir, tmp_path, caplog):
+    folder = tars(tmp_path / "in", shards=3, pictures=9)
+    there = config(run_dir, folder, "there", "engine=ray", "ray.tries=1")
+    here = predict(config(run_dir, folder, "here"))
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    with Cluster(there) as cluster:
+        weights = find_weights(there.checkpoint)
+        reading = reading_of(there, weights)
+        parts = parts_of(find_inputs(there.input), 100)
+        job = job_of(cluster.settled(), weights, reading)
+        made = list(cluster.caption(parts, job))
+        usual = rows_in(tmp_path / "here")
+        assert all(isinstance(one, Rows) for one in made)
+        rows = {record.path: record.line() for one in made for record in one.records}
+        assert rows == {path: line for path, line in usual.items()}
+        assert here.captioned == len(rows) == 27
+
+        deadly = Poisoned(**vars(reading), picture="000000013.jpg", part=parts[2].name)
+        made = list(cluster.caption(parts, job_of(cluster.settled(), weights, deadly)))
+        failed = [one for one in made if not isinstance(one, Rows)]
+        assert [(one.part.name, one.reason) for one in failed] == [
+            (parts[2].name, f"{parts[2].shard}: opening it ended the process that did, once")
+        ]
+        records = {record.path: record for one in made if isinstance(one, Rows) for record in one.records}
+        assert len(records) == 18
+        (named,) = (record for record in records.values() if record.error)
+        assert named.path.endswith("000000013.jpg") and "ended the process" in named.error
+        others = {path: record.line() for path, record in records.items() if not record.error}
+        assert others == {path: usual[path] for path in others}
