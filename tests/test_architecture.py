@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "evaluation": SMALL,
     "model": SMALL | {"config", "data.batch", "data.tokenizer", "data.transforms", "runs", "weights"},
     "training": SMALL | {"config", "runs", "weights", "data", "model", "evaluation"},
-    "prediction": SMALL | {"config", "cli", "runs", "weights", "data", "model", "evaluation"},
+    "prediction": SMALL | {"config", "machine", "cli", "runs", "weights", "data", "model", "evaluation"},
     "export": SMALL | {"config", "cli", "runs", "weights", "data", "model"},
     "config": SMALL,
     "machine": SMALL | {"config"},

@@ -28,7 +28,7 @@ ANSWERS = [
     ("predict.py decoding=gredy", "did you mean greedy"),
     ("predict.py checkpoint={folder}/none output={folder}/c.jsonl input={folder}", "none is not there"),
     ("predict.py checkpoint={folder}/a.ckpt output={folder}/c.jsonl input=nowhere", "neither a folder nor a file"),
-    ("predict.py checkpoint={folder}/a.ckpt output={folder} input=nowhere", "is a folder; name a file"),
+    ("predict.py checkpoint={folder}/a.ckpt output={folder} input=nowhere", "name another folder"),
     ("predict.py checkpoint={folder}/notes.txt output={folder}/c.jsonl input={folder}", "damaged or is no checkpoint"),
     ("predict.py checkpoint={folder}/a.ckpt input={folder} device=gpu", "device=gpu must be auto, cpu, cuda"),
     ("predict.py checkpoint={folder}/a.ckpt data=shapes split=vla", "split=vla is none of train, val, test"),

@@ -156,7 +156,9 @@ def _refuse_private(connection: HTTPConnection) -> None:
     address = connection.sock.getpeername()[0]
     if not ip_address(address.partition("%")[0]).is_global:
         connection.close()
-        raise _PrivateAddress(f"{connection.host} is {address}, an address of this network; private_urls=true allows it")
+        raise _PrivateAddress(
+            f"{connection.host} is {address}, an address of this network; private_urls=true allows it"
+        )
 
 
 class _PublicConnection(HTTPConnection):

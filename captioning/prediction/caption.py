@@ -94,7 +94,9 @@ class Model:
 
 def caption(work: Work, model: Model, process: int = 0, processes: int = 1) -> Iterator[CaptionedBatch]:
     """Caption the batches in order: all, or of `processes` that take turns the share of number `process`."""
-    for pictures, pixel_values in picture_loader(work, model.captioner.picture_format, model.device, process, processes):
+    for pictures, pixel_values in picture_loader(
+        work, model.captioner.picture_format, model.device, process, processes
+    ):
         yield caption_batch(work, model, pictures, pixel_values)
 
 

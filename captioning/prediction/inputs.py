@@ -48,7 +48,16 @@ log = logging.getLogger(__name__)
 
 SHARDS = (".tar", ".parquet")
 TABLES = tuple(suffix for suffix in SUFFIXES if suffix not in SHARDS)
-COLUMNS = ("path", "file_name", "filename", "file", "image", "image_path", "url", "image_url")  # of pictures, in a table
+COLUMNS = (
+    "path",
+    "file_name",
+    "filename",
+    "file",
+    "image",
+    "image_path",
+    "url",
+    "image_url",
+)  # of pictures, in a table
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,8 @@ class CaptionedPicture:
     """A picture with its caption, or with the reason (`error`) why it has none.
 
     `place` counts the pictures of the input from 0; `image_id` is that of an annotated data set. `log_probability` is
-    the mean per token in nats; `alternatives` are the captions of an n-best list and theirs, best first. `shard` is what
-    the picture lies in, under its `key`; `width` and `height` in pixels are known where an output asks for them.
+    the mean per token in nats; `alternatives` are the captions of an n-best list and theirs, best first. The picture
+    lies in `shard` under its `key`; `width` and `height` in pixels are known where an output asks for them.
     """
 
     place: int

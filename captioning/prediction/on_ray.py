@@ -12,6 +12,7 @@ import logging
 import os
 import pickle
 import tempfile
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ pyarrow, ray, ray_data = (needed(name, "ray") for name in ("pyarrow", "ray", "ra
 
 log = logging.getLogger(__name__)
 
+WAIT_SECONDS = 10  # until a cluster that has lost a node knows of it
 BLOCK_BYTES = 2**20  # a batch is more, and so a block of its own, which is captioned while the next is read
 
 
@@ -127,7 +129,8 @@ class Cluster:
         self._threads = max(1, least // each)
         # One is left for a task that reads: of the captioner's threads one waits for what it reads.
         self._needs = {"num_gpus": 1, "num_cpus": 1} if on_gpus else {"num_cpus": max(1, (least - 1) // each)}
-        self._words = f"{len(nodes)} node{'s' * (len(nodes) > 1)}, {int(sum(node.get('CPU', 0) for node in nodes))} CPUs and {gpus} GPUs"
+        cpus, several = int(sum(node.get("CPU", 0) for node in nodes)), "s" if len(nodes) > 1 else ""
+        self._words = f"{len(nodes)} node{several}, {cpus} CPUs and {gpus} GPUs"
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -157,25 +160,38 @@ class Cluster:
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         captioner, _ = load_captioner(job.weights)
         require_room(captioner, job.decoding)
-        seen, shipped = captioner.picture_format, ray.put(Shipped.of(job.weights))
+        seen = captioner.picture_format
+        shipped = ray.cloudpickle.dumps(ray.put(Shipped.of(job.weights)))  # so it stays for actors that start again
         del captioner
         for some in batched(parts, self._keys.parts_at_once):
             yield from self._some(some, job, seen, shipped)
 
-    def _some(self, parts: Sequence[Part], job: Job, seen: PictureFormat, shipped: Any) -> Iterator[Rows | Failure]:
+    def _some(self, parts: Sequence[Part], job: Job, seen: PictureFormat, shipped: bytes) -> Iterator[Rows | Failure]:
         """Parts that are given to the cluster together; what fails of them, again in ever smaller pieces."""
-        pieces = [Piece(number, part) for number, part in enumerate(parts)]
-        missing: dict[int, set[int]] = {}
+        missing: dict[int, set[int]] = {}  # places, of the parts whose number of pictures is known
         failed: set[int] = set()
-        for at_once in (job.batch_size, 1, 0):
-            for row in self._rows(pieces, job, seen, shipped):
-                if row.problem:
-                    failed.add(row.number)
-                    yield Failure(parts[row.number], row.problem)
-                    continue
-                missing.setdefault(row.number, set(range(row.total))).difference_update(p.place for p in row.pictures)
-                yield Rows(parts[row.number], row.total, row.pictures)
-            for number in {piece.number for piece in pieces} - missing.keys() - failed:
+        sizes, broken = iter((job.batch_size, 1, 0)), 0
+        pieces = [Piece(number, part) for number, part in enumerate(parts)]
+        while pieces:
+            try:
+                for row in self._rows(pieces, job, seen, shipped):
+                    if row.problem:
+                        failed.add(row.number)
+                        yield Failure(parts[row.number], row.problem)
+                        continue
+                    places = missing.setdefault(row.number, set(range(row.total)))
+                    places.difference_update(picture.place for picture in row.pictures)
+                    yield Rows(parts[row.number], row.total, row.pictures)
+                at_once = next(sizes)
+            except ray.exceptions.RayError as error:  # of the cluster, such as a node that went; or of all captioners
+                broken, at_once = broken + 1, job.batch_size
+                words = [line.strip() for line in str(error).split("\n") if line.strip()]
+                reason = words[-1] if words else type(error).__name__
+                if broken > self._keys.tries:
+                    raise UserError(f"Ray gave up {broken} times: {reason}; resume=true goes on") from error
+                log.warning("Ray gave up: %s; again in %d s", reason, WAIT_SECONDS)
+                time.sleep(WAIT_SECONDS)
+            for number in set(range(len(parts))) - missing.keys() - failed:
                 if (total := self._count(job, parts[number])) is None:
                     failed.add(number)
                     what = parts[number].shard or parts[number].name
@@ -183,14 +199,15 @@ class Cluster:
                 else:
                     missing[number] = set(range(total))
             left = {number: sorted(places) for number, places in missing.items() if places and number not in failed}
-            if not at_once or not left:
-                break
-            pieces = [piece for number, places in left.items() for piece in _cut(number, parts[number], places, at_once)]
-            log.warning("%d pictures were lost with the processes that read them; again", sum(map(len, left.values())))
-        for number, places in left.items():
-            yield self._given_up(parts[number], job, places)
+            if not at_once:
+                yield from (self._given_up(parts[number], job, places) for number, places in left.items())
+                return
+            pieces = [one for number, places in left.items() for one in _cut(number, parts[number], places, at_once)]
+            if pieces and not broken:
+                count = sum(map(len, left.values()))
+                log.warning("%d pictures were lost with the processes that read them; again", count)
 
-    def _rows(self, pieces: Sequence[Piece], job: Job, seen: PictureFormat, shipped: Any) -> Iterator[Row]:
+    def _rows(self, pieces: Sequence[Piece], job: Job, seen: PictureFormat, shipped: bytes) -> Iterator[Row]:
         once_more = self._keys.tries - 1
         about = {"shipped": shipped, "job": job, "device": self.device.type, "threads": self._threads}
         with warnings.catch_warnings():  # that max_retries will have another name
@@ -211,12 +228,8 @@ class Cluster:
                 max_task_retries=once_more,
                 **self._needs,
             )
-        try:
-            for table in captioned.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-                yield from Row.of(table)
-        except ray.exceptions.RayError as error:  # of the cluster, or of every captioner's start
-            reason = next(filter(None, map(str.strip, reversed(str(error).split("\n")))), type(error).__name__)
-            raise UserError(f"Ray gave up: {reason}; resume=true goes on with the parts that are not complete") from error
+        for table in captioned.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            yield from Row.of(table)
 
     def _count(self, job: Job, part: Part) -> int | None:
         """How many pictures a part has; None where what is asked ends."""
@@ -255,7 +268,7 @@ def _cut(number: int, part: Part, places: Sequence[int], at_once: int) -> Iterat
     yield Piece(number, part, start, stop)
 
 
-class _Pictures(ray_data.Datasource):  # type: ignore[misc, name-defined]
+class _Pictures(ray_data.Datasource):  # type: ignore[name-defined]
     """A task for each piece, which gives batch after batch."""
 
     def __init__(self, pieces: Sequence[Piece], job: Job, seen: PictureFormat):
@@ -318,11 +331,14 @@ class Shipped:
 class _Captioner:
     """An actor: the model on its device."""
 
-    def __init__(self, shipped: Any, job: Job, device: str, threads: int):
+    def __init__(self, shipped: bytes, job: Job, device: str, threads: int):
         torch.set_num_threads(threads)
-        captioner, tokenizer = ray.get(shipped).captioner()
+        captioner, tokenizer = ray.get(pickle.loads(shipped)).captioner()
         on = torch.device(device)
-        self._model, self._work = Model(placed(captioner, on, job.precision), tokenizer, on), job.work(JoinedPictures([]))
+        self._model, self._work = (
+            Model(placed(captioner, on, job.precision), tokenizer, on),
+            job.work(JoinedPictures([])),
+        )
 
     def __call__(self, table: Any) -> Any:
         """The same batches with captions."""

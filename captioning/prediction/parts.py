@@ -115,7 +115,9 @@ class Reading:
             blocks = Blocks(self.cache / "blocks", self.cache_bytes)
             index = index_of(part.shard, self.columns, self.cache, blocks)
             if index.problem and self.on_missing == "error":
-                raise UserError(f"{part.shard} is {index.problem}; fetch it again, or on_missing=skip takes what is whole")
+                raise UserError(
+                    f"{part.shard} is {index.problem}; fetch it again, or on_missing=skip takes what is whole"
+                )
             pictures = _Shards([index], blocks)
         chosen = self.choice.of(pictures)
         return chosen if part.most is None else chosen.part(np.arange(min(part.most, len(chosen))))
@@ -231,7 +233,7 @@ class PartFiles:
         if self._may.resume and SETTINGS in there:
             self._refuse_other_settings()
             for made in self._work.glob(f"*{self.suffix}"):  # of a process that was killed when it had made this
-                if not journal_path(made).exists():
+                if not made.name.endswith(".partial.jsonl") and not journal_path(made).exists():
                     self._publish(made)
                     there.add(made.name)
             self.complete = {name.removesuffix(self.suffix) for name in there if name.endswith(self.suffix)}

@@ -247,7 +247,9 @@ def _still_without_texts(config: PredictConfig, output: Path, pictures: InputPic
     return InputPictures(paths)
 
 
-def settings_of(config: PredictConfig, weights: Path | HuggingFaceModel, paths: Sequence[Path]) -> dict[str, object]:
+def settings_of(
+    config: PredictConfig, weights: Path | HuggingFaceModel, paths: Sequence[Path | str]
+) -> dict[str, object]:
     """What the captions depend on: goes beside the output, and is compared with by a run that resumes."""
     settings: dict[str, Any] = {key: value for key, value in config.plain().items() if key in SETTINGS}
     chosen = {"every_nth": 1, "sample": 1.0, "min_size": 0, "limit": None}  # usual ones are not said
@@ -259,7 +261,9 @@ def settings_of(config: PredictConfig, weights: Path | HuggingFaceModel, paths: 
     return settings
 
 
-def settings_of_parts(config: PredictConfig, weights: Path | HuggingFaceModel, parts: Sequence[Part]) -> dict[str, object]:
+def settings_of_parts(
+    config: PredictConfig, weights: Path | HuggingFaceModel, parts: Sequence[Part]
+) -> dict[str, object]:
     """The same of a folder; batches, and which engine makes them, are another's from one start to the next."""
     settings = settings_of(config, weights, [part.name for part in parts])
     settings["parts"] = settings.pop("pictures")

@@ -1,27 +1,31 @@
 """Predictions on a Ray cluster of this machine: the rows of engine=local, whatever is killed on the way."""
 
+import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from parts import rows_in, tars
 from small_runs import SMOKE, composed
 
 ray = pytest.importorskip("ray", reason="ray is not installed")
 
+# ruff: noqa: E402  # what needs ray
 from captioning.cli import configured
 from captioning.config import PredictConfig
 from captioning.data.stored import StoredPictures
-from captioning.prediction.engines import Job, Rows
-from captioning.prediction.on_ray import Cluster
-from captioning.prediction.parts import Choice, Part, Reading, parts_of
-from captioning.prediction.plan import predict_config, reading_of
+from captioning.prediction.engines import Rows
 from captioning.prediction.inputs import find_inputs
+from captioning.prediction.on_ray import Cluster
+from captioning.prediction.parts import Part, Reading, parts_of
+from captioning.prediction.plan import reading_of
 from captioning.prediction.run import job_of, predict
 from captioning.training.run import train
 from captioning.weights import find_weights
@@ -43,7 +47,12 @@ def test_rows_are_those_of_this_machine(run_dir, tmp_path, capfd):
 
 
 def config(run_dir: Path, folder: Path, output: str, *given: str) -> PredictConfig:
-    usual = [f"checkpoint={run_dir}", f"input={folder}", f"output={folder.parent / output}/", "decoding.max_new_tokens=5"]
+    usual = [
+        f"checkpoint={run_dir}",
+        f"input={folder}",
+        f"output={folder.parent / output}/",
+        "decoding.max_new_tokens=5",
+    ]
     return configured(PredictConfig, *usual, "device=cpu", "batch_size=4", f"cache={folder.parent / 'cache'}", *given)
 
 
@@ -84,7 +93,7 @@ def test_rows_are_those_of_this_machine_and_a_deadly_picture_is_named(run_dir, t
         usual = rows_in(tmp_path / "here")
         assert all(isinstance(one, Rows) for one in made)
         rows = {record.path: record.line() for one in made for record in one.records}
-        assert rows == {path: line for path, line in usual.items()}
+        assert rows == usual
         assert here.captioned == len(rows) == 27
 
         deadly = Poisoned(**vars(reading), picture="000000013.jpg", part=parts[2].name)
@@ -99,3 +108,54 @@ def test_rows_are_those_of_this_machine_and_a_deadly_picture_is_named(run_dir, t
         assert named.path.endswith("000000013.jpg") and "ended the process" in named.error
         others = {path: record.line() for path, record in records.items() if not record.error}
         assert others == {path: usual[path] for path in others}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+def test_rows_are_all_there_and_none_twice_whatever_was_killed(run_dir, once, tmp_path, seed):
+    psutil = pytest.importorskip("psutil")
+    from ray.cluster_utils import Cluster as Nodes
+
+    def undisturbed(folder: Path) -> None:
+        predict(config(run_dir, tars(folder / "in", shards=16, pictures=40), "out"))
+
+    whole, rng = once("undisturbed", undisturbed), random.Random(seed)
+    output = tmp_path / "out"
+    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    try:
+        second = nodes.add_node(num_cpus=2)
+
+        def started(*given: str) -> subprocess.Popen:
+            keys = [f"checkpoint={run_dir}", f"input={whole / 'in'}", f"output={output}/", "decoding.max_new_tokens=5"]
+            keys += ["device=cpu", "batch_size=4", f"cache={tmp_path / 'cache'}", "engine=ray"]
+            command = [sys.executable, ROOT / "predict.py", *keys, f"ray.address={nodes.address}", *given]
+            return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path)
+
+        driver = started()
+        events = {"worker": rng.uniform(0, 12), "node": rng.uniform(0, 12), "driver": rng.uniform(6, 14)}
+        begun = time.monotonic()
+        for event, moment in sorted(events.items(), key=lambda one: one[1]):
+            time.sleep(max(0, moment - (time.monotonic() - begun)))
+            if event == "driver":
+                driver.kill()
+            elif event == "node":
+                nodes.remove_node(second, allow_graceful=False)
+            else:
+                workers = [p for p in psutil.process_iter(["cmdline"]) if "ray::" in " ".join(p.info["cmdline"] or [])]
+                if workers:
+                    rng.choice(workers).kill()
+        driver.communicate()
+        complete = {path.name: path.read_bytes() for path in output.glob("*.jsonl")} if output.exists() else {}
+        nodes.add_node(num_cpus=2)
+        said, _ = (again := started("resume=true")).communicate(timeout=200)
+        assert again.returncode == 0, said
+        assert {name: (output / name).read_bytes() for name in complete} == complete, "what was complete is as it was"
+        assert captions_in(output) == captions_in(whole / "out") and len(captions_in(output)) == 640
+        assert (output / "_SUCCESS").exists() and not (output / ".unfinished").exists()
+    finally:
+        driver.kill()
+        nodes.shutdown()
+
+
+def captions_in(folder: Path) -> dict[str, str]:
+    return {path: json.loads(line)["caption"] for path, line in rows_in(folder).items()}

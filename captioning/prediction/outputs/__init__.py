@@ -48,8 +48,8 @@ def format_of(output: str | Path) -> type[Format]:
     suffix = Path(output).suffix
     if suffix.lower() not in FORMATS:
         raise UserError(
-            f"output={output} ends in {suffix}; name a .jsonl, a .csv or a .json file (COCO results), a .parquet, a .tar "
-            "(with the pictures), or a folder, which ends in /"
+            f"output={output} ends in {suffix}; name a .jsonl, a .csv or a .json file (COCO results), a .parquet, a "
+            ".tar (with the pictures), or a folder, which ends in /"
         )
     return FORMATS[suffix.lower()]
 

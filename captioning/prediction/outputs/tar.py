@@ -45,7 +45,9 @@ class Tar(Format):
                 try:
                     data = self.pictures.read(record.place)
                 except UnreadablePicture as error:
-                    raise UserError(f"{record.path} could be read before, and now can't ({error}); resume=true goes on") from error
+                    raise UserError(
+                        f"{record.path} could be read before, and now can't ({error}); resume=true goes on"
+                    ) from error
                 more = {"path": record.path, "log_probability": rounded(record.log_probability)}
                 text = " ".join((record.caption or "").splitlines())
                 parts = {suffix_of(record.path, data): data, ".txt": text.encode(), ".json": to_json(more).encode()}

@@ -1,0 +1,357 @@
+"""Large inputs into folders of files: what is read, what is written, what is gone on from, what is refused."""
+
+import io
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from parts import jpeg, rows_in, tar_of, tars
+from small_runs import SMOKE, composed
+from support import prediction
+
+from captioning.data import images
+from captioning.data.images import UnreadablePicture, fetched
+from captioning.data.index import Columns
+from captioning.errors import UserError
+from captioning.prediction import parts as parts_module
+from captioning.prediction.engines import Rows
+from captioning.prediction.inputs import Shard, Url, find_inputs
+from captioning.prediction.journal import NOTHING, CaptionedPicture
+from captioning.prediction.parts import Choice, Part, PartFiles, Reading, parts_of
+from captioning.prediction.run import predict
+from captioning.training.run import train
+
+
+@pytest.fixture(scope="module")
+def run_dir(once) -> Path:
+    return once("a run", lambda folder: train(composed(folder, run=SMOKE)))
+
+
+@pytest.fixture
+def make(run_dir, tmp_path):
+    """Captions an input into a folder of tmp_path, by keys."""
+
+    def made(source, output="out/", *given):
+        given = (f"cache={tmp_path / 'cache'}", "decoding.max_new_tokens=4", "batch_size=4", *given)
+        output = output if "://" in output else f"{tmp_path}/{output}"
+        return predict(prediction(run_dir, source, output, *given))
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> Path:
+    return tars(tmp_path_factory.mktemp("shards") / "in", shards=3, pictures=5)
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_each_shard_becomes_a_file_that_its_own_readers_read_back(make, shards, tmp_path):
+    parquet, webdataset = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("webdataset")
+    datasets = pytest.importorskip("datasets")
+    for kind in ("jsonl", "csv", "parquet", "tar"):
+        assert make(shards, f"{kind}/", f"format={kind}").captioned == 15
+        names = {f"0000{i}.{kind}" for i in range(3)} | {"_settings.json", "_manifest.json", "_SUCCESS"}
+        assert {path.name for path in (tmp_path / kind).iterdir()} == names
+    manifest = json.loads((tmp_path / "tar/_manifest.json").read_text())
+    assert manifest["captioned"] == 15 and manifest["parts"]["00001"] == {"captioned": 5, "failed": 0}
+    rows = [json.loads(line) for line in rows_in(tmp_path / "jsonl").values()]
+    assert rows[7]["key"] == "000000007" and rows[7]["shard"] == str(shards / "00001.tar")
+    table = parquet.read_table(tmp_path / "parquet/00001.parquet")
+    columns = ["key", "shard", "caption", "log_probability", "alternatives", "error", "width", "height"]
+    assert table.column_names == columns
+    assert table["caption"].to_pylist() == [row["caption"] for row in rows[5:10]]
+    assert table["width"].to_pylist() == [32] * 5 and table["height"].to_pylist() == [24] * 5
+    read = datasets.load_dataset("parquet", data_files=str(tmp_path / "parquet/*.parquet"), split="train")
+    assert read["key"] == [row["key"] for row in rows]
+    samples = webdataset.WebDataset(str(tmp_path / "tar/00001.tar"), shardshuffle=False)
+    for sample, row in zip(list(samples), rows[5:10], strict=True):
+        assert sample["__key__"] == row["key"] and sample["txt"].decode() == row["caption"]
+        assert sample["jpg"] == jpeg(int(row["key"])), "the bytes are as they were"
+        assert json.loads(sample["json"])["log_probability"] == row["log_probability"]
+
+
+def test_one_file_holds_all_of_several_shards_and_of_a_table(make, shards, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    make(shards, "whole/")
+    make(shards, "one.parquet")
+    assert parquet.read_table(tmp_path / "one.parquet")["key"].to_pylist() == [f"{i:09d}" for i in range(15)]
+    (tmp_path / "photos").mkdir()
+    for number in range(3):
+        (tmp_path / f"photos/{number}.jpg").write_bytes(jpeg(number))
+    (tmp_path / "list.csv").write_text("id,file_name\n7,photos/2.jpg\n8,photos/0.jpg\n")
+    (tmp_path / "list.jsonl").write_text('{"where": "photos/1.jpg"}\n')
+    make(tmp_path / "list.csv", "table.jsonl")
+    assert [Path(row["path"]).name for row in lines(tmp_path / "table.jsonl")] == ["2.jpg", "0.jpg"]
+    make(f"[{tmp_path / 'list.csv'},{shards / '00000.tar'}]", "both.jsonl")
+    both = lines(tmp_path / "both.jsonl")
+    assert [row.get("key") for row in both] == [f"{i:09d}" for i in range(5)] + [None, None]
+    assert {row["caption"] for row in both[:5]} == {
+        json.loads(t)["caption"] for t in [*rows_in(tmp_path / "whole").values()][:5]
+    }
+    with pytest.raises(
+        UserError, match=r"list\.jsonl has the columns where; name the one of paths or URLs in input_col"
+    ):
+        find_inputs(tmp_path / "list.jsonl")
+    assert find_inputs(tmp_path / "list.jsonl", "where") == [tmp_path / "photos/1.jpg"]
+    with pytest.raises(UserError, match=r"input_column=wo: .*list\.jsonl has the columns where"):
+        find_inputs(tmp_path / "list.jsonl", "wo")
+    with pytest.raises(UserError, match="text_files=true writes beside pictures that are files"):
+        make(shards, "texts.jsonl", "text_files.write=true")
+
+
+def test_files_are_cut_into_parts_whose_rows_are_those_of_one_file(make, tmp_path):
+    (tmp_path / "photos").mkdir()
+    for number in range(7):
+        (tmp_path / f"photos/{number}.jpg").write_bytes(jpeg(number) if number != 4 else b"no picture")
+    whole = make(tmp_path / "photos", "whole.jsonl")
+    cut = make(tmp_path / "photos", "cut/", "part_size=3")
+    assert (whole.captioned, whole.failed) == (cut.captioned, cut.failed) == (6, 1)
+    assert [path.name for path in sorted((tmp_path / "cut").glob("*.jsonl"))] == [
+        f"part-0000{i}.jsonl" for i in range(3)
+    ]
+    assert list(rows_in(tmp_path / "cut").values()) == (tmp_path / "whole.jsonl").read_text().splitlines(keepends=True)
+
+
+def test_what_is_chosen_of_the_input(make, shards, tmp_path):
+    def keys(*given) -> list[int]:
+        make(shards, "chosen/", "overwrite=true", *given)
+        return [int(json.loads(line)["key"]) for line in rows_in(tmp_path / "chosen").values()]
+
+    assert keys("limit=7") == list(range(7))
+    assert keys("every_nth=2") == [0, 2, 4, 5, 7, 9, 10, 12, 14]
+    some = keys("sample=0.5")
+    assert 2 < len(some) < 13 and keys("sample=0.5") == some != keys("sample=0.5", "seed=1")
+    assert keys("sample=0.5", "limit=3") == some[:3]
+    small = make(shards, "small/", "min_size=30")
+    assert (small.captioned, small.failed) == (0, 0), "what is not wanted has not failed"
+    assert {json.loads(line)["error"] for line in rows_in(tmp_path / "small").values()} == {
+        "left out: 32 x 24 pixels, and min_size=30"
+    }
+    make(shards / "00001.tar", "before.jsonl")
+    assert keys(f"skip_existing={tmp_path / 'before.jsonl'}") == [*range(5), *range(10, 15)]
+    with pytest.raises(UserError, match=r"was made with another decoding; leave it out"):
+        keys(f"skip_existing={tmp_path / 'before.jsonl'}", "decoding.max_new_tokens=5")
+    with pytest.raises(UserError, match=r"no captions of predict.py are there"):
+        keys(f"skip_existing={tmp_path}")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "tar"])
+def test_what_was_stopped_goes_on_with_the_parts_and_rows_that_lack(make, shards, tmp_path, monkeypatch, kind):
+    if kind == "parquet":
+        pytest.importorskip("pyarrow")
+    make(shards, "undisturbed/", f"format={kind}")
+    add, done = PartFiles.add, []
+
+    def stops(files: PartFiles, part: Part, total: int, records) -> None:
+        add(files, part, total, records)
+        done.append(len(records))
+        if sum(done) > 6:
+            raise KeyboardInterrupt
+
+    with mock.patch.object(PartFiles, "add", stops), pytest.raises(KeyboardInterrupt):
+        make(shards, "out/", f"format={kind}")
+    complete = [path.name for path in (tmp_path / "out").glob(f"0*.{kind}")]
+    assert complete == [f"00000.{kind}"] and not (tmp_path / "out/_SUCCESS").exists()
+    with pytest.raises(UserError, match=r"holds 2 files, such as 00000.*; go on with resume=true, or begin anew"):
+        make(shards, "out/", f"format={kind}")
+    with pytest.raises(UserError, match=r"were made otherwise: decoding.max_new_tokens was 4 and is 5"):
+        make(shards, "out/", f"format={kind}", "resume=true", "decoding.max_new_tokens=5")
+    captioned: list[int] = []
+    monkeypatch.setattr(
+        PartFiles, "add", lambda self, part, total, rows: captioned.append(len(rows)) or add(self, part, total, rows)
+    )
+    made = make(shards, "out/", f"format={kind}", "resume=true")
+    assert made.captioned == 15 and sum(captioned) < 10, "rows of the journal are not made again"
+    for path in (tmp_path / "undisturbed").iterdir():
+        if path.name not in ("_manifest.json", "_settings.json"):
+            assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+    assert not (tmp_path / "out/.unfinished").exists()
+    assert make(shards, "out/", f"format={kind}", "resume=true").captioned == 15, "nothing is left to do"
+
+
+def test_a_process_that_died_between_a_file_and_its_name_is_gone_on_from(make, shards, tmp_path):
+    make(shards, "undisturbed/", "format=csv")
+    with mock.patch.object(PartFiles, "_publish", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        make(shards, "out/", "format=csv")
+    assert not list((tmp_path / "out").glob("*.csv"))
+    assert make(shards, "out/", "format=csv", "resume=true").captioned == 15
+    for number in range(3):
+        name = f"0000{number}.csv"
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
+
+
+def test_a_damaged_shard_is_said_and_the_others_are_captioned(make, tmp_path):
+    folder = tars(tmp_path / "in", shards=2, pictures=3)
+    whole = (folder / "00001.tar").read_bytes()
+    (folder / "00001.tar").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(
+        UserError, match=r"00001\.tar is cut short.*Of 2 parts of the input 1 are in .*resume=true tries"
+    ):
+        make(folder)
+    assert (tmp_path / "out/00000.jsonl").exists() and not (tmp_path / "out/_SUCCESS").exists()
+    (folder / "00001.tar").write_bytes(whole)
+    assert make(folder, "out/", "resume=true").captioned == 6 and (tmp_path / "out/_SUCCESS").exists()
+    (folder / "00001.tar").write_bytes(whole[: len(whole) // 2])
+    assert 3 < make(folder, "some/", "on_missing=skip").captioned < 6
+
+
+def test_keys_with_two_pictures_or_none_have_rows_that_say_so(make, tmp_path):
+    tar_of(
+        tmp_path / "a.tar", {"1.jpg": jpeg(1), "1.png": jpeg(2), "2.txt": b"a dog", "3.jpg": jpeg(3), "4.jpg": b"no"}
+    )
+    made = make(tmp_path / "a.tar", "a.jsonl")
+    rows = {row["key"]: row.get("error") for row in lines(tmp_path / "a.jsonl")}
+    assert (made.captioned, made.failed) == (1, 3)
+    assert rows["1"].startswith("its key 1 has 2 pictures") and rows["2"] == "a caption without a picture"
+    assert rows["3"] is None and rows["4"] == "not a picture, or damaged at its start"
+
+
+def test_what_the_output_may_not_be(make, shards, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.md").write_text("dear")
+    for given, said in (
+        (("mine/",), "holds 1 files, such as thesis.md; no settings of a prediction are there: name another folder"),
+        (("out/", "gallery=true"), "gallery goes with one file of captions, and output="),
+        (("out.jsonl", "engine=ray"), "engine=ray writes a folder of files, and output="),
+    ):
+        with pytest.raises(UserError, match=said.replace(".", r"\.")):
+            make(shards, *given)
+    assert (tmp_path / "mine/thesis.md").read_text() == "dear" and len(list((tmp_path / "mine").iterdir())) == 1
+    busy = PartFiles(f"{tmp_path}/busy/", ".jsonl", tmp_path, NO_READING, {}, NOTHING)
+    with busy, pytest.raises(UserError, match="another process is writing there now"):
+        make(shards, "busy/", "resume=true")
+
+
+NO_READING = Reading(Columns(None, None, lines=False), Path(), 0, "error", False, Choice())  # no part is opened
+
+
+def test_shards_of_one_name_have_files_of_their_own():
+    found = [Shard("s3://a/0.tar"), Shard("s3://b/0.tar"), Shard("s3://b/1.tar"), Url("https://a.org/x.jpg")]
+    assert [part.name for part in parts_of(found, 10)] == ["00000-0", "00001-0", "1", "part-00000"]
+
+
+def test_rows_that_come_early_wait_for_their_turn(tmp_path):
+    part = Part("a")
+    rows = [CaptionedPicture(i, f"{i}.jpg", caption="a dog", log_probability=-1) for i in range(5)]
+    with PartFiles(f"{tmp_path}/out/", ".jsonl", tmp_path, NO_READING, {}, NOTHING) as files:
+        for some in (rows[3:], rows[:1], rows[:1], rows[1:3]):  # one lot twice, as a task that was retried gives it
+            assert "a" not in files.complete
+            files.add(*Rows(part, 5, some))
+        assert files.complete == {"a"} and files.finish([part]) == (5, 0)
+    assert list(rows_in(tmp_path / "out")) == [f"{i}.jpg" for i in range(5)]
+
+
+# Pictures of the web.
+
+
+@pytest.fixture
+def web(monkeypatch):
+    """A server of pictures; `faults` are what goes wrong with the next answers."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+        def do_GET(self):
+            fault = served.faults.pop(0) if served.faults else ""
+            if fault.isdigit():
+                self.send_error(int(fault))
+                return
+            data = jpeg(int(self.path.strip("/").partition(".")[0]))
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data[:100] if fault == "cut" else data)
+            self.close_connection = True
+
+    served = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    served.faults, served.url = [], f"http://127.0.0.1:{served.server_port}"
+    threading.Thread(target=served.serve_forever, args=(0.01,), daemon=True).start()
+    monkeypatch.setattr(images.time, "sleep", lambda seconds: None)
+    yield served
+    served.shutdown()
+    served.server_close()
+
+
+def test_urls_are_fetched_and_addresses_of_this_network_only_if_allowed(make, web, tmp_path, monkeypatch):
+    (tmp_path / "urls.txt").write_text(f"{web.url}/1.jpg\n{web.url}/2.jpg\n")
+    web.faults[:] = ["503", "cut"]
+    assert make(tmp_path / "urls.txt", "urls.jsonl", "private_urls=true").captioned == 2
+    assert [row["path"] for row in lines(tmp_path / "urls.jsonl")] == [f"{web.url}/1.jpg", f"{web.url}/2.jpg"]
+    refused = make(f"{web.url}/1.jpg", "refused.jsonl")
+    assert refused.failed == 1
+    words = "not fetched: 127.0.0.1 is 127.0.0.1, an address of this network; private_urls=true allows it"
+    assert lines(tmp_path / "refused.jsonl")[0]["error"] == words
+    stdin = mock.Mock(buffer=io.BytesIO(f"{web.url}/3.jpg\n".encode()))
+    monkeypatch.setattr("sys.stdin", stdin)
+    assert make("-", "stdin.jsonl", "private_urls=true").captioned == 1
+
+
+def test_a_web_server_that_keeps_failing_is_given_up_and_a_missing_picture_at_once(web):
+    for faults, said in ((["503"] * 3, "503 Service Unavailable"), (["cut"] * 3, "100 of"), (["404"], "404 Not Found")):
+        web.faults[:] = faults
+        with pytest.raises(UnreadablePicture, match=f"not fetched: .*{said}"):
+            fetched(f"{web.url}/1.jpg", tries=3)
+        assert not web.faults
+
+
+# Object storage.
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    server = pytest.importorskip("moto.server", reason="moto plays the object storage")
+    s3fs = pytest.importorskip("s3fs")
+    served = server.ThreadedMotoServer(port=0, verbose=False)
+    served.start()
+    host, port = served.get_host_and_port()
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "b",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with mock.patch.dict("os.environ", environment):
+        s3fs.S3FileSystem.clear_instance_cache()
+        s3fs.S3FileSystem().mkdir("photos")
+        yield s3fs.S3FileSystem()
+        s3fs.S3FileSystem.clear_instance_cache()
+    served.stop()
+
+
+def test_shards_come_from_a_bucket_and_captions_go_there_whole(make, bucket, shards, tmp_path):
+    for shard in shards.iterdir():
+        bucket.put_file(str(shard), f"photos/in/{shard.name}")
+    make(shards, "here/")
+
+    def there(*given):
+        return make("s3://photos/in/{00000..00002}.tar", "s3://photos/out/", *given)
+
+    put, puts = parts_module.put, []
+
+    def stops(file: Path, url: str) -> None:
+        puts.append(url)
+        if len(puts) == 3:
+            raise KeyboardInterrupt
+        put(file, url)
+
+    with mock.patch.object(parts_module, "put", stops), pytest.raises(KeyboardInterrupt):
+        there()
+    assert there("resume=true").captioned == 15
+    names = sorted(path.rpartition("/")[2] for path in bucket.ls("photos/out", refresh=True, detail=False))
+    assert names == ["00000.jsonl", "00001.jsonl", "00002.jsonl", "_SUCCESS", "_manifest.json", "_settings.json"]
+    made = b"".join(bucket.cat(f"photos/out/0000{i}.jsonl") for i in range(3)).decode()
+    captions = [json.loads(line)["caption"] for line in made.splitlines()]
+    assert captions == [json.loads(line)["caption"] for line in rows_in(tmp_path / "here").values()]
+    with pytest.raises(UserError, match="go on with resume=true, or begin anew with overwrite=true"):
+        there()
+    with pytest.raises(UserError, match=r"s3://nowhere/out: there is no bucket nowhere; check its name"):
+        make(shards, "s3://nowhere/out/")
+    with pytest.raises(UserError, match=r"elsewhere there can be a folder of files alone; say s3://photos/a.jsonl/"):
+        make(shards, "s3://photos/a.jsonl")
