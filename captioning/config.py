@@ -884,6 +884,12 @@ class PredictConfig(Section):
             )
         if self.data is not None:
             self._refuse_with_data()
+        if self.engine == "local" and self.ray.address is not None:
+            raise UserError(f"ray.address={self.ray.address} is for engine=ray; say that too, or leave it out")
+        if self.engine == "ray" and self.num_workers != "auto":
+            raise UserError(f"num_workers={self.num_workers}: with engine=ray tasks of the cluster read; leave it out")
+        if self.engine == "ray" and self.device not in ("auto", "cpu", "cuda"):
+            raise UserError(f"device={self.device}: with engine=ray it is auto, cpu or cuda, and Ray gives out GPUs")
         return self
 
     def _refuse_with_data(self) -> None:

@@ -93,7 +93,7 @@ class Cluster:
 
     def __enter__(self) -> Self:
         address = self._keys.address
-        where: dict[str, Any] = {"num_cpus": cores(), "include_dashboard": self._keys.dashboard}
+        where: dict[str, Any] = {"address": "local", "num_cpus": cores(), "include_dashboard": self._keys.dashboard}
         if address is not None:  # its machines need not have this package
             where = {"address": address, "runtime_env": {"py_modules": [captioning]}}
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ says much, and all that ends is said here
@@ -127,8 +127,8 @@ class Cluster:
         least = int(min(node.get("CPU", 0) for node in nodes if node.get("CPU")))
         each = max(1, -(-self._captioners // len(nodes)))  # captioners of a node
         self._threads = max(1, least // each)
-        # One is left for a task that reads: of the captioner's threads one waits for what it reads.
-        self._needs = {"num_gpus": 1, "num_cpus": 1} if on_gpus else {"num_cpus": max(1, (least - 1) // each)}
+        # Next to no CPU is claimed: on a cluster that has lost a node the captioners would leave none for what reads.
+        self._needs = {"num_gpus": int(on_gpus), "num_cpus": 0.1, "scheduling_strategy": "SPREAD"}
         cpus, several = int(sum(node.get("CPU", 0) for node in nodes)), "s" if len(nodes) > 1 else ""
         self._words = f"{len(nodes)} node{several}, {cpus} CPUs and {gpus} GPUs"
 

@@ -94,6 +94,11 @@ def planned(config: PredictConfig) -> Plan:
     """Raise UserError for paths that are not there, and files that can't be written."""
     if writes_folder(config.output):
         return _planned_in_parts(config)
+    if config.format != "jsonl":
+        raise UserError(
+            f"format={config.format} is of the files in a folder, and output={config.output} is a file, whose suffix says "
+            f"its format; name a folder, {config.output}/, or a file that ends in .{config.format}"
+        )
     if config.engine == "ray":
         raise UserError(f"engine=ray writes a folder of files, and output={config.output} is one; say output=captions/")
     output = Path(config.output)

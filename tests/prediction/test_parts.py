@@ -218,7 +218,14 @@ def test_what_the_output_may_not_be(make, shards, tmp_path):
     for given, said in (
         (("mine/",), "holds 1 files, such as thesis.md; no settings of a prediction are there: name another folder"),
         (("out/", "gallery=true"), "gallery goes with one file of captions, and output="),
-        (("out.jsonl", "engine=ray"), "engine=ray writes a folder of files, and output="),
+        (("out.jsonl", "engine=ray", "num_workers=auto"), "engine=ray writes a folder of files, and output="),
+        (("out.jsonl", "format=csv"), "format=csv is of the files in a folder, and output="),
+        (("out/", "ray.address=auto"), "ray.address=auto is for engine=ray; say that too, or leave it out"),
+        (("out/", "engine=ray"), "num_workers=0: with engine=ray tasks of the cluster read; leave it out"),
+        (
+            ("out/", "engine=ray", "num_workers=auto", "device=cuda:1"),
+            "device=cuda:1: with engine=ray it is auto, cpu or",
+        ),
     ):
         with pytest.raises(UserError, match=said.replace(".", r"\.")):
             make(shards, *given)
