@@ -605,6 +605,8 @@ class TrainerConfig(Own):
     @model_validator(mode="after")
     def _obeyed(self) -> TrainerConfig:
         """What a run would not do as it says is refused, save where it asks for nothing."""
+        if any(kind in str(self.strategy).lower() for kind in ("fsdp", "deepspeed")):  # Lightning objects without a GPU
+            raise UserError(f"trainer.strategy={shown(self.strategy)} is not supported: {UNDIVIDED}")
         for name, value in (self.model_extra or {}).items():
             asks = value is not None if name == "logger" else value not in (None, False, 0, "norm")
             if name in INSTEAD and asks:
@@ -612,6 +614,11 @@ class TrainerConfig(Own):
         return self
 
 
+UNDIVIDED = (
+    "gradients are scaled and clipped over whole parameters, and stages switch them; take trainer=ddp, and where a "
+    "model is too large for its GPU a smaller data.batch_size with more of trainer.accumulate_grad_batches, "
+    "trainer.precision=bf16-mixed, or adapters by model.lora.rank=8"
+)
 INSTEAD = {  # of arguments of lightning.Trainer
     "logger": "the group logger chooses them; logger=csv writes metrics.csv alone, which each run needs to resume",
     "default_root_dir": "all that a run writes lies in its own folder; name that with run_dir=PATH",

@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import chain, islice
 from math import ceil, gcd
 from pathlib import Path
@@ -216,7 +216,8 @@ class CaptionDataModule(L.LightningDataModule):
     def whole_pictures(self, split: str, count: int) -> DataLoader:
         """Up to `count` pictures, spread over a split, each one row with all its captions; each rank has its share."""
         rows = self.rows(split, captions_per_image=sys.maxsize)
-        share = [(0, row) for row in spread(count, len(rows))[self._rank :: self._world_size]]
+        shares = np.array_split(spread(count, len(rows)), self._world_size)  # side by side, as they are stored
+        share = [(0, row) for row in shares[self._rank].tolist()]
         batches = [share[start : start + self.batch_size] for start in range(0, len(share), self.batch_size)]
         return row_loader(rows, batches, self._num_workers, persistent=False)
 
@@ -505,10 +506,7 @@ class ShardsDataModule(IndexedDataModule):
                 f"once, and {near.at_once} fit; raise data.cache_gigabytes (not for Parquet), or take fewer lanes"
             )
         if parts < self._machines:
-            log.warning(
-                "data.lanes=%d is no multiple of the %d machines, so that each fetches one part in %d of the shards; "
-                "data.lanes=%d lets each fetch its own", lanes, self._machines, parts, lanes * self._machines // parts,
-            )  # fmt: skip
+            _warn_of_lanes(lanes, self._machines, parts)
         return replace(near, lanes=lanes)
 
     def _indices(self, shards: list[str]) -> list[Index]:
@@ -531,6 +529,14 @@ class ShardsDataModule(IndexedDataModule):
         made = [found[i] for i in range(len(shards))]
         log.info("%s: %d pictures in %d shards", self._dataset, sum(len(one.rows) for one in made), len(shards))
         return made
+
+
+@cache  # once, not of each split
+def _warn_of_lanes(lanes: int, machines: int, parts: int) -> None:
+    log.warning(
+        "data.lanes=%d is no multiple of the %d machines: each fetches 1/%d of the shards, not 1/%d; take lanes=%d",
+        lanes, machines, parts, machines, lanes * machines // parts,
+    )  # fmt: skip
 
 
 class HubDataModule(IndexedDataModule):

@@ -33,6 +33,7 @@ TRIES = 5
 FIRST_WAIT_SECONDS = 0.5  # between tries, doubled each time
 LEAST_BLOCKS = 4  # two windows of two: the one in use, and what is fetched in advance
 SUFFIX = ".block"
+WAY_OUT = "make room, or name another folder: data.local_cache for training, cache for prediction"
 
 Given = TypeVar("Given")
 
@@ -62,7 +63,7 @@ class Blocks:
         path = self.folder / (name + SUFFIX)
         if (data := _read(path, start, count)) is not None:
             return data
-        with writing(self.folder, "make room, or name another folder in data.local_cache"):
+        with writing(self.folder, WAY_OUT):
             self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path.with_suffix(".lock"))
         lock.acquire()
@@ -77,13 +78,13 @@ class Blocks:
 
     def _keep(self, path: Path, block: bytes) -> None:
         """Write it, one process at a time: together they hold no more than the limit."""
-        with writing(self.folder, "make room, or name another folder in data.local_cache"):
+        with writing(self.folder, WAY_OUT):
             lock = FileLock(self.folder / ".writing.lock")
             lock.acquire()
         try:
             self._make_room(len(block))
             with (
-                writing(self.folder, "make room, or name another folder in data.local_cache"),
+                writing(self.folder, WAY_OUT),
                 atomic_file(path) as file,
             ):
                 file.write(block)

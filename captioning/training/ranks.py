@@ -14,6 +14,7 @@ import lightning as L
 import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
+from captioning.config import UNDIVIDED
 from captioning.errors import Stopped, UserError
 from captioning.files import write_atomically
 from captioning.training.lightning_internals import started_processes
@@ -36,10 +37,7 @@ def check_strategy(trainer: L.Trainer) -> None:
     """Raise UserError for a strategy that divides the model itself."""
     strategy = trainer.strategy
     if not isinstance(strategy, DDPStrategy | SingleDeviceStrategy):
-        raise UserError(
-            f"trainer.strategy={type(strategy).__name__} is not supported: gradients are scaled and clipped over whole "
-            "parameters, and stages switch them; take trainer=ddp"
-        )
+        raise UserError(f"trainer.strategy={type(strategy).__name__} is not supported: {UNDIVIDED}")
 
 
 @contextmanager

@@ -9,13 +9,17 @@ import tarfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from data_sets import draw_photograph
 
 from captioning.data import index as indices
 from captioning.data import remote, shards
+from captioning.data.batch import PictureFormat
+from captioning.data.datamodule import ShardsDataModule
 from captioning.data.images import UnreadablePicture
 from captioning.data.index import Columns, Index, usable
 from captioning.data.remote import Blocks
@@ -23,6 +27,7 @@ from captioning.data.rows import EpochBatches
 from captioning.data.shards import ShardPictures, index_of, shard_names
 from captioning.errors import UserError
 
+NO_AUGMENTATION = {"crop_scale": None, "brightness": 0.0, "contrast": 0.0, "flip": False}
 USUAL = Columns(None, None, lines=False)
 JPEG = b"\xff\xd8\xff not decoded \xff\xd9"  # both ends of one
 
@@ -239,6 +244,50 @@ def test_an_epoch_fetches_each_block_of_shards_elsewhere_about_once(tmp_path, mo
     for row in (row for batch in EpochBatches(len(pictures), 8, shuffle=True, seed=1) for _, row in batch):
         pictures.read(row)
     assert len(fetched) > 3 * there, "without"
+
+
+CPU = SimpleNamespace(root_device=torch.device("cpu"))
+
+
+@pytest.fixture
+def runs_of(tmp_path, monkeypatch):
+    """`runs_of(machine, local rank, lanes)`: which runs this rank of two machines with two each trains on; and all."""
+    monkeypatch.setattr(shards, "BLOCK_BYTES", 20_000)
+    for shard in range(5):
+        keys = [f"{shard}-{i}__{kind}" for i in range(40) for kind in ("jpg", "txt")]
+        written(tmp_path / f"{shard}.tar", **{key: JPEG * 30 if key.endswith("jpg") else "x" for key in keys})
+
+    def made(machine, local, lanes):
+        named = {"root": f"{tmp_path}/{{0..3}}.tar", "val_root": f"{tmp_path}/4.tar", "test_root": None}
+        columns = {"image_column": None, "caption_column": None, "captions_per_file": "one", "on_missing": "error"}
+        cache = {"cache": str(tmp_path / "c"), "local_cache": None, "cache_gigabytes": 0.2, "lanes": lanes}
+        common = {"dataset": "shards", "fraction": 1.0, "prepared": None, "augmentation": NO_AUGMENTATION, "seed": 1}
+        rows = {"tokenizer": None, "batch_size": 4, "captions_per_image": 5, "max_tokens": 64, "num_workers": 0}
+        module = ShardsDataModule(**named, **columns, **cache, **common, **rows, overfit_images=None)
+        module.connect(module.new_tokenizer(), PictureFormat(size=(16, 16)), max_positions=64)
+        place = {"global_rank": 2 * machine + local, "local_rank": local, "node_rank": machine}
+        module.trainer = SimpleNamespace(num_nodes=2, world_size=4, strategy=CPU, **place)
+        runs = module.splits["train"].neighbours.run_of
+        return {int(runs[row]) for batch in module.train_dataloader().batch_sampler for _, row in batch}, set(
+            runs.tolist()
+        )
+
+    return made
+
+
+def test_the_ranks_of_a_machine_read_the_same_lanes_and_those_of_two_machines_others(runs_of, caplog):
+    first, other, far, every = *(runs_of(*place, lanes=2)[0] for place in ((0, 0), (0, 1), (1, 0))), runs_of(0, 0, 2)[1]
+    assert len(every) > 15 and len(first & other) > 0.7 * len(every) / 2
+    assert len(first & far) <= 1 and len((first | other) - every) == 0 and len(first | other | far) > 0.8 * len(every)
+    assert "no multiple" not in caplog.text
+    assert len(runs_of(0, 0, lanes=1)[0]) > 0.7 * len(every)
+    assert "data.lanes=1 is no multiple of the 2 machines: each fetches 1/1 of the shards, not 1/2; take lanes=2" in (
+        caplog.text
+    )
+    with pytest.raises(
+        UserError, match=r"^data\.lanes=500: each machine reads 250 of them, .* and \d+ fit; raise data\."
+    ):
+        runs_of(0, 0, lanes=500)
 
 
 def test_a_shard_that_becomes_shorter_in_training_is_named(tmp_path, indexed, blocks):

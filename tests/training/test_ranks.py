@@ -222,7 +222,10 @@ def test_torchrun_starts_ranks_that_train_as_one_and_stop_as_one(tmp_path, two):
 def test_a_strategy_that_divides_the_model_is_refused():
     for strategy in (DDPStrategy(), DDPStrategy(find_unused_parameters=True)):
         check_strategy(SimpleNamespace(strategy=strategy))
-    with pytest.raises(UserError, match=r"trainer\.strategy=FSDPStrategy is not supported: .*; take trainer=ddp"):
+    with pytest.raises(
+        UserError,
+        match=r"trainer\.strategy=FSDPStrategy is not supported: .*; take trainer=ddp, and .* model\.lora\.rank",
+    ):
         check_strategy(SimpleNamespace(strategy=FSDPStrategy()))
 
 

@@ -1,18 +1,26 @@
 """A run learns the same from the same pictures, wherever they are stored; and resumes exactly there too."""
 
+import csv
 import json
 import os
 import signal
 import tarfile
+import time
+from collections import Counter
 from pathlib import Path
+from socket import socket
 
 import fsspec
 import pytest
+import torch
 from data_sets import draw_photograph, write
 from interrupted import at_call, die, differences, forked
+from lightning.pytorch.utilities import rank_zero_only
 from small_runs import TINY, configured
 
 from captioning.config import TrainConfig
+from captioning.data import remote
+from captioning.data import shards as shards_of
 from captioning.data.remote import facts_of
 from captioning.errors import UserError
 from captioning.training.module import CaptioningModule
@@ -131,8 +139,28 @@ def bucket():
             patch.setenv(name, value)
         patch.setenv("AWS_ENDPOINT_URL", "http://{}:{}".format(*server.get_host_and_port()))
         fsspec.filesystem("s3").mkdir("shards")
+        server._server.app = counting(server._server.app)
         yield "s3://shards"
     server.stop()
+
+
+SENT: Counter = Counter()  # bytes of objects, by the access key of who asked
+
+
+def counting(app):
+    """The WSGI application, with what it answers to GET counted in `SENT`."""
+
+    def counted(environ, start):
+        key = environ.get("HTTP_AUTHORIZATION", "").partition("Credential=")[2].partition("/")[0]
+
+        def started(status, headers, *more):
+            if environ["REQUEST_METHOD"] == "GET" and "HTTP_RANGE" in environ:
+                SENT[key] += int(dict(headers)["Content-Length"])
+            return start(status, headers, *more)
+
+        return app(environ, started)
+
+    return counted
 
 
 def test_so_is_a_run_from_shards_that_lie_in_s3(bucket, stored, from_files, tmp_path):
@@ -153,3 +181,119 @@ def test_what_keeps_shards_in_s3_from_being_read_is_said(bucket, tmp_path, monke
         monkeypatch.delenv(name)
     fsspec.filesystem("s3").clear_instance_cache()
     assert "there are no credentials for s3://; set AWS_ACCESS_KEY_ID and" in refused(f"{bucket}/a.tar")
+
+
+MANY = 24  # photographs a tar, of about 3 KB each
+
+
+@pytest.fixture(scope="module")
+def larger(once, bucket) -> int:
+    """Six tars to train on and one to validate on, in the bucket; the bytes of the six."""
+
+    def make(folder: Path) -> None:
+        for i in range(7 * MANY):
+            draw_photograph(folder / f"{i}.jpg", i, size=(64, 48))
+            caption = write(folder / f"{i}.txt", captions_of(i)[0])
+            with tarfile.open(folder / f"{i // MANY}.tar", "a") as tar:
+                tar.add(folder / f"{i}.jpg", f"{i}.jpg")
+                tar.add(caption, f"{i}.txt")
+
+    folder = once("larger", make)
+    tars = sorted(folder.glob("*.tar"))
+    for tar in tars:
+        fsspec.filesystem("s3").put(str(tar), f"shards/larger/{tar.name}")
+    return sum(tar.stat().st_size for tar in tars[:-1])
+
+
+class Machines:
+    """Tasks of a SLURM job, one on each of so many machines, each with a cache of its own for 16 small blocks."""
+
+    LIMIT = 16 * 21_000
+
+    def __init__(self, folder: Path, bucket: str):
+        self.folder, self.bucket, self.most = folder, bucket, 0
+
+    def train(self, run_dir: Path, machines: int, *overrides: str, killed_in: int | None = None) -> list[int]:
+        """The bytes that each has fetched, with caches that were empty before."""
+        SENT.clear()
+        with socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        children = []
+        for machine in range(machines):
+            if (child := os.fork()) == 0:
+                try:
+                    os.environ.update(self._job(machine, machines, port))
+                    self._task(run_dir, machine, machines, overrides, killed_in)
+                    os._exit(0)
+                finally:
+                    os._exit(70)
+            children.append(child)
+        statuses = dict.fromkeys(children, -1)
+        while -1 in statuses.values():
+            for child in [child for child, status in statuses.items() if status < 0]:
+                done, status = os.waitpid(child, os.WNOHANG)
+                statuses[child] = status if done else -1
+            for machine in range(machines):
+                files = (self.folder / f"{run_dir.name}-{machine}").glob("*")
+                self.most = max(self.most, sum(map(size_of, files)))
+            time.sleep(0.002)
+        assert set(statuses.values()) == {signal.SIGKILL if killed_in else 0}
+        return [SENT[f"machine{machine}"] for machine in range(machines)]
+
+    def _job(self, machine: int, machines: int, port: int) -> dict[str, str]:
+        job = {"JOB_ID": 7, "JOB_NAME": "train", "NNODES": machines, "NTASKS": machines, "NODEID": machine}
+        job |= {"PROCID": machine, "LOCALID": 0, "NTASKS_PER_NODE": 1, "STEP_NUM_TASKS": machines}
+        job |= {"JOB_NODELIST": "localhost", "NODELIST": "localhost"}
+        own = {"AWS_ACCESS_KEY_ID": f"machine{machine}", "MASTER_PORT": str(port)}
+        return {f"SLURM_{name}": str(value) for name, value in job.items()} | own
+
+    def _task(self, run_dir, machine, machines, overrides, killed_in):
+        torch.set_num_threads(1)
+        rank_zero_only.rank = machine
+        for module in (remote, shards_of):
+            module.BLOCK_BYTES, module.OVERLAP_BYTES = 20_000, 1000
+        if killed_in:
+            at_call(killed_in, die, CaptioningModule, "training_step")
+        tiny = [one for one in TINY if not one.startswith(("data", "trainer=", "trainer.val_check", "trainer.acc"))]
+        trainer = ("trainer=slurm", "trainer.accelerator=cpu", "trainer.devices=1", "trainer.precision=32")
+        data = (f"data.root='{self.bucket}/larger/{{0..5}}.tar'", f"data.val_root={self.bucket}/larger/6.tar")
+        local = (f"data.local_cache={self.folder}/{run_dir.name}-{machine}", f"data.cache={self.folder}/indices")
+        rows = (f"data.batch_size={8 // machines}", f"data.cache_gigabytes={self.LIMIT / 1e9}", "data.num_workers=1")
+        many = ("scores.pictures=0", "data.tokenizer=null", "data.lanes=2", "model.dropout=0", "trainer.max_epochs=2")
+        config = (*tiny, "data=shards", *trainer, *data, *local, *rows, *many, f"run_dir={run_dir}", *overrides)
+        train(configured(TrainConfig, *config))
+
+
+def size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def logged(run_dir: Path) -> list[dict[str, float]]:
+    with (run_dir / "metrics.csv").open(newline="") as file:
+        rows = csv.DictReader(file)
+        return [
+            {name: float(row[name]) for name in row if row[name] and "/" in name and "perf" not in name} for row in rows
+        ]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_two_machines_train_as_one_fetch_half_each_and_go_on_exactly_from_sigkill(bucket, larger, tmp_path):
+    machines = Machines(tmp_path, bucket)
+    machines.train(tmp_path / "indexed", 1, "trainer.max_epochs=1")  # now there are indices, which they share
+    of_one = machines.train(tmp_path / "one", 1)
+    of_two = machines.train(tmp_path / "two", 2)
+    without_lanes = machines.train(tmp_path / "without", 2, "data.lanes=1")
+    machines.train(tmp_path / "resumed", 2, killed_in=27)  # of 18 batches an epoch
+    machines.train(tmp_path / "resumed", 2, f"resume={tmp_path / 'resumed'}")
+    assert differences(tmp_path / "resumed", tmp_path / "two") == []
+    assert len(logged(tmp_path / "one")) == 20
+    for ours, expected in zip(logged(tmp_path / "two"), logged(tmp_path / "one"), strict=True):
+        assert ours == pytest.approx(expected, rel=1e-5, abs=1e-9)
+    assert 2 * larger < of_one[0] < 2.6 * larger, "two epochs, and what is validated on"
+    assert max(of_two) < 0.55 * of_one[0] and min(without_lanes) > 0.8 * of_one[0], (of_one, of_two, without_lanes)
+    assert Machines.LIMIT / 2 < machines.most <= Machines.LIMIT

@@ -289,7 +289,7 @@ def test_resuming_with_another_architecture_is_refused(command, commanded):
         ),
         (["data=shapes", "model=vit_gpt2", "data.image_size=32"], "model.encoder"),
         (["experiment=demo", "decoding.max_new_tokens=1000"], "this model's limit of 127"),
-        (["experiment=demo", "trainer.strategy=fsdp"], "trainer cannot be set up so"),
+        (["experiment=demo", "trainer.strategy=fsdp"], "trainer.strategy=fsdp is not supported: gradients are"),
     ],
 )
 def test_a_mistake_ends_in_one_sentence_before_any_training(command, tmp_path, arguments, said):
@@ -493,7 +493,8 @@ def test_a_users_callbacks_and_plugins_join_ours(tmp_path, caplog):
         ("trainer.limit_train_batches=0.1", "trainer.limit_train_batches=0.1 is less than one of the 8 batches of t"),
         ("trainer.limit_test_batches=0.1", "trainer.limit_test_batches=0.1 is less than one of the 1 batches of te"),
         ("trainer.val_check_interval=5000", "trainer.val_check_interval=5000 is more than the 2 batches of an epoch"),
-        ("trainer.strategy=fsdp", "trainer cannot be set up so: "),
+        ("trainer.strategy=ddp_nothing", "trainer cannot be set up so: "),
+        ("trainer.strategy={_target_: lightning.pytorch.strategies.FSDPStrategy}", "trainer.strategy={_target_:"),
         ("+trainer.nonsense=3", "trainer cannot be set up so: "),
     ],
 )
