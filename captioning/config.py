@@ -354,6 +354,9 @@ class ModelConfig(Built):
     )
     dropout: Share = key("Of the decoder's embeddings and residual branches.")
     attention_dropout: Share = key("Of the decoder's attention weights; above 0 its fast kernels cannot be used.")
+    stochastic_depth: Share = key(
+        "Chance that a picture skips the encoder's last layer in training; before it, less.", default=0.0
+    )
     gradient_checkpointing: bool = key("Recompute activations in the backward pass: less memory, a third more time.")
     compile: Auto | bool = key("torch.compile of each layer; auto: on a GPU, where there are compilers.")
     lora: LoraConfig = key("Train adapters in place of the halves.")
@@ -448,6 +451,11 @@ class StageConfig(Section):
     learning_rates: LearningRatesConfig = key("Each group's peak.")
     warmup_steps: Whole = key("Optimizer steps over which a group's rate grows, from where it starts to train.")
     decay: Literal["cosine", "linear", "none"] = key("Of all rates, to 0 at the end of the run.")
+    # With defaults, for stages that users wrote before these were there.
+    label_smoothing: Share = key("Of each label, this share is spread over the vocabulary in training.", default=0.0)
+    encoder_layer_decay: Part = key(
+        "An encoder layer's rate is so much of the next one's; 1 is all alike.", default=1.0
+    )
     best_by: Literal[tuple(choosable())] = key("The metric that best.ckpt is chosen by.")  # type: ignore[valid-type]
     self_critical: SelfCriticalConfig | None = key("Train by the CIDEr of drawn captions, instead of cross-entropy.")
 
@@ -468,6 +476,15 @@ class StageConfig(Section):
                         f"stage.learning_rates.{group} is missing, and {group} trains from epoch {phase.from_epoch}; "
                         "give it a number above 0"
                     )
+        if self.self_critical is not None and self.label_smoothing:
+            raise UserError(
+                f"stage.label_smoothing={self.label_smoothing} is of cross-entropy, and self-critical training has "
+                "rewards; leave it out"
+            )
+        if self.encoder_layer_decay != 1 and self.first_epoch_of("encoder") is None:
+            raise UserError(
+                f"stage.encoder_layer_decay={self.encoder_layer_decay}, and no phase trains the encoder; leave it out"
+            )
         return self
 
     def first_epoch_of(self, group: str) -> int | None:

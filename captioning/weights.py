@@ -19,7 +19,7 @@ DECODERS = ("gpt2",)  # by transformers' names, as ENCODERS are
 HALVES = {"encoder": tuple(ENCODERS), "decoder": DECODERS}
 FILES = "config.json, model.safetensors, preprocessor_config.json and the tokenizer's files"
 # What model.init_from leaves to the configuration; all else of the model comes from there.
-STILL_FREE = ("init_from", "dropout", "attention_dropout", "gradient_checkpointing", "compile")
+STILL_FREE = ("init_from", "dropout", "attention_dropout", "stochastic_depth", "gradient_checkpointing", "compile")
 
 
 @dataclass(frozen=True)

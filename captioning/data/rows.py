@@ -266,7 +266,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         """What beside seed and epoch the present order depends on."""
         return {} if self._by is None else {"at_once": self._by.at_once, "lanes": self._by.lanes}
 
-    def go_on(self, batches: int, **plan: int) -> None:
+    def go_on(self, batches: int, **plan: Any) -> None:
         """Let iterations pass over so many batches of an epoch with this plan; an empty one is the usual."""
         self._start = batches
         self._by = self._neighbours and replace(self._neighbours, **plan)

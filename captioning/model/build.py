@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from captioning.config import ModelConfig, OwnModelConfig, PretrainedModelConfig
 from captioning.data.batch import PictureFormat
 from captioning.data.tokenizer import CaptionTokenizer
 from captioning.errors import UserError
-from captioning.model.captioner import ImageCaptioner, group_of
+from captioning.model.captioner import ImageCaptioner, group_of, is_layer
 from captioning.model.encoders import ENCODERS, FROM_SCRATCH, EncoderFamily, family_of, picture_size, resized
 from captioning.model.huggingface import (
     GPT2_NEEDED,
@@ -182,21 +183,29 @@ def _dropout(config: Any) -> dict[str, float]:
     return {"embd_pdrop": config.dropout, "resid_pdrop": config.dropout, "attn_pdrop": config.attention_dropout}
 
 
-def _switches(config: Any) -> dict[str, bool]:
-    return {"gradient_checkpointing": config.gradient_checkpointing, "compile": config.compile is True}
+def _switches(config: Any) -> dict[str, Any]:
+    return {
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "compile": config.compile is True,
+        "stochastic_depth": config.stochastic_depth,
+    }
 
 
-def switched(captioner: ImageCaptioner, *, gradient_checkpointing: bool, compile: bool) -> ImageCaptioner:
+def switched(
+    captioner: ImageCaptioner, *, gradient_checkpointing: bool, compile: bool, stochastic_depth: float = 0.0
+) -> ImageCaptioner:
     """The same captioner, its activations recomputed in the backward pass, or its layers compiled, or both.
 
-    Neither changes a number. Each layer is compiled by itself: all of a half are one piece of code, so that this takes
-    seconds, and minutes for a half as a whole. What has another shape, of gradients that are wanted or of mode, is
-    compiled anew: three stages and their validations come to `MOST_GRAPHS` at most, and past torch's own limit of 8 a
-    layer would run uncompiled from there on.
+    Neither changes a number; `stochastic_depth` does, in training, see `skip_layers`. Each layer is compiled by itself:
+    all of a half are one piece of code, so that this takes seconds, and minutes for a half as a whole. What has another
+    shape, of gradients that are wanted or of mode, is compiled anew: three stages and their validations come to
+    `MOST_GRAPHS` at most, and past torch's own limit of 8 a layer would run uncompiled from there on.
 
     Raises:
         UserError: if there is no compiler.
     """
+    if stochastic_depth:
+        skip_layers(captioner, stochastic_depth)
     if gradient_checkpointing:
         halves: tuple[Any, Any] = (captioner.network.encoder, captioner.network.decoder.transformer)
         for half in halves:  # by its newer name where transformers has it
@@ -215,6 +224,30 @@ def switched(captioner: ImageCaptioner, *, gradient_checkpointing: bool, compile
                 layer.compile()  # in place, so that the names of the weights stay as they are
         captioner.compiled = True
     return captioner
+
+
+def skip_layers(captioner: ImageCaptioner, most: float) -> None:
+    """Stochastic depth (Huang et al. 2016): in training a picture skips an encoder layer, the last with this chance.
+
+    Of the layers before it the chance is in proportion to their depth. What a layer adds is scaled up where it is kept,
+    so that nothing changes in evaluation.
+    """
+    for name, layer in captioner.network.named_modules():
+        if is_layer(name, layer):
+            number, layers = captioner.encoder_depth(name)
+            layer.register_forward_hook(partial(_perhaps_skipped, kept=1 - most * number / layers))
+
+
+def _perhaps_skipped(layer: torch.nn.Module, given: tuple[Any, ...], output: Any, *, kept: float) -> Any:
+    if not (layer.training and torch.is_grad_enabled()):
+        return output
+    states, *others = output if isinstance(output, tuple) else (output,)
+    before = given[0]  # (B, P, D)
+    if before.shape != states.shape:  # a stage of Swin's, between whose layers resolutions change
+        return output
+    scale = torch.empty(len(before), *[1] * (before.ndim - 1), device=before.device).bernoulli_(kept) / kept
+    states = before + (states - before) * scale.to(states.dtype)
+    return (states, *others) if isinstance(output, tuple) else states
 
 
 def _require_compiler() -> None:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from transformers import VisionEncoderDecoderModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from captioning.data.batch import CaptionBatch, PictureFormat
@@ -104,14 +105,17 @@ class ImageCaptioner(nn.Module):
                 use_cache=False,
             ).last_hidden_state
 
-    def loss(self, batch: CaptionBatch) -> LossSum:
+    def loss(self, batch: CaptionBatch, smoothing: float = 0.0) -> LossSum:
         """Cross-entropy summed over the labelled positions; padding never reaches the vocabulary projection."""
-        return self.loss_from(self.attended(batch), batch)
+        return self.loss_from(self.attended(batch), batch, smoothing=smoothing)
 
-    def loss_from(self, attended: Tensor, batch: CaptionBatch, label_weights: Tensor | None = None) -> LossSum:
+    def loss_from(
+        self, attended: Tensor, batch: CaptionBatch, label_weights: Tensor | None = None, smoothing: float = 0.0
+    ) -> LossSum:
         """`loss`, of pictures that are encoded already: `attended` (B, P, D) is what `attended(batch)` gives.
 
-        Each label's nats are multiplied by its `label_weights` (B, S) float32, where these are given.
+        Each label's nats are multiplied by its `label_weights` (B, S) float32, where these are given; with gradients,
+        a share of each label is spread over the vocabulary, see `summed_cross_entropy`.
         """
         hidden = self.hidden_states(batch, attended).flatten(0, 1).index_select(0, batch.labelled)  # (N, D)
         projection, labels = self.network.decoder.lm_head, batch.labels.flatten().index_select(0, batch.labelled)
@@ -119,7 +123,7 @@ class ImageCaptioner(nn.Module):
         if not torch.is_grad_enabled() and label_weights is None:
             return LossSum(summed_nats(hidden, projection, labels), tokens)
         weights = None if label_weights is None else label_weights.flatten().index_select(0, batch.labelled)
-        return LossSum(summed_cross_entropy(hidden, projection.weight, labels, weights), tokens)
+        return LossSum(summed_cross_entropy(hidden, projection.weight, labels, weights, smoothing), tokens)
 
     def eagerly(self) -> AbstractContextManager:
         """Inside it compiled layers run as they are written: for shapes that are met once, such as a token a step."""
@@ -138,6 +142,17 @@ class ImageCaptioner(nn.Module):
     def parameters_of(self, group: str) -> Iterator[tuple[str, nn.Parameter]]:
         """The named parameters of one of `GROUPS`; together the groups hold each parameter once."""
         return ((name, p) for name, p in self.network.named_parameters() if group_of(name) == group)
+
+    def encoder_depth(self, name: str) -> tuple[int, int]:
+        """The layer that an encoder's parameter or module of this name is in, and how many there are.
+
+        Layers count from 1; 0 is what comes before them, and one more than there are what comes behind.
+        """
+        layers = [n for n, module in self.network.named_modules() if is_layer(n, module)]
+        for number, layer in enumerate(layers, 1):
+            if name == layer or name.startswith(f"{layer}."):
+                return number, len(layers)
+        return (0 if "embedding" in name else len(layers) + 1), len(layers)
 
     def is_decayed(self, name: str, parameter: nn.Parameter) -> bool:
         """Whether weight decay is for it: matrices, not biases, norms, prefix tokens and positions (as in timm)."""
@@ -244,6 +259,11 @@ def group_of(name: str) -> str:
     if "crossattention" in name or "ln_cross_attn" in name or name.startswith("enc_to_dec_proj"):
         return "cross_attention"
     return "encoder" if name.startswith("encoder") else "decoder"
+
+
+def is_layer(name: str, module: nn.Module) -> bool:
+    """Whether a module of the network is a layer of the encoder, which transformers marks."""
+    return name.startswith("encoder.") and isinstance(module, GradientCheckpointingLayer)
 
 
 def is_adapter(name: str) -> bool:

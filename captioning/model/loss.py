@@ -31,7 +31,9 @@ def summed_nats(hidden: Tensor, projection: nn.Module, labels: Tensor) -> Tensor
     return nats
 
 
-def summed_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, label_weights: Tensor | None = None) -> Tensor:
+def summed_cross_entropy(
+    hidden: Tensor, weight: Tensor, labels: Tensor, label_weights: Tensor | None = None, smoothing: float = 0.0
+) -> Tensor:
     """The sum of -log softmax(hidden @ weight.T)[label], () float32, in nats; differentiable once.
 
     Args:
@@ -39,12 +41,14 @@ def summed_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, label_w
         weight: (V, D), the vocabulary projection; its gradient is made only if it requires one.
         labels: (N,) int64.
         label_weights: (N,) float32, by which each label's nats are multiplied; 1 if not given.
+        smoothing: this share of each label is spread over all V tokens alike (Szegedy et al. 2016).
 
     Under autocast matrices are multiplied in its type; softmax, sums and the gradient of `weight` stay in float32.
     """
     kind = hidden.device.type
     multiplied_in = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-    return _SummedCrossEntropy.apply(hidden, weight, labels, label_weights, multiplied_in, torch.is_grad_enabled())
+    settings = smoothing, multiplied_in, torch.is_grad_enabled()
+    return _SummedCrossEntropy.apply(hidden, weight, labels, label_weights, *settings)
 
 
 def _chunks(hidden: Tensor) -> Iterator[slice]:
@@ -56,6 +60,17 @@ def _matrix(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """The weight (V, D) as it is multiplied: in this type, and with rows of zeros at its end where V is padded."""
     more = -len(weight) % VOCABULARY_MULTIPLES.get(weight.device.type, 1)
     return F.pad(weight.to(dtype), (0, 0, 0, more)) if more else weight.to(dtype)
+
+
+def _smoothed(logits: Tensor, targets: Tensor, smoothing: float, size: int) -> tuple[Tensor, Tensor]:
+    """As `_log_p_and_gradient`, where of each label a share is spread over the first `size` tokens, which are all."""
+    of_label = logits.gather(-1, targets)
+    mean = logits[:, :size].mean(-1, keepdim=True, dtype=torch.float32)
+    log_p, gradient = _log_p_and_gradient(logits, targets)
+    mean_log_p = mean - of_label + log_p  # what is taken off all logits is the same
+    gradient[:, :size] -= smoothing / size
+    gradient.scatter_add_(-1, targets, torch.full_like(targets, 1, dtype=gradient.dtype) * smoothing)
+    return log_p + smoothing * (mean_log_p - log_p), gradient
 
 
 def _log_p_and_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,6 +94,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
         weight: Tensor,
         labels: Tensor,
         label_weights: Tensor | None,
+        smoothing: float,
         dtype: torch.dtype,
         with_gradients: bool,
     ) -> Tensor:
@@ -92,7 +108,10 @@ class _SummedCrossEntropy(torch.autograd.Function):
             weights = None if label_weights is None else label_weights[here, None]  # (C, 1)
             logits = product(inputs, matrix)  # (C, V)
             logits[:, len(weight) :] = -torch.inf
-            of_labels, of_logits = _log_p_and_gradient(logits, targets)
+            if smoothing:
+                of_labels, of_logits = _smoothed(logits, targets, smoothing, len(weight))
+            else:
+                of_labels, of_logits = _log_p_and_gradient(logits, targets)
             nats -= (of_labels if weights is None else of_labels * weights).sum()
             if not (wants_hidden or wants_weight):
                 continue
@@ -117,5 +136,5 @@ class _SummedCrossEntropy(torch.autograd.Function):
         return (
             None if of_hidden is None else of_hidden.mul_(of_nats),
             None if of_weight is None else of_weight.mul_(of_nats).to(weight_dtype),
-            *(None, None, None, None),
+            *(None, None, None, None, None),
         )

@@ -96,8 +96,8 @@ def planned(config: PredictConfig) -> Plan:
         return _planned_in_parts(config)
     if config.format != "jsonl":
         raise UserError(
-            f"format={config.format} is of the files in a folder, and output={config.output} is a file, whose suffix says "
-            f"its format; name a folder, {config.output}/, or a file that ends in .{config.format}"
+            f"format={config.format} is of the files in a folder, and output={config.output} is a file, whose suffix "
+            f"says its format; name a folder, {config.output}/, or a file that ends in .{config.format}"
         )
     if config.engine == "ray":
         raise UserError(f"engine=ray writes a folder of files, and output={config.output} is one; say output=captions/")

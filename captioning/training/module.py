@@ -16,6 +16,7 @@ from torch import Tensor
 from captioning.data.batch import CaptionBatch
 from captioning.metrics import perplexity
 from captioning.model.captioner import ImageCaptioner
+from captioning.training.optimizers import by_depth
 
 
 class TokenAverage:
@@ -109,6 +110,8 @@ class CaptioningModule(L.LightningModule):
         captioner: the model.
         optimizer: makes one of the captioner, see `optimizers.py`.
         checkpoint_extras: plain containers that prediction needs beside weights; stored in every checkpoint.
+        label_smoothing: of the training loss alone.
+        encoder_layer_decay: each encoder layer's rate, of the next one's.
     """
 
     def __init__(
@@ -117,9 +120,12 @@ class CaptioningModule(L.LightningModule):
         *,
         optimizer: Callable[..., torch.optim.Optimizer],
         checkpoint_extras: dict[str, Any],
+        label_smoothing: float = 0.0,
+        encoder_layer_decay: float = 1.0,
     ):
         super().__init__()
         self.captioner = captioner
+        self._label_smoothing, self._encoder_layer_decay = label_smoothing, encoder_layer_decay
         self._new_optimizer = optimizer
         self._optimizer_options: list[dict[str, Any]] = []  # of each param group
         self.checkpoint_extras = checkpoint_extras
@@ -143,7 +149,7 @@ class CaptioningModule(L.LightningModule):
 
     def training_step(self, batch: CaptionBatch, batch_index: int) -> Tensor:
         """The batch's summed loss, in units of `NOMINAL_TOKENS` tokens."""
-        nats, tokens = self.captioner.loss(batch)
+        nats, tokens = self.captioner.loss(batch, self._label_smoothing)
         finite = nats.isfinite()  # or the batch is left out of the epoch's loss, as its step is skipped
         for add in self.on_train_loss:
             add(nats.where(finite, 0.0), tokens.where(finite, 0))
@@ -235,6 +241,8 @@ class CaptioningModule(L.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Fused, save under an fp16 scaler, whose unscaling must come before our clipping."""
         optimizer = self._new_optimizer(self.captioner, fused=self.trainer.precision != "16-mixed")
+        if self._encoder_layer_decay != 1:
+            by_depth(optimizer, self.captioner, self._encoder_layer_decay)
         self._optimizer_options = options_of(optimizer)
         return optimizer
 

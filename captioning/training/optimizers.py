@@ -68,6 +68,24 @@ def param_groups(
     ]
 
 
+def by_depth(optimizer: torch.optim.Optimizer, captioner: ImageCaptioner, decay: float) -> None:
+    """Divide the encoder's param groups by layer: each has `rate_scale`, `decay` to the power of the layers above it.
+
+    As BEiT fine-tunes (Bao et al. 2021): what is near the pixels, and most general, changes least.
+    """
+    scales = {
+        id(parameter): decay ** (captioner.encoder_depth(name)[1] + 1 - captioner.encoder_depth(name)[0])
+        for name, parameter in captioner.parameters_of("encoder")
+    }
+    groups: list[dict[str, Any]] = []
+    for group in optimizer.param_groups:
+        found = defaultdict(list)
+        for parameter in group["params"]:
+            found[scales.get(id(parameter), 1.0)].append(parameter)
+        groups += [group | {"params": some, "rate_scale": scale} for scale, some in sorted(found.items())]
+    optimizer.param_groups = groups
+
+
 class Muon(torch.optim.AdamW):
     """Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) for some param groups, AdamW for others.
 

@@ -136,7 +136,8 @@ class MetricRows(L.Callback):
         # As tensors of the host: Lightning would take numbers to the GPU, and each look at them back from there.
         on_host = {name: torch.tensor(value) for name, value in shown.items()}
         pl_module.log_dict(on_host, prog_bar=True, logger=False, rank_zero_only=True)
-        rates = {f"lr/{group['name']}": group["lr"] for group in trainer.optimizers[0].param_groups}
+        groups = sorted(trainer.optimizers[0].param_groups, key=lambda group: group["lr"])
+        rates = {f"lr/{group['name']}": group["lr"] for group in groups}  # the highest, where layers differ
         state = {
             "gradient_norm": float(pl_module.gradient_norm),
             "trainable_parameters": pl_module.captioner.trainable_count(),

@@ -17,7 +17,7 @@ from captioning.runs import SETTINGS, read_checkpoint
 from captioning.training.lightning_internals import unfinished_epoch
 
 # These make a run what it is. A seed also divides photographs into splits where no list does.
-OF_A_RUN = ("seed", "data", "optimizer", "stage.best_by", "stage.self_critical")
+OF_A_RUN = ("seed", "data", "optimizer", "stage.best_by", "stage.self_critical", "stage.encoder_layer_decay")
 # On these depends which pictures the rest of an epoch, known by the number of batches done, would be.
 OF_AN_EPOCH = (
     *("data.batch_size", "data.captions_per_image", "data.overfit_images", "data.fraction", "data.use_restval"),
@@ -46,7 +46,7 @@ def refuse_other_settings(path: Path, now: dict[str, Any]) -> None:
     anew = f"start a new run from its weights with model.init_from={readable(path.parents[1])}"
     if saved is None:
         raise UserError(f"{path} was written by an older version, which cannot be resumed exactly; {anew}")
-    saved = {"optimizer": "adamw"} | saved  # the only one, before it was written down
+    saved = {"optimizer": "adamw", "stage.encoder_layer_decay": 1.0} | saved  # before they were written down
     if changed := _changed(OF_A_RUN, saved, now):
         raise UserError(f"{changed}, which a resumed run cannot change; leave it as it was, or {anew}")
     batches = unfinished_epoch(checkpoint)

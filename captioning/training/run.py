@@ -231,9 +231,13 @@ def module_of(config: TrainConfig, captioner: ImageCaptioner, datamodule: Captio
         "tokenizer": tokenizer.to_json(),
         "data": data_set_of(config.data.plain()),
     }
-    common = {"optimizer": built(config.optimizer, "optimizer", _partial_=True), "checkpoint_extras": extras}
+    common = {
+        "optimizer": built(config.optimizer, "optimizer", _partial_=True),
+        "checkpoint_extras": extras,
+        "encoder_layer_decay": config.stage.encoder_layer_decay,
+    }
     if config.stage.self_critical is None:
-        return CaptioningModule(captioner, **common)
+        return CaptioningModule(captioner, label_smoothing=config.stage.label_smoothing, **common)
     reward = CiderReward(datamodule.references("train"))
     own = config.stage.self_critical.plain()
     return SelfCriticalModule(captioner, reward=reward, decode=tokenizer.decode, seed=config.seed, **own, **common)

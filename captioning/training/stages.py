@@ -128,7 +128,7 @@ class ApplyStages(L.Callback):
     ) -> None:
         position = position_of(trainer, batch_idx)
         for group in trainer.optimizers[0].param_groups:
-            group["lr"] = self._schedule.learning_rate(group["name"], position)
+            group["lr"] = self._schedule.learning_rate(group["name"], position) * group.get("rate_scale", 1.0)
 
     def _apply(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, CaptioningModule)

@@ -10,7 +10,7 @@ from torch._dynamo.utils import counters
 from captioning.config import GROUPS, OwnModelConfig
 from captioning.data.batch import pack
 from captioning.errors import UserError
-from captioning.model.build import Vocabulary, fine_tuned, from_description, new_captioner
+from captioning.model.build import Vocabulary, fine_tuned, from_description, new_captioner, skip_layers
 from captioning.model.captioner import ImageCaptioner
 from captioning.model.encoders import resized
 from captioning.model.generation import Greedy, generate
@@ -183,3 +183,22 @@ def test_an_image_size_that_patches_do_not_tile_is_refused():
 def test_the_sizes_of_a_tiny_model_do_not_count():
     after = fine_tuned(BEFORE, model_config("tiny", image_size=64, decoder_layers=7))
     assert after.picture_format == BEFORE.picture_format and len(after.network.decoder.transformer.h) == 2
+
+
+def test_layers_are_skipped_in_training_with_a_chance_that_grows_with_depth():
+    captioner = small_captioner(97, encoder_layers=3)
+    states = captioner.encoder_states(random_pictures(2))
+    skip_layers(captioner, 0.9)
+    torch.testing.assert_close(captioner.encoder_states(random_pictures(2)), states, msg="not in evaluation")
+    layers, seen = captioner.network.encoder.layers, []
+    for layer in layers:
+        layer.register_forward_hook(lambda _, given, output: seen.append((given[0] == output).flatten(1).all(1)))
+    captioner.train()
+    torch.manual_seed(0)
+    for _ in range(100):
+        captioner.encoder_states(random_pictures(4))
+    skipped = torch.stack(seen).view(100, 3, 4).float().mean((0, 2))
+    assert [round(float(share), 1) for share in skipped] == [0.3, 0.6, 0.9], "each picture by itself"
+    assert 0 < seen[0].sum() < 4 or 0 < seen[1].sum() < 4
+    with torch.no_grad():
+        assert not torch.isnan(captioner.encoder_states(random_pictures(2))).any()

@@ -157,3 +157,20 @@ def test_without_gradients_any_projection_will_do(chunks):
     with torch.no_grad():
         nats = summed_nats(hidden, lambda x: x @ weight.T, labels)
     torch.testing.assert_close(nats, whole(hidden, weight, labels).detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", [lambda monkeypatch: None, as_on_a_gpu, by_onednn])
+@pytest.mark.parametrize("smoothing", [0.1, 0.9])
+def test_smoothed_labels_are_those_of_cross_entropy_and_of_training_alone(monkeypatch, way, smoothing):
+    way(monkeypatch)
+    results = []
+    for compute in (
+        lambda h, w, y: F.cross_entropy(h @ w.T, y, reduction="sum", label_smoothing=smoothing),
+        lambda h, w, y: summed_cross_entropy(h, w, y, smoothing=smoothing),
+    ):
+        hidden, weight, labels = drawn()
+        nats = compute(hidden, weight, labels)
+        nats.backward()
+        results.append((nats.detach(), hidden.grad, weight.grad))
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

@@ -163,7 +163,7 @@ def test_under_16_mixed_a_loss_that_is_not_finite_is_counted_and_so_is_a_gradien
     assert module.skipped_steps == 1
     monkeypatch.undo()
     loss = ImageCaptioner.loss
-    monkeypatch.setattr(ImageCaptioner, "loss", lambda self, batch: _infinite(loss(self, batch)))
+    monkeypatch.setattr(ImageCaptioner, "loss", lambda self, batch, *smoothing: _infinite(loss(self, batch)))
     module, _ = fitted(batches, tmp_path, precision="16-mixed")
     before = small_captioner(trained_tokenizer().vocab_size, spread=0.05)
     assert module.skipped_steps == 2

@@ -8,7 +8,7 @@ from support import model_config
 
 from captioning.model.build import Vocabulary, new_captioner
 from captioning.training import optimizers
-from captioning.training.optimizers import adamw, muon, orthogonalised
+from captioning.training.optimizers import adamw, by_depth, muon, orthogonalised
 
 ADAMW = {"weight_decay": 0.1, "betas": (0.9, 0.999)}
 MUON = {**ADAMW, "momentum": 0.95, "update_rms": 0.2}
@@ -141,3 +141,17 @@ def test_singular_values_become_nearly_one_and_singular_vectors_stay(rank):
     values = found.diagonal(dim1=1, dim2=2)[:, :rank]
     assert values.min() > 0.7 and values.max() < 1.3
     assert (found - torch.diag_embed(found.diagonal(dim1=1, dim2=2))).abs().max() < 0.02
+
+
+@BOTH
+def test_rates_fall_from_layer_to_layer_of_the_encoder_and_every_parameter_stays(captioner, make, keys):
+    optimizer = make(captioner, **keys)
+    before = {id(p): group["name"] for group in optimizer.param_groups for p in group["params"]}
+    by_depth(optimizer, captioner, 0.5)
+    assert {id(p): group["name"] for group in optimizer.param_groups for p in group["params"]} == before
+    scales = {id(p): group["rate_scale"] for group in optimizer.param_groups for p in group["params"]}
+    found = {name: scales[id(p)] for name, p in captioner.network.named_parameters()}
+    assert {scale for name, scale in found.items() if not name.startswith("encoder")} == {1.0}
+    parts = {"encoder.embeddings": 0.25, "encoder.layers.0": 0.5, "encoder.layernorm": 1.0}
+    for part, scale in parts.items():
+        assert {found[name] for name in found if name.startswith(f"{part}.")} == {scale}

@@ -511,7 +511,7 @@ def test_a_split_of_fewer_pictures_than_processes_is_refused_before_training(tmp
     datamodule.connect(tokenizer, PictureFormat((16, 16)), 128)
     device = SimpleNamespace(root_device=torch.device("cpu"))
     limits = dict.fromkeys(("limit_train_batches", "limit_val_batches", "limit_test_batches"), 1.0)
-    trainer = SimpleNamespace(world_size=2, global_rank=0, strategy=device, **limits)
+    trainer = SimpleNamespace(world_size=2, global_rank=0, num_nodes=1, strategy=device, **limits)
     with pytest.raises(UserError, match="test has 1 pictures, too few for a batch of each of 2 processes"):
         check_limits(trainer, datamodule)
 
