@@ -42,6 +42,7 @@ PICTURES = (
     "image_path",
     "path",
 )
+URLS = ("url", "image_url")  # of pictures that lie elsewhere, in a table
 KEYS = ("file_name", "key", "filename", "image_id", "id")  # of pictures whose cells have no path
 HELD_BYTES = 2**28  # of row groups, by each process that reads Parquet files
 MOST_GROUP_BYTES = 2**30
@@ -167,6 +168,20 @@ def parquet_index(shard: str, mark: Mark, file: IO[bytes], columns: Columns) -> 
     tables = ((number, whole.read_row_group(number)) for number in range(len(groups)))
     rows, column = rows_of(tables, columns, shard, Path(shard).parent)
     return Index(shard, mark, rows, column=column)
+
+
+def names_in_parquet(shard: str, file: IO[bytes], columns: Columns) -> list[str] | None:
+    """What a Parquet file names its pictures by, where they lie elsewhere: in a column of texts, `url` among them."""
+    whole = _parquet_file(needed("pyarrow.parquet", "shards"), shard, file)
+    types, known = needed("pyarrow.types", "shards"), nearest(whole.schema_arrow.names)
+    usual = next((known[name] for name in (*PICTURES, *URLS) if name in known), None)
+    column = columns.image if columns.image in whole.schema_arrow.names else usual
+    if column is None:
+        return None
+    kind = whole.schema_arrow.field(column).type
+    if not (types.is_string(kind) or types.is_large_string(kind)):
+        return None
+    return [name or "" for name in whole.read([column])[column].to_pylist()]
 
 
 def _parquet_file(parquet: Any, shard: str, file: IO[bytes]) -> Any:

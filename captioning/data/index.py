@@ -115,7 +115,7 @@ def kept_index(folder: Path, place: str, mark: Mark, columns: Columns, make: Cal
     path = folder / f"{hashlib.blake2b(address.encode(), digest_size=16).hexdigest()}.index"
     if (known := _read_index(path, place, mark)) is not None:
         return known
-    with writing(folder, "name another folder in data.cache"):
+    with writing(folder, "name another folder in data.cache, or of predict.py in cache"):
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path.with_suffix(".lock"))
         lock.acquire()
@@ -152,7 +152,10 @@ def _write_index(path: Path, index: Index) -> None:
     arrays["captions_of"] = rows.captions.starts
     for name, texts in {"names": rows.names, "captions": rows.captions.texts, "flaws": rows.flaws}.items():
         arrays |= {name: texts.data, f"{name}_starts": texts.starts}
-    with writing(path.parent, "make room, or name another folder in data.cache"), atomic_file(path) as file:
+    with (
+        writing(path.parent, "make room, or name another folder in data.cache, or of predict.py in cache"),
+        atomic_file(path) as file,
+    ):
         np.savez(file, header=np.frombuffer(header, np.uint8), **arrays)
 
 

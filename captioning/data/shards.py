@@ -23,7 +23,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from captioning.data.arrow import HELD_BYTES, ParquetCells, parquet_index, texts_in
+from captioning.data.arrow import HELD_BYTES, ParquetCells, names_in_parquet, parquet_index, texts_in
 from captioning.data.images import MAX_FILE_BYTES, picture_suffixes
 from captioning.data.index import Columns, Index, IndexedPictures, Mark, Rows, digest, kept_index
 from captioning.data.records import Neighbours, TextLists, Texts
@@ -129,6 +129,15 @@ def index_of(shard: str, columns: Columns, folder: Path, blocks: Blocks) -> Inde
             return of_kind(shard, mark, file, columns)
 
     return replace(kept_index(folder, place, mark, columns, make), shard=shard)
+
+
+def names_in_shard(shard: str, columns: Columns, blocks: Blocks) -> list[str] | None:
+    """Paths and URLs of the pictures of a Parquet file that holds none itself; None of other shards."""
+    if not shard.endswith(".parquet"):
+        return None
+    mark = facts_of(shard) if is_remote(shard) else _facts_of_file(shard)
+    with _opened(shard, mark, blocks) as file:
+        return names_in_parquet(shard, file, columns)
 
 
 def _opened(shard: str, mark: Mark, blocks: Blocks) -> IO[bytes]:

@@ -27,7 +27,7 @@ from captioning.data.images import UnreadablePicture
 from captioning.data.index import Columns
 from captioning.data.records import Texts
 from captioning.data.remote import Blocks, is_remote, names_in, put, read_whole, removed
-from captioning.data.shards import ShardPictures, index_of
+from captioning.data.shards import ShardPictures, index_of, names_in_shard
 from captioning.data.stored import StoredPictures
 from captioning.errors import UserError, writing
 from captioning.files import locked, unlocked, write_atomically
@@ -107,12 +107,19 @@ class Reading:
     private: bool
     choice: Choice
 
+    @property
+    def _blocks(self) -> Blocks:
+        return Blocks(self.cache / "blocks", self.cache_bytes)
+
     def opened(self, part: Part) -> StoredPictures:
         """Its pictures; raises UserError where a shard can't be read."""
         if not part.shard:
             pictures: StoredPictures = NamedPictures(part.names, self.private)
+        elif (names := names_in_shard(part.shard, self.columns, self._blocks)) is not None:
+            folder = part.shard.rpartition("/")[0]
+            pictures = NamedPictures(Texts.of(_in(folder, name) for name in names), self.private)
         else:
-            blocks = Blocks(self.cache / "blocks", self.cache_bytes)
+            blocks = self._blocks
             index = index_of(part.shard, self.columns, self.cache, blocks)
             if index.problem and self.on_missing == "error":
                 raise UserError(
@@ -121,6 +128,11 @@ class Reading:
             pictures = _Shards([index], blocks)
         chosen = self.choice.of(pictures)
         return chosen if part.most is None else chosen.part(np.arange(min(part.most, len(chosen))))
+
+
+def _in(folder: str, name: str) -> str:
+    """A path that a shard names, which starts from the shard's folder."""
+    return name if is_remote(name) or name.startswith("/") or not folder else f"{folder}/{name}"
 
 
 class _Shards(ShardPictures):

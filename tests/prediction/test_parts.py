@@ -2,6 +2,7 @@
 
 import io
 import json
+import resource
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -254,6 +255,19 @@ def test_rows_that_come_early_wait_for_their_turn(tmp_path):
     assert list(rows_in(tmp_path / "out")) == [f"{i}.jpg" for i in range(5)]
 
 
+def test_a_full_disk_is_one_sentence_and_what_was_there_is_gone_on_from(make, shards, tmp_path, full_disk):
+    make(shards, "undisturbed/", "format=csv")
+    for room in (0, 450):
+        with pytest.raises(UserError, match="File too large"):
+            full_disk(room)
+            make(shards, "out/", "format=csv", "resume=true")
+        full_disk(resource.RLIM_INFINITY)
+        names = [path.name for path in (tmp_path / "out").glob("*.csv")] if (tmp_path / "out").exists() else []
+        for name in names:
+            assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
+    assert make(shards, "out/", "format=csv", "resume=true").captioned == 15
+
+
 # Pictures of the web.
 
 
@@ -298,6 +312,18 @@ def test_urls_are_fetched_and_addresses_of_this_network_only_if_allowed(make, we
     stdin = mock.Mock(buffer=io.BytesIO(f"{web.url}/3.jpg\n".encode()))
     monkeypatch.setattr("sys.stdin", stdin)
     assert make("-", "stdin.jsonl", "private_urls=true").captioned == 1
+
+
+def test_a_parquet_file_may_hold_paths_and_urls_of_pictures(make, web, tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    (tmp_path / "1.jpg").write_bytes(jpeg(1))
+    urls = pyarrow.table({"URL": ["1.jpg", f"{web.url}/2.jpg", None], "TEXT": ["a", "b", "c"]})
+    parquet.write_table(urls, tmp_path / "laion.parquet")
+    made = make(tmp_path / "laion.parquet", "out/", "format=parquet", "private_urls=true")
+    assert (made.captioned, made.failed) == (2, 1)
+    table = parquet.read_table(tmp_path / "out/laion.parquet")
+    assert table["path"].to_pylist()[:2] == [f"{tmp_path}/1.jpg", f"{web.url}/2.jpg"]
+    assert table["key"].to_pylist()[:2] == ["1", "2"]
 
 
 def test_a_web_server_that_keeps_failing_is_given_up_and_a_missing_picture_at_once(web):
