@@ -13,6 +13,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,16 @@ def main(small: bool) -> int:
         at_most("a picture of a tar", times[0], f"its own file {times[1]}", reading["tar"] / reading["files"], 1.1),
         at_most(
             "blocks fetched in an epoch", f"{kept} in windows", f"{fetched['there']}", kept / fetched["there"], 1.05
+        ),
+        *(
+            at_most(
+                f"blocks that one of {n} machines fetches, data.lanes=4",
+                f"{fetched[f'{n} machines']} at most",
+                f"{fetched['there']} / {n}",
+                n * fetched[f"{n} machines"] / fetched["there"],
+                1.2,
+            )
+            for n in (1, 2, 4)
         ),
         at_least("blocks fetched in an epoch", f"{never} in any order", f"{kept} in windows", never / kept, None),
     ]
@@ -127,6 +138,18 @@ def of_blocks(folder: Path) -> dict[str, int]:
             for _, row in batch:
                 pictures.read(row)
         found[name] = len(fetched)
+    for machines in (1, 2, 4):
+        of_each = []
+        for machine in range(machines):
+            shutil.rmtree(blocks.folder)
+            fetched.clear()
+            near = replace(pictures.neighbours(), lanes=4)
+            place = {"rank": machine, "world_size": machines}
+            for batch in EpochBatches(len(pictures), 16 // machines, shuffle=True, seed=1, neighbours=near, **place):
+                for _, row in batch:
+                    pictures.read(row)
+            of_each.append(len(fetched))
+        found[f"{machines} machines"] = max(of_each)
     remote.RemoteFile._fetched = original  # type: ignore[method-assign]
     return found
 

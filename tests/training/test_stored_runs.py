@@ -235,7 +235,7 @@ class Machines:
                 done, status = os.waitpid(child, os.WNOHANG)
                 statuses[child] = status if done else -1
             for machine in range(machines):
-                files = (self.folder / f"{run_dir.name}-{machine}").glob("*")
+                files = (self.folder / f"{run_dir.name}-{machine}").glob("*.block*")  # also half-written
                 self.most = max(self.most, sum(map(size_of, files)))
             time.sleep(0.002)
         assert set(statuses.values()) == {signal.SIGKILL if killed_in else 0}
