@@ -284,7 +284,8 @@ def logged(run_dir: Path) -> list[dict[str, float]]:
 @pytest.mark.timeout(400)
 def test_two_machines_train_as_one_fetch_half_each_and_go_on_exactly_from_sigkill(bucket, larger, tmp_path):
     machines = Machines(tmp_path, bucket)
-    machines.train(tmp_path / "indexed", 1, "trainer.max_epochs=1")  # now there are indices, which they share
+    indexing = machines.train(tmp_path / "indexed", 2, "trainer.max_epochs=1")
+    assert sum(indexing) < 2.6 * larger, "one of them has read a shard for its index, then the epoch was halved"
     of_one = machines.train(tmp_path / "one", 1)
     of_two = machines.train(tmp_path / "two", 2)
     without_lanes = machines.train(tmp_path / "without", 2, "data.lanes=1")
