@@ -661,6 +661,12 @@ class WandbConfig(Built):
     job_type: Text | None = key("What kind of run it is.")
     tags: list[Text] = key("Its tags.", must="a list of words, such as [baseline,coco]")
     notes: Text | None = key("A longer description.")
+    log_model: Literal[False, "best", "all"] = key(
+        "Which checkpoints become artifacts there.", must="false, best or all"
+    )
+    watch: Literal[False, "gradients", "parameters", "all"] = key(
+        "Of what histograms are logged, every 100 steps.", must="false, gradients, parameters or all"
+    )
 
 
 def require_loggers(loggers: Iterable[Section]) -> None:

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Timer
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from captioning.cli import built, quiet_libraries, resumable
-from captioning.config import TrainConfig, data_set_of, require_loggers
+from captioning.config import TrainConfig, WandbConfig, data_set_of, require_loggers
 from captioning.data.datamodule import CaptionDataModule
 from captioning.data.datasets import SOURCES
 from captioning.errors import UserError
@@ -54,7 +54,7 @@ from captioning.training.resume import (
 from captioning.training.scst import CiderReward, SelfCriticalModule
 from captioning.training.stages import FEW_STEPS, ApplyStages, StageSchedule
 from captioning.training.verdict import Guessing, Verdict
-from captioning.training.wandb import SampleTable, wandb_runs
+from captioning.training.wandb import ModelArtifacts, SampleTable, wandb_runs
 from captioning.weights import HuggingFaceModel, find_weights
 
 log = logging.getLogger(__name__)
@@ -274,6 +274,9 @@ def callbacks_of(
     if config.encoder_cache is not None:
         folder = AUTO_ENCODER_CACHE if config.encoder_cache == "auto" else config.encoder_cache
         callbacks.append(EncodeOnce(Path(folder), config.encoder_cache_dtype))
+    of_wandb = [one for one in config.logger.values() if isinstance(one, WandbConfig)]
+    if any(one.log_model or one.watch for one in of_wandb):
+        callbacks.append(ModelArtifacts((run_dir / LAST).parent))
     if config.sample_pictures:
         draw = partial(draw_heat_maps, tokenizer=tokenizer)
         callbacks.append(SampleTable(*datamodule.samples(config.sample_pictures), decoding, tokenizer.decode, draw))
@@ -382,6 +385,8 @@ def checkpoints_of(config: TrainConfig, settings: dict[str, Any]) -> list[L.Call
     saving, path = Saving(keys.on_error), Path(config.run_dir) / LAST
     last = LastCheckpoint(path, saving, settings, keys.every_n_steps, keys.every_minutes)
     if config.trainer.enable_checkpointing is False:
+        if any(getattr(one, "log_model", False) for one in config.logger.values()):
+            raise UserError("logger.wandb.log_model needs trainer.enable_checkpointing=true; leave one of them out")
         log.warning("no checkpoints are written: this run cannot be resumed, nor its best weights be tested")
         return []
     metric = choosable()[best_by]

@@ -51,6 +51,8 @@ class WandbRows(Follower, WandbLogger):
 
     LEAST_FREE_BYTES = 2**20  # under which rows are as good as lost: W&B writes in blocks of 32 KiB
 
+    models: bool | str = False  # which checkpoints become artifacts
+    watched = ""  # of what histograms are logged
     _warned = False
 
     @rank_zero_only
@@ -83,7 +85,14 @@ class WandbRows(Follower, WandbLogger):
         self._warned = bool(problem)
 
 
-def wandb_logger(run_dir: str, project: str, name: str | None, **of_run: Any) -> Logger:
+def wandb_logger(
+    run_dir: str,
+    project: str,
+    name: str | None,
+    log_model: bool | str = False,
+    watch: str | bool = False,
+    **of_run: Any,
+) -> Logger:
     """A W&B logger whose run lies in `run_dir`, and continues there if the folder already has one.
 
     Without an API key, or where the server does not answer, it logs offline and never asks; `WANDB_MODE` and `wandb
@@ -92,7 +101,9 @@ def wandb_logger(run_dir: str, project: str, name: str | None, **of_run: Any) ->
     Args:
         run_dir: the run's folder.
         project: W&B's.
-        name: of the run; None is `WANDB_NAME`, or else the folder's.
+        name: of the run; None is `WANDB_NAME`, or else the folder's, and of a multirun what its job has of its own.
+        log_model: which checkpoints become artifacts, `best` or `all`; False is none.
+        watch: of what histograms are logged, `gradients`, `parameters` or `all`; False is of none.
         of_run: `entity`, `group`, `job_type`, `tags`, `notes`; None is what W&B's own settings say.
     """
     import wandb
@@ -106,11 +117,11 @@ def wandb_logger(run_dir: str, project: str, name: str | None, **of_run: Any) ->
     folder = Path(run_dir)
     run_id, project, entity = _place(folder, project, of_run.get("entity") or settings.entity)
     mode = _mode(settings)
-    return without_anonymous(
+    logger = without_anonymous(
         WandbRows(
             **{key: value for key, value in of_run.items() if value} | ({"entity": entity} if entity else {}),
             project=project,
-            name=name or os.environ.get("WANDB_NAME") or folder.name,
+            name=name or os.environ.get("WANDB_NAME") or _of_job(folder.name),
             save_dir=run_dir,
             id=run_id,
             resume="allow" if mode == "online" else None,
@@ -118,6 +129,18 @@ def wandb_logger(run_dir: str, project: str, name: str | None, **of_run: Any) ->
             settings=wandb.Settings(console="off", silent=mode == "offline"),
         )
     )
+    assert isinstance(logger, WandbRows)
+    logger.models, logger.watched = log_model, str(watch or "")
+    return logger
+
+
+def _of_job(folder: str) -> str:
+    """The folder's name; of a job of a multirun with what it was given and its neighbours were not."""
+    hydra = HydraConfig.get() if HydraConfig.initialized() else None
+    if hydra is None or hydra.mode != RunMode.MULTIRUN:
+        return folder
+    own = [override for override in hydra.overrides.task if override not in sys.argv]
+    return f"{folder} {' '.join(own)}"[:128].rstrip()
 
 
 def _place(folder: Path, project: str, entity: str | None) -> tuple[str, str, str]:
@@ -181,6 +204,55 @@ def _unreachable(url: str) -> str:
     asking.start()
     asking.join(ANSWER_SECONDS + 1)
     return found[0] if found else f"for {ANSWER_SECONDS + 1} seconds"
+
+
+class ModelArtifacts(L.Callback):
+    """Checkpoints as versions of W&B's artifact `model-RUN_ID`: the best at the end, and each epoch's if asked for.
+
+    The best has the aliases `best` and `latest`, others `latest` and `epoch-N`.
+    """
+
+    WATCHED_EVERY = 100  # steps between histograms
+
+    def __init__(self, folder: Path):
+        self._folder, self._sent = folder, 0
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for logger in _of_wandb(trainer):
+            if logger.watched:
+                logger.watch(pl_module, log=logger.watched, log_freq=self.WATCHED_EVERY, log_graph=False)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Of the epoch before, whose checkpoint is whole now."""
+        self._send_last(trainer)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._send_last(trainer)
+        best = self._folder / "best.ckpt"
+        for logger in _of_wandb(trainer):
+            if logger.models and best.is_file():
+                self._send(logger, best, ["best", "latest"])
+
+    def _send_last(self, trainer: L.Trainer) -> None:
+        last = self._folder / "last.ckpt"
+        changed = last.stat().st_mtime_ns if last.is_file() else 0
+        if changed == self._sent:
+            return
+        self._sent = changed
+        for logger in _of_wandb(trainer):
+            if logger.models == "all":
+                self._send(logger, last, ["latest", f"epoch-{trainer.current_epoch - 1}"])
+
+    def _send(self, logger: WandbRows, checkpoint: Path, aliases: list[str]) -> None:
+        import wandb
+
+        artifact = wandb.Artifact(f"model-{logger.experiment.id}", type="model")
+        artifact.add_file(str(checkpoint), name=checkpoint.name)
+        logger.experiment.log_artifact(artifact, aliases=aliases)
+
+
+def _of_wandb(trainer: L.Trainer) -> list[WandbRows]:
+    return [one for one in trainer.loggers if isinstance(one, WandbRows)] if trainer.is_global_zero else []
 
 
 class SampleTable(L.Callback):

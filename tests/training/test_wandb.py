@@ -1,6 +1,7 @@
 """What W&B is given, and what it is not."""
 
 import http.server
+import json
 import socket
 import sys
 import threading
@@ -8,14 +9,17 @@ import time
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from hydra.types import RunMode
 from lightning.pytorch.loggers.logger import DummyLogger
 from PIL import Image
 from small_runs import composed
+from test_train import wandb_records
 
-from captioning.cli import built, configured
+from captioning.cli import CONF, built, configured, prepared_arguments
 from captioning.config import TrainConfig
 from captioning.errors import UserError
+from captioning.metrics import METRICS
 from captioning.training import wandb as ours
 from captioning.training.run import train
 from captioning.training.wandb import of_one_size, wandb_logger, wandb_runs
@@ -106,7 +110,9 @@ def test_a_run_under_a_sweeps_agent_is_resumed_by_the_agents_id(tmp_path, settin
 def test_each_job_of_a_multirun_has_its_own_id(tmp_path, settings, monkeypatch):
     settings(WANDB_RUN_ID="mine")
     for number in (0, 1):
-        job = SimpleNamespace(mode=RunMode.MULTIRUN, job=SimpleNamespace(num=number))
+        job = SimpleNamespace(
+            mode=RunMode.MULTIRUN, job=SimpleNamespace(num=number), overrides=SimpleNamespace(task=[])
+        )
         monkeypatch.setattr(ours, "HydraConfig", SimpleNamespace(initialized=lambda: True, get=lambda job=job: job))
         assert given(wandb_logger(str(tmp_path / str(number)), "captions", None))["id"] == f"mine-{number}"
 
@@ -133,3 +139,62 @@ def test_pictures_of_one_log_have_one_size_for_wandb():
     sheets = of_one_size([Image.new("RGB", (30, 10)), Image.new("RGB", (20, 40))])
     assert [sheet.size for sheet in sheets] == [(30, 40), (30, 40)]
     assert sheets[1].getpixel((5, 35)) == (0, 0, 0) and sheets[1].getpixel((25, 35)) == (255, 255, 255)
+
+
+def test_checkpoints_become_artifacts_and_gradients_histograms_where_that_is_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr(ours.ModelArtifacts, "WATCHED_EVERY", 1)
+    keys = ["logger=wandb", "logger.wandb.log_model=all", "logger.wandb.watch=gradients", "trainer.max_epochs=2"]
+    run = train(composed(tmp_path, *keys, "scores.pictures=0", "sample_pictures=0"))
+    records = list(wandb_records(run.run_dir))
+    models = [one["artifact"] for one in records if one["type"] == "artifact" and one["artifact"]["type"] == "model"]
+    name = f"model-{(tmp_path / ours.ID_FILE).read_text().split()[0]}"
+    assert {one["name"] for one in models} == {name}
+    assert [{*one["aliases"]} for one in models] == [{"latest", "epoch-0"}, {"latest", "epoch-1"}, {"best", "latest"}]
+    assert [one["manifest"]["contents"][0]["path"] for one in models] == ["last.ckpt", "last.ckpt", "best.ckpt"]
+    assert "gradients/" in json.dumps([one for one in records if one["type"] == "history"])
+
+
+def test_log_model_without_checkpoints_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"log_model needs trainer\.enable_checkpointing=true"):
+        train(composed(tmp_path, "logger=wandb", "logger.wandb.log_model=best", "trainer.enable_checkpointing=false"))
+
+
+def test_a_sweeps_own_command_is_one_that_train_py_takes(monkeypatch):
+    sweeps = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
+    sweep = yaml.safe_load((CONF / "sweep.yaml").read_text())
+    drawn = {
+        name: about.get("value", about["values"][-1] if "values" in about else about.get("max"))
+        for name, about in sweep["parameters"].items()
+    }
+    given = sweeps.create_sweep_command_args({"args": {name: {"value": value} for name, value in drawn.items()}})
+    command, arguments = sweeps.make_launch_sweep_entrypoint(given, [*sweep["command"]])
+    assert command[-1] == "${program}" and sweep["program"] == "train.py"
+    config = configured(TrainConfig, *prepared_arguments(arguments, "train"))
+    assert config.stage.learning_rates.decoder == 0.01 and config.model.dropout == 0.2
+    assert sweep["metric"]["name"] in {metric.name for metric in METRICS}
+
+
+def test_jobs_of_a_multirun_are_named_by_what_they_have_of_their_own(monkeypatch):
+    job = SimpleNamespace(mode=RunMode.MULTIRUN, overrides=SimpleNamespace(task=["data=shapes", "seed=2"]))
+    monkeypatch.setattr(ours.HydraConfig, "initialized", staticmethod(lambda: True))
+    monkeypatch.setattr(ours.HydraConfig, "get", staticmethod(lambda: job))
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "data=shapes", "seed=1,2"])
+    assert ours._of_job("1") == "1 seed=2"
+
+
+def test_tensorboard_and_mlflow_are_logged_to(tmp_path):
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    mlflow = pytest.importorskip("mlflow")
+    short = ("trainer.max_epochs=1", "scores.pictures=0")
+    run = train(composed(tmp_path / "t", "logger=tensorboard", *short))
+    events = accumulators.EventAccumulator(str(tmp_path / "t/tensorboard")).Reload()
+    logged = events.Scalars("val/loss")
+    assert logged[-1].value == pytest.approx(run.metrics["val/loss"], rel=1e-5)
+    place = f"file:{tmp_path}/mlruns"
+    monkey = pytest.MonkeyPatch()
+    monkey.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    run = train(composed(tmp_path / "m", "logger=mlflow", f"logger.mlflow.tracking_uri={place}", *short))
+    monkey.undo()
+    client = mlflow.MlflowClient(place)
+    (found,) = client.search_runs([client.get_experiment_by_name("vit-gpt2-captioning").experiment_id])
+    assert found.data.metrics["val/loss"] == pytest.approx(run.metrics["val/loss"], rel=1e-5)
