@@ -11,11 +11,13 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import socket
 import tempfile
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -42,6 +44,7 @@ pyarrow, ray, ray_data = (needed(name, "ray") for name in ("pyarrow", "ray", "ra
 
 log = logging.getLogger(__name__)
 
+ANSWER_SECONDS = 5
 WAIT_SECONDS = 10  # until a cluster that has lost a node knows of it
 BLOCK_BYTES = 2**20  # a batch is more, and so a block of its own, which is captioned while the next is read
 
@@ -81,6 +84,20 @@ class Row(NamedTuple):
         return (cls(*pickle.loads(cell.as_buffer())) for cell in table["row"])
 
 
+def _require_answer(address: str) -> None:
+    """Raise UserError where nothing listens; Ray itself waits for half a minute and then aborts the process."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdecimal():  # `auto`, of which Ray says what is wrong
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
+    except OSError as error:
+        raise UserError(
+            f"ray.address={address}: no cluster answers ({error.strerror or error}); name the head's HOST:6379, or "
+            "ray.address=null starts one on this machine"
+        ) from error
+
+
 class Cluster:
     """A Ray cluster that is joined, or started here, between `with` and its end.
 
@@ -94,7 +111,10 @@ class Cluster:
     def __enter__(self) -> Self:
         address = self._keys.address
         where: dict[str, Any] = {"address": "local", "num_cpus": cores(), "include_dashboard": self._keys.dashboard}
+        if self._keys.dashboard and find_spec("aiohttp_cors") is None:
+            raise UserError("ray.dashboard=true needs pip install 'ray[default]'; or leave it out")
         if address is not None:  # its machines need not have this package
+            _require_answer(address)
             where = {"address": address, "runtime_env": {"py_modules": [captioning]}}
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ says much, and all that ends is said here
         try:

@@ -316,11 +316,15 @@ class PartFiles:
     ) -> None:
         for rows in self._open.values():
             rows.journal.closed()
-        if kind is not None:
+        left = self.complete or any(rows.count for rows in self._open.values())
+        if kind is not None and left:
             words = "stopped: %d parts of %s are complete; resume=true goes on"
             log.warning(words, len(self.complete), self.output)
+        elif kind is not None:
+            log.warning("stopped before the first caption; nothing was written to %s", self.output)
+            self._remove([SETTINGS] if SETTINGS in self._names() else [])
         unlocked(self._lock)
-        if kind is None and not self._open:
+        if not left or (kind is None and not self._open):
             shutil.rmtree(self._work, ignore_errors=True)
 
     # Here or elsewhere.
