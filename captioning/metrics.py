@@ -16,7 +16,7 @@ JAVA = "captioning.evaluation.java.java_scores"
 REWARD = "captioning.training.scst.SelfCriticalModule.training_metrics"
 ROWS = "captioning.training.reports.MetricRows"
 FLOOR = "captioning.shapes.grammar.perplexity_floor"
-CAPTIONS = "captioning.training.callbacks.CaptionScores.scores"
+VARIETY = f"{SCORING}.variety_of"
 GUESSING = "captioning.training.verdict.Guessing.of"
 
 
@@ -33,6 +33,7 @@ class Metric:
         chooses: whether `stage.best_by` may name it; each score that is computed while training may be named, too.
         bar: its short name on the progress bar, and decimals.
         column: its heading in `results.md`; what has no curve or is a score is there where it was logged.
+        decimals: of the column.
         curve: its panel and label in `curves.png`.
         card: its label on the model card, for the best value in `metrics.csv`; scores have their official name.
         last_words: whether a run ends with it.
@@ -46,6 +47,7 @@ class Metric:
     chooses: bool = False
     bar: tuple[str, int] | None = None
     column: str | None = None
+    decimals: int = 4
     curve: tuple[str, str] | None = None
     card: str | None = None
     last_words: bool = False
@@ -94,7 +96,10 @@ METRICS = [
         "CIDEr", f"{SCORING}.cider_scores", bar=("val_cider", 3), column="Val CIDEr", curve=(SCORES, "CIDEr")
     ),
     score_of_captions("SPICE", JAVA, needs_java=True),
-    Metric(name="val/distinct", computed_by=CAPTIONS, larger_is_better=True, column="Val Distinct"),
+    *(
+        Metric(name=f"val/{name.lower()}", computed_by=VARIETY, larger_is_better=True, column=f"Val {name}", **shown)
+        for name, shown in (("Distinct", {}), ("Vocabulary", {"decimals": 0}), ("Novel", {}))
+    ),
     Metric(
         name="test/perplexity",
         computed_by=EVALUATION,

@@ -69,7 +69,7 @@ def test_the_list_is_sound():
     assert list(caption_scores()) == ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "SPICE"]
     columns = [metric.column for metric in in_reading_order() if metric.column]
     assert columns[:4] == ["Train Loss", "Train Perplexity", "Val Loss", "Val Perplexity"]
-    assert columns[4:] == ["Val CIDEr", "Val BLEU-4", "Val ROUGE-L", "Val Distinct"]
+    assert columns[4:] == ["Val CIDEr", "Val BLEU-4", "Val ROUGE-L", "Val Distinct", "Val Vocabulary", "Val Novel"]
     assert choosable()["val/cider"].larger_is_better and not choosable()["val/perplexity"].larger_is_better
 
 

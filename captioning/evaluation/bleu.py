@@ -8,6 +8,8 @@ import math
 from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 ORDERS = 4  # n-grams of 1, 2, 3 and 4 tokens
 _TINY, _SMALL = 1e-15, 1e-9  # the official scorer's
 
@@ -47,6 +49,7 @@ class Bleu(NamedTuple):
     per_picture: list[list[float]]
     candidate_tokens: int
     reference_tokens: int
+    summed: np.ndarray  # (N, 10) what `bleu_of_sums` takes the sum of: of each picture its matches, n-grams, lengths
 
 
 def bleu(candidates: Sequence[NgramCounts], references: Sequence[Sequence[NgramCounts]]) -> Bleu:
@@ -54,18 +57,20 @@ def bleu(candidates: Sequence[NgramCounts], references: Sequence[Sequence[NgramC
 
     The corpus figure sums matches, n-grams and lengths over all pictures before it divides; it is no mean of pictures.
     """
-    totals = _Matches([0] * ORDERS, 0, 0)
-    per_picture = []
-    for candidate, of_picture in zip(candidates, references, strict=True):
-        matches = _matches(candidate, of_picture)
-        per_picture.append(_score(matches, _possible(matches.tokens)))
-        totals = _Matches(
-            [a + b for a, b in zip(totals.correct, matches.correct, strict=True)],
-            totals.tokens + matches.tokens,
-            totals.reference_tokens + matches.reference_tokens,
-        )
-    possible = [sum(column) for column in zip(*(_possible(one.tokens) for one in candidates), strict=True)]
-    return Bleu(_score(totals, possible or [0] * ORDERS), per_picture, totals.tokens, totals.reference_tokens)
+    found = [_matches(candidate, of_picture) for candidate, of_picture in zip(candidates, references, strict=True)]
+    summed = np.array([[*one.correct, *_possible(one.tokens), one.tokens, one.reference_tokens] for one in found])
+    summed = summed.reshape(-1, 2 * ORDERS + 2)
+    tokens, of_references = summed[:, -2:].sum(0).tolist()
+    per_picture = [_score(one, _possible(one.tokens)) for one in found]
+    return Bleu(bleu_of_sums(summed.sum(0)).tolist(), per_picture, tokens, of_references, summed)
+
+
+def bleu_of_sums(sums: np.ndarray) -> np.ndarray:
+    """(..., 10) sums over pictures of `Bleu.summed` -> (..., 4) BLEU-1 to BLEU-4."""
+    correct, possible, lengths = np.split(sums, [ORDERS, 2 * ORDERS], axis=-1)
+    products = np.cumprod((correct + _TINY) / (possible + _SMALL), axis=-1)
+    ratio = (lengths[..., :1] + _TINY) / (lengths[..., 1:] + _SMALL)
+    return products ** (1 / np.arange(1, ORDERS + 1)) * np.exp(np.minimum(0, 1 - 1 / ratio))
 
 
 class _Matches(NamedTuple):

@@ -1,17 +1,20 @@
 """Candidate and reference strings -> the field's scores, of the corpus and of each picture."""
 
 import json
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+import re
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pkgutil import resolve_name
 from typing import Generic, NamedTuple, Self, TypeVar
 
+import numpy as np
 from tqdm import tqdm
 
 from captioning.errors import UserError
-from captioning.evaluation.bleu import ORDERS, Bleu, NgramCounts, bleu
+from captioning.evaluation.bleu import ORDERS, Bleu, NgramCounts, bleu, bleu_of_sums
 from captioning.evaluation.cider import SIGMA, CiderD
+from captioning.evaluation.intervals import Sums, intervals
 from captioning.evaluation.java import java_scores
 from captioning.evaluation.rouge import rouge_l
 from captioning.evaluation.tokenizer import VERSION, tokenize
@@ -23,15 +26,16 @@ BLEUS = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4")
 
 
 class Figures(NamedTuple):
-    """A score of the corpus, and of each picture in order."""
+    """A score of the corpus, and of each picture in order; and as sums over pictures, where it has an interval."""
 
     corpus: float
     per_picture: list[float]
+    sums: Sums | None = None
 
     @classmethod
     def of(cls, per_picture: list[float]) -> Self:
         """The corpus figure is the mean of the pictures'."""
-        return cls(sum(per_picture) / len(per_picture), per_picture)
+        return cls(sum(per_picture) / len(per_picture), per_picture, Sums.mean(per_picture))
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,15 @@ class TokenisedCaptions:
 def bleu_scores(captions: TokenisedCaptions) -> dict[str, Figures]:
     """BLEU-1 to BLEU-4."""
     columns = zip(*captions.bleu.per_picture, strict=True)
-    of_corpus = zip(BLEUS, captions.bleu.corpus, columns, strict=True)
-    return {name: Figures(figure, list(column)) for name, figure, column in of_corpus}
+    of_corpus = enumerate(zip(BLEUS, captions.bleu.corpus, columns, strict=True))
+    return {
+        name: Figures(figure, list(column), Sums(captions.bleu.summed, partial(_order, order=order)))
+        for order, (name, figure, column) in of_corpus
+    }
+
+
+def _order(sums: np.ndarray, order: int) -> np.ndarray:
+    return bleu_of_sums(sums)[..., order]
 
 
 def rouge_scores(captions: TokenisedCaptions) -> dict[str, Figures]:
@@ -86,12 +97,57 @@ class Scores(Generic[Id]):
         per_picture: the same for each picture, in the order of the candidates.
         signature: what figures are not comparable without: tokenizer, whether EOS counts, lengths, counts, versions.
         left_out: a sentence on what could not be computed: why, and what to install.
+        variety: of the candidates, see `variety_of`.
+        sums: of those figures that are a function of sums over pictures, which is all but METEOR, those.
     """
 
     corpus: dict[str, float]
     per_picture: dict[Id, dict[str, float]]
     signature: dict[str, object]
     left_out: list[str]
+    variety: dict[str, float] = field(default_factory=dict)
+    sums: dict[str, Sums] = field(default_factory=dict, repr=False, compare=False)
+
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """The 95% interval of each figure over the choice of pictures; none of a single picture."""
+        return intervals(self.sums) if len(self.per_picture) > 1 else {}
+
+
+def words_of(caption: str) -> str:
+    """What of a caption is compared with others: its words, in small letters.
+
+    >>> words_of("A dog  isn't here.")
+    "a dog isn't here"
+    """
+    return " ".join(re.findall(r"\w+(?:['\u2019]\w+)*", caption.lower()))
+
+
+def variety_of(captions: Sequence[str], seen: "Seen | None" = None) -> dict[str, float]:
+    """The cheap signs of a model that writes the same for every picture.
+
+    `distinct` is the share of captions that differ, `vocabulary` how many words all of them have, and `novel` the share
+    that no training caption equals in its words, where those are given.
+
+    >>> variety_of(["a dog", "a dog", "A cat."], Seen(["the cat", "a cat"]))
+    {'distinct': 0.6666666666666666, 'vocabulary': 3, 'novel': 0.6666666666666666}
+    """
+    texts = [words_of(caption) for caption in captions]
+    words = {word for text in texts for word in text.split()}
+    found = {"distinct": len(set(captions)) / len(captions), "vocabulary": len(words)}
+    return found if seen is None else found | {"novel": sum(text not in seen for text in texts) / len(texts)}
+
+
+class Seen:
+    """Which captions there are in training, as 8 bytes for each different one."""
+
+    MOST_PICTURES = 2_000_000  # a run looks through no more: 80 MB, and some 20 seconds once
+
+    def __init__(self, captions: Iterable[str]):
+        self._hashes = np.unique(np.fromiter((hash(words_of(caption)) for caption in captions), np.int64))
+
+    def __contains__(self, text: str) -> bool:
+        place = np.searchsorted(self._hashes, hash(text))
+        return bool(place < len(self._hashes) and self._hashes[place] == hash(text))
 
 
 ONE_PICTURE = "CIDEr of a single picture is 0, as in the official tool: its words are in all references there are"
@@ -125,7 +181,9 @@ def score(candidates: Mapping[Id, str], references: Mapping[Id, Sequence[str]], 
     versions: dict[str, object] = {}
     if java:
         of_java = java_scores(captions.candidates, captions.references)
-        figures |= {name: Figures(of_java.corpus[name], of_java.per_picture[name]) for name in of_java.corpus}
+        for name, per_picture in of_java.per_picture.items():
+            sums = Sums.mean(per_picture) if name == "SPICE" else None  # METEOR's is a mean of nothing
+            figures[name] = Figures(of_java.corpus[name], per_picture, sums)
         left_out, versions = of_java.left_out, of_java.versions
     if len(candidates) == 1:
         left_out = [*left_out, ONE_PICTURE]
@@ -135,19 +193,23 @@ def score(candidates: Mapping[Id, str], references: Mapping[Id, Sequence[str]], 
         {picture: {name: figures[name].per_picture[row] for name in names} for row, picture in enumerate(candidates)},
         _signature(captions, names) | versions,
         left_out,
+        variety_of(list(candidates.values())),
+        {name: sums for name in names if (sums := figures[name].sums) is not None},
     )
 
 
 def scores_json(scores: Scores, **more: object) -> str:
     """What `scores.json` holds: each metric's figure under its official name, then what explains it.
 
+    `intervals` has 95% intervals over the choice of pictures, `variety` the signs of captions that are all alike,
     `signature` says what the figures are not comparable without, `left_out` has a sentence on each metric that is
     missing, `per_picture` is a list of `{"image_id": ..., "Bleu_1": ..., ...}`; `more` stands after the figures.
     """
     per_picture = [{"image_id": picture, **row} for picture, row in scores.per_picture.items()]
     # A row a line, so that thousands of pictures stay readable and comparable.
     rows = ",\n".join(json.dumps(row, ensure_ascii=False) for row in per_picture)
-    head = {**scores.corpus, **more, "signature": scores.signature, "left_out": scores.left_out}
+    said = {"intervals": scores.intervals(), "variety": scores.variety, "signature": scores.signature}
+    head = {**scores.corpus, **more, **said, "left_out": scores.left_out}
     return json.dumps(head, ensure_ascii=False, indent=2)[:-2] + f',\n  "per_picture": [\n{rows}\n  ]\n}}\n'
 
 

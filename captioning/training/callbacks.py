@@ -14,7 +14,7 @@ from captioning.data.batch import CaptionBatch
 from captioning.data.encoder_cache import FrozenEncoder
 from captioning.data.records import ImageId
 from captioning.errors import UserError
-from captioning.evaluation.scoring import score
+from captioning.evaluation.scoring import Seen, score, variety_of
 from captioning.files import readable
 from captioning.metrics import caption_scores
 from captioning.model.generation import Decoding, generate_from
@@ -118,7 +118,7 @@ class SkippedSteps(L.Callback):
 class CaptionScores(L.Callback):
     """After every n-th epoch, captions a fixed part of the validation pictures and logs their scores, such as CIDEr.
 
-    And the share of captions that differ: near 0 where the same is written for everything.
+    And how varied they are: the share that differ, their words, and the share that no training caption equals.
 
     All ranks caption their share, exchange the captions and compute the same scores, so none waits for another.
     CIDEr's document frequencies are those of this part's references; it is comparable within a run.
@@ -128,6 +128,7 @@ class CaptionScores(L.Callback):
         references: the captions of every validation picture.
         decoding: how captions are generated.
         decode: token ids to text.
+        training: the captions of training, each picture's; None where they are too many to be looked through.
         every_n_epochs: 1 scores after each.
         before_training: also before the first step, since what is trained on has been trained before.
     """
@@ -138,12 +139,15 @@ class CaptionScores(L.Callback):
         references: Mapping[ImageId, Sequence[str]],
         decoding: Decoding,
         decode: Callable[[Sequence[int]], str],
+        training: Sequence[Sequence[str]] | None = None,
         *,
         every_n_epochs: int,
         before_training: bool,
     ):
         self._batches, self._references = batches, references
         self._decoding, self._decode = decoding, decode
+        self._training = training
+        self._seen: Seen | None = None  # of these, made at the first scores
         self._every_n_epochs, self._before_training = every_n_epochs, before_training
         self.captions: dict[ImageId, str] = {}  # the last that were scored
 
@@ -173,7 +177,10 @@ class CaptionScores(L.Callback):
         self.captions = candidates = _of_all_ranks(candidates, trainer.world_size)
         found = score(candidates, {picture: self._references[picture] for picture in candidates}).corpus
         scores = {metric.name: found[official] for official, metric in caption_scores(with_java=False).items()}
-        return scores | {"val/distinct": len(set(candidates.values())) / len(candidates)}
+        if self._training is not None:
+            self._seen, self._training = Seen(text for texts in self._training for text in texts), None
+        variety = variety_of(list(candidates.values()), self._seen)
+        return scores | {f"val/{name}": figure for name, figure in variety.items()}
 
 
 def _of_all_ranks(candidates: dict[ImageId, str], world_size: int) -> dict[ImageId, str]:

@@ -196,7 +196,8 @@ class ResultsTable(L.Callback):
         shown = [i for i, metric in enumerate(self._columns) if (metric.curve and not metric.official) or logged[i]]
         lines = [["Epoch", *(str(self._columns[i].column) for i in shown)], ["---:"] * (len(shown) + 1)]
         for epoch, values in self._rows.items():  # an epoch may not be validated
-            lines.append([str(epoch), *("-" if math.isnan(values[i]) else f"{values[i]:.4f}" for i in shown)])
+            cells = [(values[i], self._columns[i].decimals) for i in shown]
+            lines.append([str(epoch), *("-" if math.isnan(value) else f"{value:.{n}f}" for value, n in cells)])
         return f"| {' | '.join(lines[0])} |\n|{'|'.join(lines[1])}|\n" + "".join(
             f"| {' | '.join(line)} |\n" for line in lines[2:]
         )

@@ -17,6 +17,7 @@ from captioning.config import TrainConfig, WandbConfig, data_set_of, require_log
 from captioning.data.datamodule import CaptionDataModule
 from captioning.data.datasets import SOURCES
 from captioning.errors import UserError
+from captioning.evaluation.scoring import Seen
 from captioning.files import readable
 from captioning.machine import for_training, machine_of, packed_multiple
 from captioning.metrics import METRICS, choosable
@@ -287,11 +288,13 @@ def callbacks_of(
 
 def caption_scores_of(config: TrainConfig, datamodule: CaptionDataModule, decoding: Decoding) -> CaptionScores:
     """The callback that captions validation pictures and scores them."""
+    training = datamodule.splits["train"]
     return CaptionScores(
         partial(datamodule.whole_pictures, "val", config.scores.pictures),
         datamodule.references("val"),
         decoding,
         datamodule.tokenizer.decode,
+        training.captions if len(training) <= Seen.MOST_PICTURES else None,
         every_n_epochs=config.scores.every_n_epochs,
         before_training=config.stage.self_critical is not None,
     )

@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 SAMPLES = 3  # captions shown after each validation, the same pictures each time
 MOSTLY = 0.5  # a caption of more than this share of the pictures is written for everything
 LONGEST = 100  # letters of a caption that are shown
+ALIKE = 0.1  # so many different captions, of the different references there are, are written by heart too
 FEW = 10  # captions of which nothing is concluded
 RISES = 2  # validations in a row that are worse, while training gets better, are no accident
 
@@ -88,8 +89,17 @@ class Verdict(L.Callback):
             if times > MOSTLY * len(captions):
                 words = "%d of %d validation captions are the same, %r: the model looks at no picture yet"
                 log.warning(words, times, len(captions), shorten(commonest, LONGEST, placeholder=" ..."))
+            else:
+                self._say_if_few_differ(captions)
         for caption, reference in self._samples():
             log.info("  %s  (a reference: %s)", caption, reference)
+
+    def _say_if_few_differ(self, captions: Mapping[ImageId, str]) -> None:
+        """Of people's captions as many as there are of the model's: one of each picture."""
+        written, by_people = len(set(captions.values())), len({self._references[picture][0] for picture in captions})
+        if written < ALIKE * by_people:
+            words = "the model writes %d different captions for %d pictures, for which people wrote %d: it tells %s"
+            log.warning(words, written, len(captions), by_people, "pictures hardly apart yet")
 
     def _compare(self, perplexity: float, in_training: float) -> None:
         """Of validation, and of the last training step that was logged."""

@@ -45,7 +45,7 @@ def test_scores_are_written_and_a_table_is_printed(files, capsys):
     scores = json.loads((folder / "out" / "scores.json").read_text())
     assert list(scores) == [
         *("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr"),
-        *("signature", "left_out", "per_picture"),
+        *("intervals", "variety", "signature", "left_out", "per_picture"),
     ]
     assert [row["image_id"] for row in scores["per_picture"]] == [1, 2]
     assert f"CIDEr   {100 * scores['CIDEr']:8.2f}" in out
@@ -112,6 +112,42 @@ def test_what_predict_writes_is_matched_by_file_name_or_by_id(files, capsys, suf
         status, table, _ = run(capsys, "--no-java", "--overwrite", results=f"mine{suffix}")
         assert status == 0 and table.splitlines()[:-1] == expected
     assert [row["image_id"] for row in json.loads(Path("scores.json").read_text())["per_picture"]] == [1, 2]
+
+
+def write_rows(name: str, captions: list[str]) -> None:
+    rows = [{"image_id": number + 1, "caption": caption} for number, caption in enumerate(captions)]
+    Path(name).write_text(json.dumps(rows))
+
+
+def test_two_files_are_compared_with_intervals_and_a_paired_test(files, capsys):
+    pairs = [(f"a dog number {n} runs", f"a dog number {n} runs on grass") for n in range(30)]
+    files(references=[(n + 1, text) for n, pair in enumerate(pairs) for text in pair])
+    write_rows("results.json", ["a dog runs"] * 30)
+    write_rows("better.json", [first if n % 4 else f"the dog {n}" for n, (first, _) in enumerate(pairs)])
+    train = {"annotations": [{"image_id": 9, "caption": "A dog number 3 runs."}]}
+    Path("captions_train.json").write_text(json.dumps(train))
+    arguments = ["results.json", "better.json", "captions.json", "--no-java", "--training", "captions_train.json"]
+    main(arguments)
+    out = capsys.readouterr().out
+    both = json.loads(Path("comparison.json").read_text())
+    first, second = both["files"]
+    assert (first["file"], second["file"]) == ("results.json", "better.json")
+    assert first["variety"] == {"distinct": 1 / 30, "vocabulary": 3, "novel": 1.0}
+    assert second["variety"]["novel"] == 29 / 30 and "96.7% not among the training captions" in out
+    for name in ("Bleu_4", "CIDEr", "ROUGE_L"):
+        found = both["second less first"][name]
+        assert found["difference"] == pytest.approx(second[name] - first[name])
+        assert found["low"] <= found["difference"] <= found["high"] and found["p"] < 0.01
+        low, high = second["intervals"][name]
+        assert low <= second[name] <= high
+    with pytest.raises(SystemExit, match="4 files of results were named"):
+        main(["results.json"] * 4 + ["captions.json"])
+    write_rows("better.json", ["a dog runs"] * 29)
+    with pytest.raises(SystemExit, match=r"better\.json and captions\.json don't belong together: picture 30 has"):
+        main([*arguments, "--overwrite"])
+    main([*arguments, "--overwrite", "--only-captioned"])
+    both = json.loads(Path("comparison.json").read_text())
+    assert both["signature"]["pictures"] == 29 and both["second less first"]["CIDEr"]["p"] == 1
 
 
 NAMED = [{"id": 1, "file_name": "a/1.jpg"}, {"id": 2, "file_name": "b/1.jpg"}, {"id": 3, "file_name": "2.jpg"}]

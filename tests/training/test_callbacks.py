@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from captioning.config import TrainConfig
 from captioning.data.batch import pack
-from captioning.evaluation.scoring import score
+from captioning.evaluation.scoring import score, variety_of, words_of
 from captioning.metrics import caption_scores
 from captioning.model.captioner import ImageCaptioner
 from captioning.model.generation import Greedy, generate
@@ -175,6 +175,11 @@ def test_the_scores_are_those_of_the_captions_that_the_model_makes():
     expected = score(texts, references).corpus
     distinct = found.pop("val/distinct")
     assert distinct == len(set(texts.values())) / len(texts)
+    assert found.pop("val/vocabulary") == variety_of(list(texts.values()))["vocabulary"]
+    training = [[texts[0].upper() + "!"], [texts[1] + " more"]]
+    again = callback_of(rows, references, tokenizer, training=training).scores(trainer_of(), module)
+    others = sum(words_of(text) != words_of(texts[0]) for text in texts.values())
+    assert again["val/novel"] == others / len(texts) and "val/novel" not in found
     assert found == {f"val/{name.lower()}": figure for name, figure in expected.items()}
 
 

@@ -89,10 +89,12 @@ def test_the_results_table_has_a_row_an_epoch(run):
     lines = table_of(run.run_dir)
     assert (
         lines[0] == "| Epoch | Train Loss | Train Perplexity | Val Loss | Val Perplexity |"
-        " Val CIDEr | Val BLEU-4 | Val ROUGE-L | Val Distinct |"
+        " Val CIDEr | Val BLEU-4 | Val ROUGE-L | Val Distinct | Val Vocabulary | Val Novel |"
     )
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["0", "1", "2"]
     last = rows_of(run.run_dir)[-2]
+    assert lines[-1].split("|")[10].strip() == f"{float(last['val/vocabulary']):.0f}"
+    assert 0 <= float(last["val/novel"]) <= 1
     assert float(lines[-1].split("|")[5]) == pytest.approx(float(last["val/perplexity"]), abs=1e-3)
     notes = (run.run_dir / "results.md").read_text()
     assert "Guessing by how frequent each token is has a perplexity of " in notes

@@ -63,6 +63,10 @@ def test_captions_are_shown_and_one_for_everything_is_named(said):
     warnings = [words for level, words in said(verdict, val=23.0) if level == "WARNING"]
     assert len(warnings) == 1 and "19 of 20 validation captions are the same, 'a man a man" in warnings[0]
     assert len(warnings[0]) < 200
+    scores.captions = {n: ("a man", "a dog", "a cat")[n % 3] for n in range(60)}
+    varied = Verdict(Guessing(230.0, 50257.0), scores, {n: [f"reference {n}"] for n in range(60)})
+    words = "the model writes 3 different captions for 60 pictures, for which people wrote 60: it tells pictures hardly"
+    assert [text for level, text in said(varied, val=23.0) if level == "WARNING"] == [f"{words} apart yet"]
     notes = verdict.notes()
     assert "perplexity of 230, guessing evenly 50,257" in notes and "(a reference: reference 1)" in notes
 

@@ -113,7 +113,7 @@ class SplitScores(Sink):
         scores = self.scores
         by_id = {self._captioned[place].image_id: figures for place, figures in scores.per_picture.items()}
         return scores_json(
-            Scores(scores.corpus, by_id, scores.signature, scores.left_out),
+            Scores(scores.corpus, by_id, scores.signature, scores.left_out, scores.variety, scores.sums),
             perplexity=self.perplexity,
             loss=self.loss,
             unreadable_pictures=self._pictures - len(self._captioned),
