@@ -4,9 +4,10 @@ python benchmarks/resume.py [--kills 28] [--seed 0] [--processes 2]
 
 Trains a tiny captioner through all three stages, once to its end and then once for each kill: a process that runs
 train.py is killed with SIGKILL, at moments drawn from the seed, continued with `resume=`, and compared with the first:
-every weight and optimizer state of last.ckpt, the weights of best.ckpt, metrics.csv but for the speed, and results.md,
-all to the bit. The kills take turns with 0 and 2 loader workers and with 1 and 3 accumulated batches; every seventh run
-is killed twice. Processes are forked from one that has imported the libraries, which else would take most of the time.
+every weight, average and optimizer state of last.ckpt, the weights and averages of best.ckpt, metrics.csv but for the
+speed, and results.md, all to the bit. The kills take turns with 0 and 2 loader workers and with 1 and 3 accumulated
+batches; every seventh run is killed twice. Processes are forked from one that has imported the libraries, which else
+would take most of the time.
 Ends with status 1 if one came back different.
 """
 
@@ -29,6 +30,8 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from measuring import setting, table
 
+from captioning.runs import AVERAGE
+
 ROOT = Path(__file__).resolve().parents[1]
 EPOCHS, BATCHES = 4, 30  # of each epoch; divisible by 2 and 3
 RUN = (
@@ -39,6 +42,7 @@ RUN = (
     *("model.decoder_width=32", "model.decoder_layers=1", "model.decoder_heads=2", "model.dropout=0.1"),
     *("stage.warmup_steps=10", f"trainer.max_epochs={EPOCHS}", "trainer.log_every_n_steps=3", "scores.pictures=8"),
     *("checkpoints.every_n_steps=4", "checkpoints.every_minutes=null", "trainer.val_check_interval=0.5"),
+    "ema_decay=0.9",
     "trainer.enable_progress_bar=false",
 )
 SPEED = "captions_per_second"
@@ -103,8 +107,8 @@ def differences(run: Path, other: Path) -> list[str]:
     found = []
     for name in ("last", "best"):
         ours, theirs = (torch.load(at / "checkpoints" / f"{name}.ckpt", weights_only=True) for at in (run, other))
-        keys = ("state_dict", "optimizer_states") if name == "last" else ("state_dict",)
-        found += [f"{name}.ckpt {key}" for key in keys if not _equal(ours[key], theirs[key])]
+        keys = ("state_dict", "optimizer_states", AVERAGE) if name == "last" else ("state_dict", AVERAGE)
+        found += [f"{name}.ckpt {key}" for key in keys if not _equal(ours.get(key), theirs.get(key))]
     if _rows(run) != _rows(other):
         found.append("metrics.csv")
     if (run / "results.md").read_bytes() != (other / "results.md").read_bytes():

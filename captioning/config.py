@@ -739,6 +739,10 @@ class TrainConfig(Section):
     checkpoints: CheckpointsConfig = key("When last.ckpt is written.")
     max_skipped_steps: Whole = key("Steps that may be skipped since their loss or gradient is not finite.")
     early_stopping_epochs: Count | None = key("Stop after so many epochs without a better val/perplexity.")
+    ema_decay: Annotated[float, Gt(0), Lt(1)] | None = key(
+        "Of an exponential moving average of the weights, by which is validated and captioned.",
+        must="null, or a number between 0 and 1 such as 0.999",
+    )
     scores: ScoresConfig = key("Scores of generated captions.")
     sample_pictures: Whole = key("Pictures in W&B's table after each validation; 0 makes none.")
 

@@ -94,6 +94,7 @@ def settings_in(path: Path | None) -> dict[str, Any]:
 
 LAST = Path("checkpoints", "last.ckpt")
 SETTINGS = "settings"  # of a run, in its checkpoints
+AVERAGE = "average"  # of the weights over the steps, in the checkpoints of a run that has `ema_decay`
 LOCK = ".lock"
 ENDED = ".ended.json"  # of a run that came to its end: what ended it, such as [["trainer.max_epochs", 3]]
 SWEEP = "hydra.sweep.dir"

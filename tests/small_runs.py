@@ -26,6 +26,7 @@ TINY = (
     *("trainer.max_epochs=3", "trainer.log_every_n_steps=2", "scores.pictures=2", "decoding.max_new_tokens=4"),
     *("checkpoints.every_n_steps=2", "trainer.accumulate_grad_batches=2", "trainer.val_check_interval=3"),
     "stage.warmup_steps=3",
+    "ema_decay=0.9",
     "trainer.enable_progress_bar=false",
 )  # 8 batches and 4 steps an epoch, validated after the 3rd batch, in mid-step, and the 6th
 

@@ -91,6 +91,10 @@ PHASES = "[{from_epoch: 0, train: [cross_attention]}"
         ("seed=1.5", "seed=1.5 must be a whole number from 0 to 4294967295"),
         ("early_stopping_epochs=true", "early_stopping_epochs=true must be a whole number of at least 1, or null"),
         ("early_stopping_epochs=0", "early_stopping_epochs=0 must be a whole number of at least 1, or null"),
+        *(
+            (f"ema_decay={value}", f"ema_decay={value} must be null, or a number between 0 and 1 such as 0.999")
+            for value in ("0", "1", "1.5", "yes")
+        ),
         ("encoder_cache_dtype=half", "encoder_cache_dtype=half is none of bfloat16, float32"),
         ("optimizer.weight_decay=-1", "optimizer.weight_decay=-1 must be a number from 0 to below 1"),
         ("optimizer.betas=[0.9]", "optimizer.betas=[0.9] must be two numbers from 0 to below 1, such as [0.9,0.999]"),

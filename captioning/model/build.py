@@ -39,7 +39,7 @@ from captioning.model.huggingface import (
     quick_activation,
 )
 from captioning.model.lora import merged, with_adapters
-from captioning.runs import read_checkpoint
+from captioning.runs import AVERAGE, read_checkpoint
 from captioning.weights import DECODERS, HuggingFaceModel
 
 log = logging.getLogger(__name__)
@@ -325,7 +325,8 @@ def _of_ours(checkpoint: Path) -> tuple[ImageCaptioner, CaptionTokenizer]:
         tokenizer = CaptionTokenizer.from_json(contents["captioner"]["tokenizer"])
     except Exception as error:  # of a damaged tokenizer the library raises a bare Exception
         raise UserError(f"checkpoint {checkpoint} describes no captioner; give one that train.py wrote") from error
-    state = {k.removeprefix(WEIGHTS): v for k, v in contents["state_dict"].items() if k.startswith(WEIGHTS)}
+    weights = contents["state_dict"] | contents.get(AVERAGE, {}).get("weights", {})  # a run's captions are by these
+    state = {k.removeprefix(WEIGHTS): v for k, v in weights.items() if k.startswith(WEIGHTS)}
     try:
         captioner.load_state_dict(state)
     except RuntimeError as error:

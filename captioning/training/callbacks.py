@@ -1,4 +1,6 @@
-"""What a run does beside its steps: seeds for dropout, the encoder cache, a limit on skipped steps, caption scores."""
+"""What a run does beside its steps: seeds for dropout, the encoder cache, averaged weights, a limit on skipped steps,
+caption scores.
+"""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +20,7 @@ from captioning.evaluation.scoring import Seen, score, variety_of
 from captioning.files import readable
 from captioning.metrics import caption_scores
 from captioning.model.generation import Decoding, generate_from
+from captioning.runs import AVERAGE
 from captioning.training.module import CaptioningModule, in_eval_mode
 
 log = logging.getLogger(__name__)
@@ -65,6 +68,92 @@ class EncodeOnce(L.Callback):
         key = f"{captioner.encoder_fingerprint()} {precision.precision}"
         frozen = FrozenEncoder(key, captioner.encoder_shape(), encode)
         trainer.datamodule.encode(frozen, self._folder, self._stored_as)  # type: ignore[attr-defined]
+
+
+class AveragedWeights(L.Callback):
+    """Averages the weights that train exponentially, over the steps; validations and tests are by the average.
+
+    It is what torch's `AveragedModel` is, updated with the first weights and after each step n with a decay of
+    min(decay, (1 + n) / (10 + n)), so that a short run's average is not one of its random beginning. What trains only
+    from a later stage joins it then: until there, its average is the weight itself.
+
+    In a checkpoint it has a key of its own, and `state_dict` has the weights that training goes on with, also where
+    that is written within a validation. Lightning's `EMAWeightAveraging` exchanges the two there (its issue 21724).
+
+    It must be the last callback but those that save: what others do with the model in a validation is by the average.
+
+    Args:
+        decay: of the average at each step, below 1.
+    """
+
+    def __init__(self, decay: float):
+        self._decay = decay
+        self.steps = 0
+        self.averages: dict[str, Tensor] = {}  # float32, by the parameter's name in the LightningModule
+        self._in_training: dict[str, Tensor] = {}  # the weights themselves, while the average is in their place
+        self._step = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.averages = {name: average.to(pl_module.device) for name, average in self.averages.items()}
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: CaptionBatch, batch_idx: int
+    ) -> None:
+        self._step = trainer.global_step
+        for name, weight in pl_module.named_parameters():
+            if weight.requires_grad and name not in self.averages:
+                self.averages[name] = weight.detach().to(torch.float32, copy=True)
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        if trainer.global_step == self._step:  # the gradients of a step are being accumulated
+            return
+        self.steps += 1
+        decay = min(self._decay, (1 + self.steps) / (10 + self.steps))
+        weights = [pl_module.get_parameter(name).float() for name in self.averages]
+        torch._foreach_lerp_(list(self.averages.values()), weights, 1 - decay)
+
+    @torch.no_grad()
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for name, average in self.averages.items():
+            weight = pl_module.get_parameter(name)
+            self._in_training[name] = weight.clone()
+            weight.copy_(average)
+
+    @torch.no_grad()
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for name, weight in self._in_training.items():
+            pl_module.get_parameter(name).copy_(weight)
+        self._in_training.clear()
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """By the average, which was loaded with the weights; it stays in their place."""
+        self.on_validation_start(trainer, pl_module)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        saved, names = checkpoint["state_dict"], _names_of(pl_module)  # tied weights have several
+        checkpoint[AVERAGE] = {
+            "steps": self.steps,
+            "weights": {also: average for name, average in self.averages.items() for also in names[name]},
+        }
+        checkpoint["state_dict"] = saved | {
+            also: weight for name, weight in self._in_training.items() for also in names[name]
+        }
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint without an average begins one."""
+        found = checkpoint.get(AVERAGE, {"steps": 0, "weights": {}})
+        self.steps, weights = found["steps"], found["weights"]
+        self.averages = {name: weights[name] for name, _ in pl_module.named_parameters() if name in weights}
+        self._in_training.clear()
+
+
+def _names_of(module: torch.nn.Module) -> dict[str, list[str]]:
+    """Each parameter's names in the state dict, by the first of them."""
+    names: dict[int, list[str]] = {}
+    for name, weight in module.named_parameters(remove_duplicate=False):
+        names.setdefault(id(weight), []).append(name)
+    return {those[0]: those for those in names.values()}
 
 
 class SkippedSteps(L.Callback):

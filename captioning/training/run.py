@@ -38,7 +38,7 @@ from captioning.runs import (
     settings_in,
     tidy,
 )
-from captioning.training.callbacks import AddressedDropout, CaptionScores, EncodeOnce, SkippedSteps
+from captioning.training.callbacks import AddressedDropout, AveragedWeights, CaptionScores, EncodeOnce, SkippedSteps
 from captioning.training.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, Saving, StopEarly
 from captioning.training.curves import Curves
 from captioning.training.loggers import log_config, run_loggers
@@ -114,7 +114,7 @@ def _train(config: TrainConfig, run_dir: Path, last: Path | None, keep_compositi
         config.trainer,
         "trainer",
         logger=loggers,
-        callbacks=[*ours, *users_callbacks(config), *checkpoints],
+        callbacks=[*ours, *users_callbacks(config), *averages_of(config), *checkpoints],
         plugins=[AtomicCheckpointIO(), *(built(one, "trainer.plugins") for one in config.trainer.plugins)],
         default_root_dir=str(run_dir),
         use_distributed_sampler=False,  # EpochBatches deals the rows out to the ranks
@@ -304,7 +304,8 @@ NOT_TAKEN = {  # callbacks of Lightning that would not do here what they do else
     "GradientAccumulationScheduler": "learning rates and resumed runs count in steps of one size; set "
     "trainer.accumulate_grad_batches, which a run that goes on from a whole epoch may change",
     "StochasticWeightAveraging": "it sets learning rates of its own, where stage.learning_rates and stage.decay do",
-    "WeightAveraging": "it tests best.ckpt with other weights than it was chosen by, those before averaging",
+    "WeightAveraging": "it tests best.ckpt with other weights than it was chosen by, those before averaging; "
+    "ema_decay=0.999 averages, and tests and captions by the average",
     "BaseFinetuning": "stage.phases says what trains when; choose stage=... or set them",
     "LearningRateFinder": "it tries rates that stage.learning_rates overrules; sweep them with -m",
     "BatchSizeFinder": "data.batch_size=auto chooses it",
@@ -380,6 +381,11 @@ def say_what_does_not_fit(config: TrainConfig, schedule: StageSchedule, steps_pe
             "of a larger trainer.max_epochs, a smaller data.batch_size (%s) or a larger data.fraction",
             *(steps, steps_per_epoch, epochs, config.data.batch_size),
         )
+
+
+def averages_of(config: TrainConfig) -> list[L.Callback]:
+    """That of the weights if there is to be one: behind all that looks at the model, and before what saves it."""
+    return [] if config.ema_decay is None else [AveragedWeights(config.ema_decay)]
 
 
 def checkpoints_of(config: TrainConfig, settings: dict[str, Any]) -> list[L.Callback]:

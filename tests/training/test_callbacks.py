@@ -1,4 +1,4 @@
-"""Seeds for dropout, the encoder out of a run's steps, and captions that are scored while a model trains."""
+"""Seeds for dropout, averaged weights, the encoder out of a run's steps, and captions scored while a model trains."""
 
 import csv
 import json
@@ -11,19 +11,22 @@ import pytest
 import torch
 from small_runs import SMALL_DEMO, composed, configured, rows_of
 from support import CAPTIONS, encoded_rows, small_captioner, trained_tokenizer
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from captioning.config import TrainConfig
 from captioning.data.batch import pack
 from captioning.evaluation.scoring import score, variety_of, words_of
 from captioning.metrics import caption_scores
-from captioning.model.captioner import ImageCaptioner
+from captioning.model.build import load_captioner
+from captioning.model.captioner import ImageCaptioner, group_of
 from captioning.model.generation import Greedy, generate
 from captioning.randomness import addressed_seed
-from captioning.training.callbacks import AddressedDropout, CaptionScores
+from captioning.runs import AVERAGE, read_checkpoint
+from captioning.training.callbacks import AddressedDropout, AveragedWeights, CaptionScores
 from captioning.training.module import CaptioningModule
 from captioning.training.optimizers import adamw
-from captioning.training.run import train
+from captioning.training.run import model_and_data, train
 
 
 def masks(epoch=0, batch=0, rank=0, seed=1):
@@ -37,6 +40,81 @@ def test_a_place_in_the_run_has_its_own_masks_whatever_was_drawn_before():
     assert masks(1, 2) == masks(1, 2)
     different = [masks(), masks(epoch=1), masks(batch=1), masks(rank=1), masks(seed=2)]
     assert all(one != other for i, one in enumerate(different) for other in different[:i])
+
+
+def averaged(steps, accumulated=1):
+    """A module whose weights take random steps, what trains in turn; with our average and torch's."""
+    torch.manual_seed(0)
+    module = CaptioningModule(small_captioner(300), optimizer=adamw, checkpoint_extras={})
+    ours, trainer = AveragedWeights(0.6), SimpleNamespace(global_step=0)
+    theirs = AveragedModel(
+        module.captioner,
+        avg_fn=lambda average, weight, n: average + (1 - min(0.6, (1 + n) / (10 + n))) * (weight - average),
+    )
+    theirs.update_parameters(module.captioner)  # the first weights
+    for batch in range(steps * accumulated):
+        module.captioner.set_trainable(("cross_attention",) if batch < 3 else ("cross_attention", "decoder", "encoder"))
+        ours.on_train_batch_start(trainer, module, None, batch)
+        if (batch + 1) % accumulated == 0:
+            with torch.no_grad():
+                for weight in module.captioner.parameters():
+                    weight.add_(0.1 * torch.randn_like(weight) * weight.requires_grad)
+            trainer.global_step += 1
+            theirs.update_parameters(module.captioner)
+        ours.on_train_batch_end(trainer, module)
+    return module, ours, trainer, theirs
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_the_average_is_torchs_over_the_same_steps_also_of_what_trains_later(accumulated):
+    module, ours, trainer, theirs = averaged(12, accumulated)
+    ours.on_validation_start(trainer, module)
+    for name, expected in theirs.module.state_dict().items():
+        torch.testing.assert_close(module.captioner.state_dict()[name], expected, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_what_is_saved_within_a_validation_has_the_weights_and_the_average_each_under_its_key():
+    module, ours, trainer, _ = averaged(6)
+    weights = {name: weight.clone() for name, weight in module.state_dict().items()}
+
+    def require_both(weights_now):
+        checkpoint = {"state_dict": dict(weights_now)}
+        ours.on_save_checkpoint(trainer, module, checkpoint)
+        assert all(torch.equal(checkpoint["state_dict"][name], weight) for name, weight in weights.items())
+        assert checkpoint[AVERAGE]["steps"] == 6 and checkpoint[AVERAGE]["weights"].keys() == weights.keys()
+
+    ours.on_validation_start(trainer, module)
+    head = "captioner.network.decoder.lm_head.weight"
+    assert not torch.equal(module.state_dict()[head], weights[head]), "the average is in its place"
+    require_both(module.state_dict())
+    ours.on_validation_end(trainer, module)
+    require_both(module.state_dict())
+
+
+def test_what_never_trains_costs_no_average():
+    _, ours, _, _ = averaged(3)
+    assert ours.averages and all(
+        group_of(name.removeprefix("captioner.network.")) == "cross_attention" for name in ours.averages
+    )
+
+
+def test_the_best_average_is_what_was_validated_is_tested_and_makes_captions(whole):
+    best = read_checkpoint(whole / "checkpoints" / "best.ckpt")
+    captioner, _ = load_captioner(whole / "checkpoints" / "best.ckpt")
+    for name, weight in captioner.state_dict().items():
+        assert torch.equal(
+            weight, best[AVERAGE]["weights"].get(f"captioner.{name}", best["state_dict"][f"captioner.{name}"])
+        )
+    datamodule = model_and_data(composed(whole), whole / "checkpoints" / "best.ckpt")[1]
+    rows = rows_of(whole)
+    for split, found in (
+        ("val", min(float(row["val/loss"]) for row in rows if row["val/loss"])),
+        ("test", next(float(row["test/loss"]) for row in rows if row["test/loss"])),
+    ):
+        with torch.no_grad():
+            losses = [captioner.loss(batch) for batch in getattr(datamodule, f"{split}_dataloader")()]
+        mean = sum(float(loss.nats) for loss in losses) / sum(int(loss.tokens) for loss in losses)
+        assert mean == pytest.approx(found, rel=1e-5), split
 
 
 ENCODED = [

@@ -153,7 +153,7 @@ def test_wandb_is_not_given_what_it_warns_of(tmp_path):
     assert "anonymous" not in internals.without_anonymous(logger)._wandb_init
 
 
-NOT_LIGHTNINGS = {"_foreach_mul_", "_foreach_copy_", "_exit", "_target_"}
+NOT_LIGHTNINGS = {"_foreach_mul_", "_foreach_lerp_", "_foreach_copy_", "_exit", "_target_"}
 
 
 def test_no_other_file_uses_private_members():

@@ -18,6 +18,7 @@ from small_runs import TINY, composed
 
 from captioning.errors import Stopped, UserError
 from captioning.model.build import load_captioner
+from captioning.runs import AVERAGE
 from captioning.training import ranks
 from captioning.training.ranks import check_strategy, one_fate
 from captioning.training.run import train
@@ -63,6 +64,11 @@ def weights(run_dir):
     return torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
 
+def averages(run_dir):
+    saved = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)[AVERAGE]
+    return {f"average of {name}": value for name, value in saved["weights"].items()}
+
+
 @pytest.fixture(scope="module")
 def two(once):
     def make(folder):
@@ -99,8 +105,8 @@ def test_losses_scores_and_weights_equal_those_of_one_process_with_the_same_glob
     assert len(losses(two.run_dir)) == len(losses(alone)) > 15
     for ours, expected in zip(losses(two.run_dir), losses(alone), strict=True):
         assert ours == pytest.approx(expected, rel=1e-5, abs=1e-9)
-    found = weights(two.run_dir)
-    for name, value in weights(alone).items():
+    found = weights(two.run_dir) | averages(two.run_dir)
+    for name, value in (weights(alone) | averages(alone)).items():
         # No softmax sees a bias of keys: its gradient is rounding, of which Adam makes a step.
         seen = slice(len(value) // 2, None) if name.endswith("crossattention.c_attn.bias") else slice(None)
         torch.testing.assert_close(found[name][seen], value[seen], rtol=1e-5, atol=1e-7, msg=name)
