@@ -20,9 +20,10 @@ from captioning.training.lightning_internals import unfinished_epoch
 OF_A_RUN = ("seed", "data", "optimizer", "stage.best_by", "stage.self_critical", "stage.encoder_layer_decay")
 # On these depends which pictures the rest of an epoch, known by the number of batches done, would be.
 OF_AN_EPOCH = (
-    *("data.batch_size", "data.captions_per_image", "data.overfit_images", "data.fraction", "data.use_restval"),
+    *("data.captions_per_image", "data.overfit_images", "data.fraction", "data.use_restval"),
     *("data.train_pictures", "trainer.accumulate_grad_batches", "trainer.limit_train_batches", "training pictures"),
 )
+TOGETHER = ("data.batch_size", "processes")  # and on their product
 MAY_CHANGE = ("trainer.precision",)  # kept to be said
 
 
@@ -36,7 +37,10 @@ def settings_of(config: TrainConfig, training_pictures: Sequence[int | str]) -> 
         "stage.self_critical": config.stage.self_critical is not None,
         "training pictures": hashlib.blake2b(pictures, digest_size=8).hexdigest(),
     }
-    return {key: special.get(key, OmegaConf.select(values, key)) for key in (*OF_A_RUN, *OF_AN_EPOCH, *MAY_CHANGE)}
+    return {
+        key: special.get(key, OmegaConf.select(values, key))
+        for key in (*OF_A_RUN, TOGETHER[0], *OF_AN_EPOCH, *MAY_CHANGE)
+    }
 
 
 def refuse_other_settings(path: Path, now: dict[str, Any]) -> None:
@@ -50,11 +54,16 @@ def refuse_other_settings(path: Path, now: dict[str, Any]) -> None:
     if changed := _changed(OF_A_RUN, saved, now):
         raise UserError(f"{changed}, which a resumed run cannot change; leave it as it was, or {anew}")
     batches = unfinished_epoch(checkpoint)
-    if batches is not None and (changed := _changed((*OF_AN_EPOCH, "processes"), saved, now)):
+    together = () if _rows_together(saved) == _rows_together(now) else TOGETHER
+    if batches is not None and (changed := _changed((*together, *OF_AN_EPOCH), saved, now)):
         raise UserError(
             f"{changed}, and the run stopped in the middle of epoch {checkpoint['epoch']}, after {batches} batches, "
             f"whose rest would be other pictures; leave it as it was until a run has ended, or {anew}"
         )
+
+
+def _rows_together(settings: dict[str, Any]) -> int:
+    return int((settings.get("data.batch_size") or 0) * settings["processes"])
 
 
 def _changed(keys: tuple[str, ...], saved: dict[str, Any], now: dict[str, Any]) -> str:

@@ -111,6 +111,15 @@ def test_what_would_be_half_applied_in_mid_epoch_is_refused(in_mid_epoch, overri
     assert unfinished_epoch(checkpoint) == 4, "nothing has happened to the run"
 
 
+def test_more_processes_may_go_on_in_mid_epoch_with_as_many_rows_together(in_mid_epoch):
+    last = in_mid_epoch / "checkpoints" / "last.ckpt"
+    now = torch.load(last, weights_only=True)["settings"]
+    assert (now["data.batch_size"], now["processes"]) == (4, 1)
+    refuse_other_settings(last, {**now, "data.batch_size": 2, "processes": 2})
+    with pytest.raises(UserError, match=r"processes was 1 and is 2, and the run stopped in the middle of epoch 1"):
+        refuse_other_settings(last, {**now, "processes": 2})
+
+
 def test_at_an_epochs_end_the_batches_may_change(whole):
     last = whole / "checkpoints" / "last.ckpt"
     checkpoint = torch.load(last, weights_only=True)
