@@ -133,6 +133,7 @@ MEANT = {  # names that people try, by script, where they can mean but one key
         "workers": "num_workers",
     },
     "prepare": {"dataset": "data", "workers": "num_workers", "folder": "data.root"},
+    "export": {"opset": "onnx_opset"},
 }
 
 

@@ -955,7 +955,19 @@ class PrepareConfig(Section):
         return self
 
 
-KINDS: dict[str, type[Section]] = {"train": TrainConfig, "predict": PredictConfig, "prepare": PrepareConfig}
+class ExportConfig(Section):
+    """`conf/export.yaml`."""
+
+    onnx: bool = key("Whether to write ONNX graphs too, for ONNX Runtime and transformers.js.")
+    onnx_opset: Annotated[int, Ge(18), Le(26)] = key("The version of ONNX's operators.")
+
+
+KINDS: dict[str, type[Section]] = {
+    "train": TrainConfig,
+    "predict": PredictConfig,
+    "prepare": PrepareConfig,
+    "export": ExportConfig,
+}
 
 # ------------------------------------------------------------------------------------------- from values to a sentence
 
@@ -967,7 +979,7 @@ def checked(cfg: DictConfig, kind: type[Kind], **known: Any) -> Kind:
 
     Args:
         cfg: as Hydra composed it.
-        kind: `TrainConfig`, `PredictConfig` or `PrepareConfig`.
+        kind: one of `KINDS`.
         known: values that are known only now, in place of those in `cfg`.
 
     Raises:

@@ -8,15 +8,17 @@ trained, for peft; without it the adapters are merged into the weights.
 import argparse
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from captioning.cli import one_sentence_errors, quiet_libraries
-from captioning.config import DRAWN, data_set_of
+from captioning.cli import check_overrides, configured, in_full, one_sentence_errors, quiet_libraries, quoted
+from captioning.config import DRAWN, ExportConfig, data_set_of
 from captioning.errors import UserError, writing
 from captioning.files import atomic_folder, readable, write_atomically
 from captioning.hub import pushed, require_push
@@ -79,22 +81,26 @@ python train.py model.init_from={name} data=coco stage=full
 """
 
 
-def export(run: str, folder: str, *, overwrite: bool = False, push: str | None = None) -> Path:
+def export(run: str, folder: str, *settings: str, overwrite: bool = False, push: str | None = None) -> Path:
     """Write the folder: weights, configuration, image processor, tokenizer, generation settings and model card.
 
     Args:
         run: a run folder of `train.py`, whose best checkpoint it is, one `.ckpt` file, or what else `find_weights`
             finds.
         folder: what to make; it appears when it is complete.
+        settings: `KEY=VALUE` of `conf/export.yaml`, such as `onnx=true`.
         overwrite: whether to replace a model that lies there.
         push: a name on the hub to upload it to.
 
     Raises:
         UserError: if there is no such run, the folder exists or cannot be written, or the hub is not available.
     """
+    config = export_settings(settings)
     weights = find_weights(run, "RUN_DIR")
     target = Path(folder)
     _check_target(target, overwrite)
+    if config.onnx:
+        _require_onnx()
     if push is not None:
         require_push(push)
 
@@ -105,21 +111,67 @@ def export(run: str, folder: str, *, overwrite: bool = False, push: str | None =
     quiet_libraries()
     captioner, tokenizer = load_captioner(weights)
     record = RunRecord(_run_of(weights))
-    config: Any = captioner.network.config
+    network: Any = captioner.network.config
     parameters = sum(weight.numel() for weight in captioner.parameters())
-    kinds = config.encoder.model_type, config.decoder.model_type
+    kinds = network.encoder.model_type, network.decoder.model_type
     # a model of transformers keeps its own
     own: Any = own_generation(captioner.network.generation_config) if isinstance(weights, HuggingFaceModel) else {}
     generation = own or generation_settings(record.config, captioner.max_positions)
     with writing(f"FOLDER={target}", "name another"), atomic_folder(target) as aside:
         save_model(captioner, aside, generation)
-        tokenizer.save_pretrained(aside, config.pad_token_id)
+        tokenizer.save_pretrained(aside, network.pad_token_id)
         card = model_card(record, push or target.resolve().name, parameters, *kinds)
+        if config.onnx:
+            card += _with_onnx(aside, config.onnx_opset)
         write_atomically(aside / "README.md", card)
     log.info("model: %s", readable(target))
     if push is not None:
         log.info("on the hub: %s", pushed(target, push))
     return target
+
+
+def export_settings(settings: Sequence[str]) -> ExportConfig:
+    """The keys of `conf/export.yaml` with these `KEY=VALUE`.
+
+    Raises:
+        UserError: for a key that is not there, or a value that cannot be meant.
+    """
+    said = in_full([quoted(setting) for setting in settings], "export")
+    check_overrides(said, "export")
+    return configured(ExportConfig, *said)
+
+
+ONNX = """
+## Use with ONNX Runtime or transformers.js
+
+`onnx/` holds the model as transformers.js 4 expects it:
+
+```js
+import {{ pipeline }} from "@huggingface/transformers";
+
+const captioner = await pipeline("image-to-text", "{name}", {{ dtype: "fp32" }});
+console.log(await captioner("photo.jpg"));
+```
+
+Logits agree with torch's to {close:.0e}. transformers.js 4 has no beam search: whatever `num_beams` says, its captions
+are greedy.
+"""
+
+
+def _require_onnx() -> None:
+    lacking = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+    if lacking:
+        raise UserError(f"onnx=true needs {' and '.join(lacking)}; install them with pip install 'captioning[onnx]'")
+
+
+def _with_onnx(folder: Path, opset: int) -> str:
+    """Add the graphs to a folder of transformers'; what its card says of them."""
+    from captioning.model.onnx import CLOSE, write_onnx  # see `export`
+
+    worst = write_onnx(folder, folder / "onnx", opset)
+    log.info("onnx: logits within %.1e of torch's", worst)
+    log.info("onnx: transformers.js has no beam search; its captions are greedy, whatever num_beams says")
+    return ONNX.format(name=folder.name, close=CLOSE)
 
 
 OF_HALVES = """decoder = GPT2LMHeadModel.from_pretrained("{}", add_cross_attention=True)
@@ -342,16 +394,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace a model that lies there")
     parser.add_argument("--push", metavar="OWNER/NAME", help="upload it to the Hugging Face hub as well")
     parser.add_argument("--adapter", action="store_true", help="only what a run with model.lora has trained, for peft")
-    given = parser.parse_args(arguments)
+    parser.add_argument("settings", metavar="KEY=VALUE", nargs="*", help="onnx=true; conf/export.yaml has them all")
+    given = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     with one_sentence_errors():
         if given.adapter and given.push:
             raise UserError("--push uploads a whole model; leave --adapter or --push out")
         if given.adapter:
+            if given.settings:
+                raise UserError(f"{given.settings[0]} is for a whole model; leave --adapter or it out")
             export_adapter(given.run, given.folder, overwrite=given.overwrite)
         else:
-            export(given.run, given.folder, overwrite=given.overwrite, push=given.push)
+            export(given.run, given.folder, *given.settings, overwrite=given.overwrite, push=given.push)
 
 
 if __name__ == "__main__":

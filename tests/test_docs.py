@@ -162,6 +162,7 @@ def known() -> set[str]:
         ("train", ["stage=scst", "optimizer=muon"]),
         ("train", ["data=shapes", "model=tiny"]),
         *(("prepare", [f"data={name}"]) for name in ("folder", "shards", "hub")),
+        ("export", []),
     ]
     lines += [("predict", [f"decoding={name}", "data=coco"]) for name in ("sampling", "beam")]
     found = {folder.name for folder in CONF.iterdir() if folder.is_dir()}

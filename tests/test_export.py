@@ -2,18 +2,24 @@
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
+from PIL import Image
 from small_runs import configured
 from support import noise_pictures, prediction, transformers_captions
-from transformers import AutoTokenizer, VisionEncoderDecoderModel
+from transformers import AutoImageProcessor, AutoTokenizer, VisionEncoderDecoderModel
 
 from captioning.config import TrainConfig
 from captioning.errors import UserError
 from captioning.export import export, export_adapter, main
+from captioning.model import onnx
+from captioning.model.attention import cross_attention
 from captioning.model.build import load_captioner
+from captioning.model.onnx import OnnxCaptioner
 from captioning.prediction.run import predict
 from captioning.runs import keep_composition
 from captioning.training.run import train
@@ -176,6 +182,80 @@ def test_a_push_uploads_the_finished_folder(run, tmp_path, monkeypatch):
     ((files, name),) = uploaded
     assert name == "me/mine" and tmp_path / "model" / "model.safetensors" in files
     assert "# me/mine" in (tmp_path / "model" / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def with_onnx(run, tmp_path_factory) -> Path:
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name, reason=f"{name} of captioning[onnx] is not installed")
+    return export(str(run), str(tmp_path_factory.mktemp("onnx") / "model"), "onnx=true")
+
+
+def processed(folder: Path, pictures: list[Path]) -> torch.Tensor:
+    processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    return processor([Image.open(path).convert("RGB") for path in pictures], return_tensors="pt").pixel_values
+
+
+def test_captions_under_onnx_runtime_are_those_of_the_run(run, with_onnx, pictures, tmp_path):
+    captioner, tokenizer = load_captioner(find_weights(run))
+    pixels = processed(with_onnx, pictures).numpy()
+    graphs = OnnxCaptioner(with_onnx / "onnx")
+    ids = graphs.greedy(pixels, *captioner.end_of_text, 15)
+    assert [tokenizer.decode(row) for row in ids] == our_captions(run, pictures, tmp_path / "run.jsonl")
+    assert "its captions\nare greedy" in (with_onnx / "README.md").read_text()
+
+
+def test_the_graph_says_where_the_decoder_looks(run, with_onnx, pictures):
+    captioner, _ = load_captioner(find_weights(run))
+    pixels = processed(with_onnx, pictures[:1])
+    graphs, config = OnnxCaptioner(with_onnx / "onnx"), captioner.network.decoder.config
+    none = [torch.zeros(1, config.n_head, 0, config.n_embd // config.n_head).numpy()] * 2 * config.n_layer
+    fed = torch.tensor([[config.bos_token_id, 5, 9]])
+    *_, looks = graphs.step(fed.numpy(), graphs.encode(pixels.numpy()), none)
+    mean, std = captioner.pixel_mean, captioner.pixel_std
+    levels = ((pixels * std + mean) * 255).round().byte()
+    expected = cross_attention(captioner, levels, [5, 9, 7]).flatten(1)
+    torch.testing.assert_close(torch.tensor(looks[0, :, captioner.prefix_tokens :]), expected, atol=1e-5, rtol=0)
+
+
+def test_graphs_that_compute_something_else_are_not_kept(run, with_onnx, tmp_path, monkeypatch):
+    network = VisionEncoderDecoderModel.from_pretrained(with_onnx, attn_implementation="eager").eval()
+    halves = onnx.EncoderHalf(network), onnx.DecoderHalf(network.decoder)
+    assert onnx.largest_difference(*halves, with_onnx / "onnx", (48, 48)) < 1e-5
+    network.decoder.transformer.ln_f.bias.data += 0.01
+    with pytest.raises(UserError, match=r"ONNX Runtime's logits differ by .*e-02 from torch's, .*; leave onnx=true"):
+        onnx.largest_difference(*halves, with_onnx / "onnx", (48, 48))
+    monkeypatch.setattr(onnx, "write_onnx", lambda *_: onnx.largest_difference(*halves, with_onnx / "onnx", (48, 48)))
+    with pytest.raises(UserError, match="logits differ"):
+        export(str(run), str(tmp_path / "model"), "onnx=true")
+    assert not list(tmp_path.iterdir())
+
+
+def test_settings_of_an_export_are_checked_before_anything_is_done(run, tmp_path, monkeypatch):
+    for setting, sentence in {
+        "onx=true": "there is no key onx; .*did you mean onnx",
+        "onnx=maybe": "onnx=maybe must be true or false",
+        "onnx_opset=7": "onnx_opset=7 must be a whole number from 18 to 26",
+    }.items():
+        with pytest.raises(UserError, match=sentence):
+            export(str(run), str(tmp_path / "model"), setting)
+    monkeypatch.setattr("captioning.export.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"onnx=true needs onnx and onnxscript and onnxruntime; .*captioning\[onnx\]"):
+        export(str(run), str(tmp_path / "model"), "onnx=true")
+
+
+@pytest.mark.slow
+def test_transformers_js_gives_the_captions_of_the_run(run, with_onnx, pictures, tmp_path):
+    node = ROOT / "tests" / "node"
+    if shutil.which("node") is None or not (node / "node_modules").is_dir():
+        pytest.skip("Node, or what `npm ci --ignore-scripts` puts into tests/node, is not here")
+    small = [tmp_path / "small" / path.name for path in pictures]  # of the model's size: it resizes another way
+    small[0].parent.mkdir()
+    for source, path in zip(pictures, small, strict=True):
+        Image.open(source).resize((48, 48)).save(path)
+    command = ["node", "caption.mjs", str(with_onnx), "fp32", *map(str, small)]
+    lines = subprocess.run(command, cwd=node, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert [json.loads(line) for line in lines] == our_captions(run, small, tmp_path / "run.jsonl")
 
 
 @pytest.fixture(scope="module")
