@@ -110,15 +110,18 @@ class Cluster:
 
     def __enter__(self) -> Self:
         address = self._keys.address
+        # Threads of a captioner on CPUs leave the cores to what reads while they wait.
+        environment: dict[str, Any] = {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}}
         where: dict[str, Any] = {"address": "local", "num_cpus": cores(), "include_dashboard": self._keys.dashboard}
         if self._keys.dashboard and find_spec("aiohttp_cors") is None:
             raise UserError("ray.dashboard=true needs pip install 'ray[default]'; or leave it out")
         if address is not None:  # its machines need not have this package
             _require_answer(address)
-            where = {"address": address, "runtime_env": {"py_modules": [captioning]}}
+            where, environment["py_modules"] = {"address": address}, [captioning]
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ says much, and all that ends is said here
         try:
-            joined = ray.init(**where, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+            quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
+            joined = ray.init(**where, **quiet, runtime_env=environment)
         except Exception as error:  # it raises nearly all that there is
             line = str(error).strip().split("\n")[0]
             raise UserError(

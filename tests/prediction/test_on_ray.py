@@ -147,7 +147,7 @@ def test_rows_are_all_there_and_none_twice_whatever_was_killed(run_dir, once, tm
         driver.communicate()
         complete = {path.name: path.read_bytes() for path in output.glob("*.jsonl")} if output.exists() else {}
         nodes.add_node(num_cpus=2)
-        said, _ = (again := started("resume=true")).communicate(timeout=200)
+        said, _ = (again := started("resume=true")).communicate(timeout=250)
         assert again.returncode == 0, said
         assert {name: (output / name).read_bytes() for name in complete} == complete, "what was complete is as it was"
         assert captions_in(output) == captions_in(whole / "out") and len(captions_in(output)) == 640
