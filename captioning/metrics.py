@@ -97,8 +97,14 @@ METRICS = [
     ),
     score_of_captions("SPICE", JAVA, needs_java=True),
     *(
-        Metric(name=f"val/{name.lower()}", computed_by=VARIETY, larger_is_better=True, column=f"Val {name}", **shown)
-        for name, shown in (("Distinct", {}), ("Vocabulary", {"decimals": 0}), ("Novel", {}))
+        Metric(
+            name=f"val/{name.lower()}",
+            computed_by=VARIETY,
+            larger_is_better=True,
+            column=f"Val {name}",
+            decimals=decimals,
+        )
+        for name, decimals in (("Distinct", 4), ("Vocabulary", 0), ("Novel", 4))
     ),
     Metric(
         name="test/perplexity",
