@@ -22,7 +22,7 @@ from captioning.data.images import UnreadablePicture, fetch_picture, picture_in_
 from captioning.data.transforms import EvaluationTransform
 from captioning.machine import Machine, for_prediction
 from captioning.model.build import load_captioner
-from captioning.model.generation import Decoding, require_room
+from captioning.model.generation import Decoding, decoding_of
 from captioning.prediction.caption import Model, Work, autocast, caption, placed
 from captioning.prediction.inputs import InputPictures
 from captioning.prediction.journal import CaptionedPicture
@@ -160,7 +160,7 @@ class Captioner:
         **keys: Any,
     ) -> list[CaptionedPicture]:
         config, chosen = _decoding(decoding, tuple(sorted(keys.items())))
-        require_room(self._model.captioner, chosen)
+        chosen = decoding_of(self._model.captioner, self._model.tokenizer, chosen)
         names = [_name_of(picture, place) for place, picture in enumerate(pictures)]
         inputs = InputPictures([Path(name) for name in names], drawn=lambda place: _read(pictures[place]))
         options: dict[str, Any] = {"num_workers": 0, "heat_maps": heat_maps, "layers": layers}

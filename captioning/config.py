@@ -63,6 +63,7 @@ Word = Annotated[str, MinLen(1)]
 Auto = Literal["auto"]  # as this machine has it: `machine.py`
 Text = Annotated[Word, BeforeValidator(lambda v: str(v) if type(v) in (int, float) else v)]  # a folder named 2024
 Texts = Annotated[list[Text], MinLen(1)]
+Trimmed = Annotated[Text, Field(pattern=r"^\S(.*\S)?$")]
 
 
 def key(
@@ -498,7 +499,21 @@ class StageConfig(Section):
 class DecodingConfig(Built):
     """How a caption is chosen."""
 
-    max_new_tokens: Count = key("Tokens of a caption at most, EOS included.")
+    max_new_tokens: Count = key("Tokens of a caption at most, EOS included; those of prefix are not counted.")
+    repetition_penalty: Annotated[float, Ge(0.1), Le(10)] = key(
+        "Divides what speaks for a token that was there; BOS, which most models end with too, was.",
+        way_out="1 leaves tokens as they are",
+    )
+    no_repeat_ngram_size: Whole = key("No run of so many tokens comes twice; 0 lets them.")
+    banned_words: list[Trimmed] = key(
+        "No caption has these words, written so.", must="a list of words such as [cat,dog], no blank at their ends"
+    )
+    eos_token_ids: list[Whole] = key(
+        "Tokens that end a caption beside the model's EOS, and are no part of it.", must="a list of token ids"
+    )
+    prefix: Trimmed | Literal[""] = key(
+        "The text with which every caption begins.", must="a text with no blank at its ends", path=True
+    )
 
 
 class GreedyConfig(DecodingConfig):
@@ -519,7 +534,21 @@ class SamplingConfig(DecodingConfig):
         must="above 0 and at most 1",
         way_out="1 keeps every token",
     )
+    min_p: Annotated[float, Ge(0), Le(1)] = key(
+        "Choose among what has this part of the likeliest token's probability; 0 keeps every token."
+    )
     seed: Seed = key("Of the draws.")
+    n_best: Count = key("Captions drawn for each picture; more than 1 are its alternatives.")
+
+    @model_validator(mode="after")
+    def _agrees(self) -> SamplingConfig:
+        if self.n_best > 1 and (self.top_k == 1 or self.min_p == 1):
+            only = "top_k=1" if self.top_k == 1 else "min_p=1"
+            raise UserError(
+                f"decoding.n_best={self.n_best} with decoding.{only} would draw one caption {self.n_best} times; "
+                "choose among more tokens"
+            )
+        return self
 
 
 class BeamConfig(DecodingConfig):
@@ -534,7 +563,6 @@ class BeamConfig(DecodingConfig):
     early_stopping: bool | Literal["never"] = key(
         "When a search ends: true, when num_beams captions have ended; false, never: when no better one is in sight."
     )
-    no_repeat_ngram_size: Whole = key("No run of so many tokens comes twice; 0 lets them.")
     min_new_tokens: Whole = key("Tokens of a caption at least, EOS excluded.")
     n_best: Count = key("Captions kept of each picture; more than 1 are its alternatives.")
 
@@ -869,6 +897,8 @@ class PredictConfig(Section):
     part_size: Count = key("Pictures of each file in a folder; a shard of the input is a file whatever its size.")
     engine: Literal["local", "ray"] = key("What runs it: processes of this machine, or a cluster.")
     ray: RayConfig = key("A prediction on Ray.")
+    caption_prefix: str = key("Text put before each caption in the files, such as a trigger word.", path=True)
+    caption_suffix: str = key("Text put behind each caption in the files.", path=True)
     text_files: TextFilesConfig = key("Captions beside their pictures; text_files=true is text_files.write=true.")
     gallery: bool | Word | None = key(
         "A page of pictures and captions.",
@@ -928,7 +958,15 @@ class PredictConfig(Section):
 
     def _refuse_with_data(self) -> None:
         """Keys that speak of `input` alone."""
-        chosen = {"limit": None, "every_nth": 1, "sample": 1, "skip_existing": None, "engine": "local"}
+        chosen = {
+            "caption_prefix": "",
+            "caption_suffix": "",
+            "limit": None,
+            "every_nth": 1,
+            "sample": 1,
+            "skip_existing": None,
+            "engine": "local",
+        }
         for name, usual in chosen.items():
             if (value := getattr(self, name)) != usual:
                 raise UserError(f"{name}={value} is for input=..., not for the split of a data set; leave it out")

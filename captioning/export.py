@@ -29,6 +29,7 @@ from captioning.weights import HuggingFaceModel, find_weights
 
 log = logging.getLogger(__name__)
 
+UNRULED = {"repetition_penalty": 1, "no_repeat_ngram_size": 0, "min_p": 0}  # transformers' defaults
 GREEDY = Path(__file__).parents[1] / "conf" / "decoding" / "greedy.yaml"  # for weights without a run
 
 # What is shown of a run's configuration, where it has it: label, keys.
@@ -234,7 +235,11 @@ def generation_settings(config: DictConfig | None, max_positions: int) -> dict[s
     """
     decoding = OmegaConf.load(GREEDY) if config is None else config.decoding
     settings: Any = OmegaConf.to_container(decoding, resolve=True)
-    settings = {k: v for k, v in settings.items() if k not in ("seed", "n_best")}
+    # what is said in words or token ids has no place there that predict.py would read again
+    dropped = ("seed", "n_best", "defaults", "banned_words", "eos_token_ids", "prefix")
+    if of_run := [key for key in dropped[3:] if settings.get(key)]:
+        log.warning("the folder's generation settings have no decoding.%s; say it again there", of_run[0])
+    settings = {k: v for k, v in settings.items() if k not in dropped and UNRULED.get(k) != v}
     settings["max_new_tokens"] = min(settings["max_new_tokens"], max_positions - 1)  # BOS takes one
     if "top_k" in settings:
         settings["top_k"] = settings["top_k"] or 0  # which keeps all

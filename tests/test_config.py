@@ -238,6 +238,13 @@ def test_keys_that_a_data_set_of_ones_own_shares_with_ours_are_checked_as_theirs
         ("sampling", "top_p=1.5", "top_p=1.5 must be above 0 and at most 1; 1 keeps every token"),
         ("sampling", "top_p=true", "top_p=true must be above 0 and at most 1; 1 keeps every token"),
         ("sampling", "seed=-1", "seed=-1 must be a whole number from 0 to 4294967295"),
+        ("greedy", "repetition_penalty=0", "repetition_penalty=0 must be a number from 0.1 to 10; 1 leaves tokens as "
+         "they are"),
+        ("beam", "banned_words=cat", "banned_words=cat must be a list of words such as [cat,dog], no blank at "
+         "their ends"),
+        ("greedy", "eos_token_ids=[-1]", "eos_token_ids=[-1] must be a list of token ids"),
+        ("greedy", "prefix=' a'", "prefix= a must be a text with no blank at its ends"),
+        ("sampling", "min_p=2", "min_p=2 must be a number from 0 to 1"),
         ("beam", "num_beams=0", "num_beams=0 must be a whole number of at least 1"),
         ("beam", "length_penalty=11", "length_penalty=11 must be a number from -10 to 10; 1 compares the means of "
          "tokens"),
@@ -253,6 +260,13 @@ def test_keys_that_a_data_set_of_ones_own_shares_with_ours_are_checked_as_theirs
 )  # fmt: skip
 def test_so_are_values_of_decodings(decoding, change, said):
     assert sentence("predict", [f"decoding={decoding}"], f"decoding.{change}") == f"decoding.{said}"
+
+
+def test_several_draws_of_one_token_are_refused():
+    given = ["decoding=sampling"], "decoding.n_best=3", "decoding.top_k=1"
+    assert sentence("predict", *given) == (
+        "decoding.n_best=3 with decoding.top_k=1 would draw one caption 3 times; choose among more tokens"
+    )
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,7 @@ class Work:
         layers: of the decoder, whose heat maps these are; None averages all.
         min_size: pixels of a shorter side below which a picture gets no caption.
         sizes: whether each picture comes with its width and height.
+        around: texts before and behind each caption.
     """
 
     pictures: InputPictures
@@ -73,6 +74,7 @@ class Work:
     layers: Sequence[int] | None = None
     min_size: int = 0
     sizes: bool = False
+    around: tuple[str, str] = ("", "")
 
 
 class CaptionedBatch(NamedTuple):
@@ -134,10 +136,14 @@ def _captioned(
     work: Work, model: Model, picture: CaptionedPicture, made: Caption, pixel_values: Tensor
 ) -> CaptionedPicture:
     """The picture with its caption as text, and its heat map if it has one."""
-    decode = model.tokenizer.decode
+    before, behind = work.around
+
+    def decode(token_ids: list[int]) -> str:
+        return f"{before}{model.tokenizer.decode(token_ids)}{behind}"
+
     strip = None
     if picture.place in work.heat_maps:
-        ended = len(made.token_ids) < work.decoding.max_new_tokens
+        ended = len(made.token_ids) < work.decoding.longest
         options: dict[str, Any] = {"seen": picture.heat_map, "ended": ended, "layers": work.layers}
         strip = draw_heat_maps(model.captioner, model.tokenizer, pixel_values, made.token_ids, **options)
     return replace(

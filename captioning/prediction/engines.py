@@ -17,7 +17,7 @@ import torch
 from captioning.data.stored import StoredPictures
 from captioning.errors import UserError
 from captioning.model.build import load_captioner
-from captioning.model.generation import Decoding
+from captioning.model.generation import Decoding, decoding_of
 from captioning.prediction.caption import Model, Work, captioned, placed
 from captioning.prediction.inputs import InputPictures, JoinedPictures
 from captioning.prediction.journal import CaptionedPicture
@@ -45,6 +45,7 @@ class Job:
     num_workers: int
     min_size: int
     sizes: bool
+    around: tuple[str, str] = ("", "")
 
     def work(self, pictures: StoredPictures) -> Work:
         """To caption these."""
@@ -56,6 +57,7 @@ class Job:
             num_workers=self.num_workers,
             min_size=self.min_size,
             sizes=self.sizes,
+            around=self.around,
         )
 
 
@@ -89,6 +91,7 @@ def on_this_machine(
         devices: one for each process.
     """
     captioner, tokenizer = load_captioner(job.weights)
+    job = replace(job, decoding=decoding_of(captioner, tokenizer, job.decoding))
     if len(devices) == 1:
         captioner = placed(captioner, devices[0], job.precision)
     model = Model(captioner, tokenizer, devices[0])

@@ -16,7 +16,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -32,7 +32,7 @@ from captioning.data.readers.tables import needed
 from captioning.errors import UserError
 from captioning.machine import Machine, cores
 from captioning.model.build import load_captioner
-from captioning.model.generation import require_room
+from captioning.model.generation import decoding_of
 from captioning.prediction.caption import Model, PictureItems, autocast, caption_batch, collate, placed
 from captioning.prediction.engines import Failure, Job, Rows
 from captioning.prediction.inputs import InputPictures, JoinedPictures
@@ -181,8 +181,8 @@ class Cluster:
         context.enable_progress_bars = context.print_on_execution_start = False
         context.target_max_block_size = BLOCK_BYTES
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-        captioner, _ = load_captioner(job.weights)
-        require_room(captioner, job.decoding)
+        captioner, tokenizer = load_captioner(job.weights)
+        job = replace(job, decoding=decoding_of(captioner, tokenizer, job.decoding))
         seen = captioner.picture_format
         shipped = ray.cloudpickle.dumps(ray.put(Shipped.of(job.weights)))  # so it stays for actors that start again
         del captioner

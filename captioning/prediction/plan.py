@@ -41,6 +41,7 @@ from captioning.weights import HuggingFaceModel, find_weights, stamp_of
 log = logging.getLogger(__name__)
 
 
+UNRULED = {"repetition_penalty": 1.0, "banned_words": [], "eos_token_ids": [], "prefix": "", "min_p": 0.0}
 SETTINGS = ("checkpoint", "input", "data", "split", "decoding", "precision", "batch_size")
 
 
@@ -257,7 +258,17 @@ def settings_of(
 ) -> dict[str, object]:
     """What the captions depend on: goes beside the output, and is compared with by a run that resumes."""
     settings: dict[str, Any] = {key: value for key, value in config.plain().items() if key in SETTINGS}
-    chosen = {"every_nth": 1, "sample": 1.0, "min_size": 0, "limit": None}  # usual ones are not said
+    decoding = settings["decoding"]  # a dict; outputs of before the rules had no such keys
+    unsaid = UNRULED | ({} if "num_beams" in decoding else {"no_repeat_ngram_size": 0, "n_best": 1})
+    settings["decoding"] = {k: v for k, v in decoding.items() if k not in unsaid or v != unsaid[k]}
+    chosen = {
+        "caption_prefix": "",
+        "caption_suffix": "",
+        "every_nth": 1,
+        "sample": 1.0,
+        "min_size": 0,
+        "limit": None,
+    }  # usual ones are not said
     settings |= {key: getattr(config, key) for key, usual in chosen.items() if getattr(config, key) != usual}
     names = "\0".join(map(str, paths)).encode("utf-8", "surrogateescape")
     settings["pictures"] = {"number": len(paths), "digest": hashlib.blake2b(names, digest_size=8).hexdigest()}

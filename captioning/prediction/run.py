@@ -18,7 +18,7 @@ from captioning.errors import UserError
 from captioning.machine import data_for_one_process, for_prediction
 from captioning.model.build import load_captioner
 from captioning.model.captioner import ImageCaptioner
-from captioning.model.generation import require_room
+from captioning.model.generation import decoding_of
 from captioning.prediction.caption import (
     CaptionedBatch,
     Model,
@@ -57,7 +57,7 @@ def predict(config: PredictConfig, plan: Plan | None = None) -> Prediction:
     decoding, output, made_in = built(config.decoding.plain(), "decoding"), plan.output, format_of(plan.output)
     autocast(devices[0], config.precision)  # refuses what this device can't compute in
     captioner, tokenizer = load_captioner(plan.weights)
-    require_room(captioner, decoding)
+    decoding = decoding_of(captioner, tokenizer, decoding)
     if words := knows_no_photographs(plan.weights, config.data):
         log.info("%s", words)
     layers = checked_layers(config.heat_maps_layers, captioner)
@@ -88,6 +88,7 @@ def predict(config: PredictConfig, plan: Plan | None = None) -> Prediction:
             layers=layers,
             min_size=config.min_size,
             sizes=made_in.holds_sizes,
+            around=(config.caption_prefix, config.caption_suffix),
         )
         model = Model(captioner, tokenizer, devices[0])
         with captioned(work, model, devices, plan.weights) as batches:
@@ -150,6 +151,7 @@ def job_of(config: PredictConfig, weights: Path | HuggingFaceModel, reading: Rea
         num_workers=int(config.num_workers),
         min_size=config.min_size,
         sizes=FORMATS[f".{config.format}"].holds_sizes,
+        around=(config.caption_prefix, config.caption_suffix),
     )
 
 

@@ -24,7 +24,7 @@ from captioning.metrics import METRICS, choosable
 from captioning.model.build import Vocabulary, fine_tuned, load_captioner, new_captioner
 from captioning.model.captioner import ImageCaptioner
 from captioning.model.cpu import keep_freed_memory
-from captioning.model.generation import Decoding, require_room
+from captioning.model.generation import Decoding, decoding_of
 from captioning.prediction.strips import draw_heat_maps
 from captioning.randomness import addressed_seed
 from captioning.runs import (
@@ -105,7 +105,7 @@ def _train(config: TrainConfig, run_dir: Path, last: Path | None, keep_compositi
     schedule = StageSchedule(config.stage)
     decoding = built(config.decoding, "decoding")
     captioner, datamodule = model_and_data(config, weights)
-    require_room(captioner, decoding)
+    decoding = decoding_of(captioner, datamodule.tokenizer, decoding)
     module = module_of(config, captioner, datamodule)
     settings = settings_of(config, datamodule.splits["train"].image_ids)
     loggers = run_loggers(run_dir, [built(one, "logger") for one in config.logger.values()], continues=last is not None)

@@ -317,7 +317,7 @@ class SampleTable(L.Callback):
         assert self._draw is not None
         strips, texts = [], []
         for pixels, caption in list(zip(self._pixel_values, generated, strict=True))[: self.HEAT_MAPS]:
-            ended = len(caption.token_ids) < self._decoding.max_new_tokens
+            ended = len(caption.token_ids) < self._decoding.longest
             strips.append(
                 self._draw(captioner, pixel_values=pixels, token_ids=caption.token_ids, ended=ended, panel=self.PANEL)
             )

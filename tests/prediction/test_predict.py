@@ -382,3 +382,22 @@ def test_a_model_of_drawn_shapes_says_that_it_knows_no_photographs(run_dir):
     checkpoint = run_dir / "checkpoints" / "best.ckpt"
     assert "it knows drawn shapes alone" in run.knows_no_photographs(checkpoint, None)
     assert run.knows_no_photographs(checkpoint, configured(PredictConfig, "checkpoint=-", "data=shapes").data) == ""
+
+
+def test_prefix_draws_and_trigger_words_stand_in_every_row(predicted, usual, tmp_path):
+    words = ["decoding=sampling", "decoding.n_best=3", "decoding.prefix='a red circle'", "caption_suffix=', a photo'"]
+    assert predicted(*words, "caption_prefix='xyz man, '", "text_files=true")[0] == 2
+    rows = [row for row in map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines()) if "error" not in row]
+    texts = [text for row in rows for text in (row["caption"], *(one["caption"] for one in row["alternatives"]))]
+    assert len(texts) == 16 and all(len(row["alternatives"]) == 3 for row in rows)
+    assert all(text.startswith("xyz man, a red circle") and text.endswith(", a photo") for text in texts)
+    beside = tmp_path / "my photos, (2024)" / "1.txt"
+    assert beside.read_text().strip() == rows[0]["caption"]
+    settings = json.loads((tmp_path / "out.settings.json").read_text())
+    assert settings["caption_prefix"] == "xyz man, " and settings["decoding"]["prefix"] == "a red circle"
+
+
+def test_a_prefix_longer_than_the_positions_is_refused_before_anything_is_written(predicted, tmp_path):
+    status, output = predicted("decoding.prefix='" + "a red circle " * 200 + "b'")
+    assert status == 1 and "decoding.prefix has" in output and "shorten one of them" in output
+    assert not (tmp_path / "out.jsonl").exists()

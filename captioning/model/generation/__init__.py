@@ -9,13 +9,30 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from captioning.data.tokenizer import CaptionTokenizer
 from captioning.model.captioner import ImageCaptioner
 from captioning.model.generation.beam import Beam
 from captioning.model.generation.graphs import statically_from
+from captioning.model.generation.rules import in_tokens
 from captioning.model.generation.sampling import Greedy, Rollouts, Sampling
 from captioning.model.generation.steps import Caption, Decoding, StepwiseDecoder, require_room, searched
 
-__all__ = ["Beam", "Caption", "Decoding", "Greedy", "Rollouts", "Sampling", "generate", "generate_from", "require_room"]
+
+def decoding_of(captioner: ImageCaptioner, tokenizer: CaptionTokenizer, decoding: Decoding) -> Decoding:
+    """The decoding with its texts as this model's tokens.
+
+    Raises:
+        UserError: if they can't be, or the decoder has too few positions for the longest caption.
+    """
+    decoding = in_tokens(decoding, tokenizer.encode, captioner.network.decoder.config.vocab_size)
+    require_room(captioner, decoding)
+    return decoding
+
+
+__all__ = [
+    "Beam", "Caption", "Decoding", "Greedy", "Rollouts", "Sampling", "generate", "generate_from", "in_tokens",
+    "require_room",
+]  # fmt: skip
 
 
 @torch.inference_mode()

@@ -12,33 +12,8 @@ import torch
 from torch import Tensor
 
 from captioning.errors import UserError
+from captioning.model.generation.rules import Ruler, Rules
 from captioning.model.generation.steps import Caption, Search, StepwiseDecoder, caption_of
-
-
-def ban(logits: Tensor, tokens: Tensor, step: Tensor, no_repeat_ngram_size: int) -> None:
-    """Set to -inf, in place, what would repeat an n-gram.
-
-    Args:
-        logits: (R, K, V) of the next token.
-        tokens: (R, K, T) of the captions, of which the first `step` are there; BOS is none of them.
-        step: (1,).
-        no_repeat_ngram_size: the n of the n-grams that may occur once.
-
-    >>> logits = torch.zeros(1, 1, 5)
-    >>> ban(logits, torch.tensor([[[3, 1, 3, 0]]]), torch.tensor([3]), no_repeat_ngram_size=2)
-    >>> logits
-    tensor([[[0., -inf, 0., 0., 0.]]])
-    """
-    size = no_repeat_ngram_size
-    if size > tokens.shape[-1]:
-        return
-    ngrams = tokens.unfold(-1, size, 1)  # (R, K, T - size + 1, size)
-    there = torch.arange(size, tokens.shape[-1] + 1, device=tokens.device) <= step  # (T - size + 1,)
-    # (size - 1,) where the tokens lie that the next one would make an n-gram of
-    latest = (torch.arange(1 - size, 0, device=tokens.device) + step).clamp(min=0)
-    begun = there & (ngrams[..., :-1] == tokens[..., None, latest]).all(-1)
-    penalties = torch.zeros_like(begun, dtype=logits.dtype).masked_fill(begun, -torch.inf)
-    logits.scatter_add_(-1, ngrams[..., -1], penalties)
 
 
 class BeamSearch(Search):
@@ -46,23 +21,27 @@ class BeamSearch(Search):
 
     # Running, best first:
     tokens: Tensor  # (R, K, T); EOS where there is no token yet
-    sums: Tensor  # (R, K) float32, of their log-probabilities
+    sums: Tensor  # (R, K) float32, of their log-probabilities, as a penalty makes them
+    own: Tensor  # (R, K) float32, the same as the model makes them
     # The K best that have ended, best first, in places of which some are still free:
     ended_tokens: Tensor  # (R, K, T) EOS included, and EOS after it
-    ended_sums: Tensor  # (R, K) float32, of log-probabilities
+    ended_sums: Tensor  # (R, K) float32, of the model's own log-probabilities
     scores: Tensor  # (R, K) float32; -inf marks a free place
     closed: Tensor  # (R,) whether the search has ended
 
     def __init__(self, decoding: Beam, decoder: StepwiseDecoder):
         beams, device = (decoder.pictures, decoding.num_beams), decoder.device
         self._decoding, self._bos, self._eos = decoding, decoder.bos_token_id, decoder.eos_token_id
-        divisors = [n**decoding.length_penalty for n in range(1, decoding.max_new_tokens + 1)]
+        self._ruler = Ruler(decoding, self._bos, self._eos, device)
+        lengths = [max(1, n - self._ruler.prefix) for n in range(1, decoding.longest + 1)]
+        divisors = [n**decoding.length_penalty for n in lengths]
         self._divisors = torch.tensor(divisors, dtype=torch.float32, device=device)  # of a sum of so many, to its score
         whole = {
             "last": torch.empty(beams, dtype=torch.long, device=device),
-            "tokens": torch.empty(*beams, decoding.max_new_tokens, dtype=torch.long, device=device),
+            "tokens": torch.empty(*beams, decoding.longest, dtype=torch.long, device=device),
             "sums": torch.empty(beams, device=device),
-            "ended_tokens": torch.empty(*beams, decoding.max_new_tokens, dtype=torch.long, device=device),
+            "own": torch.empty(beams, device=device),
+            "ended_tokens": torch.empty(*beams, decoding.longest, dtype=torch.long, device=device),
             "ended_sums": torch.empty(beams, device=device),
             "scores": torch.empty(beams, device=device),
             "closed": torch.empty(decoder.pictures, dtype=torch.bool, device=device),
@@ -74,42 +53,62 @@ class BeamSearch(Search):
         self.narrow(pictures)
         self.last.fill_(self._bos)
         self.sums.fill_(-torch.inf)[:, 0] = 0.0
+        self.own.zero_()
         self.tokens.fill_(self._eos)
         self.scores.fill_(-torch.inf)
         self.closed.fill_(True)[: len(addresses)] = False
 
     def advance(self, logits: Tensor, decoder: StepwiseDecoder) -> None:
-        """Sort the best continuations of the beams; twice as many as beams, for at most one of each is its EOS."""
+        """Sort the best continuations of the beams; so many more than beams that enough of them are no EOS."""
         beams, step = self.last.shape[1], decoder.step
-        sums, parents, token = self._continuations(logits, step)  # (R, 2K), best first
-        tokens = _chosen(self.tokens, parents).index_copy_(-1, step, token[..., None])  # (R, 2K, T)
-        is_last = step + 1 == self._decoding.max_new_tokens
-        ended = (token == self._eos) | is_last
+        sums, own, parents, token = self._continuations(logits, step)  # (R, 2K), best first
+        is_last = step + 1 == self._decoding.longest
+        at_eos = self._ruler.ended(token)
+        ended = at_eos | is_last
+        written = token.masked_fill(at_eos, self._eos)
+        tokens = _chosen(self.tokens, parents).index_copy_(-1, step, written[..., None])  # (R, 2K, T)
         # An EOS that is not among the best K continuations ends no caption.
         scores = (sums / self._divisors[step]).masked_fill(~ended | self.closed[:, None], -torch.inf)[:, :beams]
-        self._end(tokens[:, :beams], sums[:, :beams], scores)
+        self._end(tokens[:, :beams], own[:, :beams], scores)
         index = sums.masked_fill(ended, -torch.inf).topk(beams).indices  # (R, K), of those that run on
         self.sums.copy_(sums.gather(1, index))
+        self.own.copy_(own.gather(1, index))
         self.tokens.copy_(_chosen(tokens, index))
         self.last.copy_(token.gather(1, index))
         self.closed.logical_or_(self._hopeless(step) | is_last)
         decoder.descend(parents.gather(1, index))
 
-    def _continuations(self, logits: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The 2K best by one token: the sum of their log-probabilities, the beam that each continues, and the token.
+    def _continuations(self, logits: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The best by one token: the sums of their log-probabilities, the beam that each continues, and the token.
 
-        Given (R, K, V), or (R, 1, V) at first: each (R, 2K), best first.
+        Given (R, K, V), or (R, 1, V) at first: each (R, 2K), best first, or more where there are several EOS. The sums
+        are those that choose, and the model's own.
         """
-        count, beams = 2 * self.last.shape[1], logits.shape[1]
+        beams, ruler = logits.shape[1], self._ruler
+        count = max(2, 1 + len(ruler.ends)) * self.last.shape[1]
         logits = logits.float()
         normalisers = logits.logsumexp(-1, keepdim=True)  # (R, K, 1), of all tokens: a ban makes no other likelier
-        if self._decoding.min_new_tokens:
-            logits[..., self._eos].masked_fill_(step < self._decoding.min_new_tokens, -torch.inf)
-        if self._decoding.no_repeat_ngram_size:
-            ban(logits, self.tokens[:, :beams], step, self._decoding.no_repeat_ngram_size)
+        log_probabilities = logits - normalisers if ruler.penalty != 1 or ruler.prefix else None
+        if log_probabilities is not None:  # which the penalty is of, and a prefix has none
+            logits, normalisers = log_probabilities.clone(), torch.zeros_like(normalisers)
+        if ruler.change:
+            logits = ruler.apply(logits, self.tokens[:, :beams], step)
+        if ruler.prefix:
+            logits, log_probabilities = self._on_prefix(logits, log_probabilities, step)
         best, token = logits.topk(count)  # (R, K, 2K) of each beam: no other can be among the best of all
         sums, index = (self.sums[:, :beams, None] + (best - normalisers)).flatten(1).topk(count)
-        return sums, index // count, token.flatten(1).gather(1, index)
+        parents, token = index // count, token.flatten(1)
+        if log_probabilities is None:
+            return sums, sums, parents, token.gather(1, index)
+        own = log_probabilities.gather(-1, token.view_as(best)) + self.own[:, :beams, None]
+        return sums, own.flatten(1).gather(1, index), parents, token.gather(1, index)
+
+    def _on_prefix(self, scores: Tensor, own: Tensor | None, step: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Both (R, K, V); within the prefix, its token alone is possible and costs nothing."""
+        forced = self._ruler.forced(step)
+        others = torch.arange(scores.shape[-1], device=scores.device) != forced
+        alone = torch.zeros_like(scores).masked_fill(others, -torch.inf)
+        return scores.where(forced < 0, alone), None if own is None else own.where(forced < 0, 0.0)
 
     def _end(self, tokens: Tensor, sums: Tensor, scores: Tensor) -> None:
         """Of the ended captions and the K best continuations, whose scores are (R, K), the best have ended now."""
@@ -139,7 +138,7 @@ class BeamSearch(Search):
         made = []
         for picture in pictures:
             found = [
-                caption_of(ids, total, self._eos)
+                caption_of(ids, total, self._eos, self._ruler.prefix)
                 for ids, total, score in zip(tokens[picture], sums[picture], scores[picture], strict=True)
                 if score > -torch.inf  # fewer only where bans left no more in the vocabulary
             ]
@@ -159,7 +158,7 @@ def _chosen(field: Tensor, index: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Beam:
+class Beam(Rules):
     """The `num_beams` best beginnings are kept at every step; the ended caption of the best score wins.
 
     A score is the sum of the log-probabilities, EOS included, divided by (number of tokens) ** `length_penalty`: 0
@@ -186,9 +185,9 @@ class Beam:
         """The searches of the decoder's pictures.
 
         Raises:
-            UserError: if there are more beams than half the vocabulary.
+            UserError: if there are more beams than half the vocabulary, or than a third where there are two EOS, ...
         """
-        most = decoder.vocab_size // 2
+        most = decoder.vocab_size // max(2, 2 + len(set(self.eos_token_ids) - {decoder.eos_token_id}))
         if self.num_beams > most:
             raise UserError(f"decoding.num_beams={self.num_beams} is more than this model's vocabulary allows, {most}")
         return BeamSearch(self, decoder)

@@ -111,7 +111,7 @@ class StaticDecoder(StepwiseDecoder):
         self._weights = [ours[name].data for name in cast], [theirs[name].data for name in cast]
 
         (pictures, patches, width), beams, config = attended.shape, decoding.beams, original.config
-        room = -(-decoding.max_new_tokens * beams // MASK_MULTIPLE) * MASK_MULTIPLE
+        room = -(-decoding.longest * beams // MASK_MULTIPLE) * MASK_MULTIPLE
 
         def keys_and_values(length: int) -> list[Tensor]:
             shape = (2, pictures, config.num_attention_heads, length, width // config.num_attention_heads)

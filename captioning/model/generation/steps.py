@@ -28,15 +28,15 @@ class Caption(NamedTuple):
     alternatives: tuple[Caption, ...] = ()  # the n best of a beam search, best first and this one among them
 
 
-def caption_of(tokens: Sequence[int], log_probability_sum: float, eos_token_id: int) -> Caption:
-    """Tokens cut at their first EOS, with the sum of their log-probabilities up to there.
+def caption_of(tokens: Sequence[int], log_probability_sum: float, eos_token_id: int, given: int = 0) -> Caption:
+    """Tokens cut at their first EOS, with the sum of their log-probabilities up to there, without the first, `given`.
 
     >>> caption_of([5, 7, 2, 2], -6.0, eos_token_id=2)
     Caption(token_ids=[5, 7], log_probability=-2.0, alternatives=())
     """
     ids = list(tokens)
     length = ids.index(eos_token_id) if eos_token_id in ids else len(ids)
-    return Caption(ids[:length], log_probability_sum / min(length + 1, len(ids)))
+    return Caption(ids[:length], log_probability_sum / (min(length + 1, len(ids)) - given))
 
 
 class Decoding(Protocol):
@@ -44,7 +44,11 @@ class Decoding(Protocol):
 
     @property
     def max_new_tokens(self) -> int:
-        """The most tokens of a caption, EOS included."""
+        """The most tokens of a caption, EOS included, but for those of a prefix."""
+
+    @property
+    def longest(self) -> int:
+        """T, the most tokens of a caption with its prefix."""
 
     @property
     def beams(self) -> int:
@@ -57,6 +61,12 @@ class Decoding(Protocol):
 def require_room(captioner: ImageCaptioner, decoding: Decoding) -> None:
     """Raise UserError if the decoder has too few positions for the longest caption."""
     limit = captioner.max_positions - 1  # BOS takes one
+    if decoding.max_new_tokens <= limit < decoding.longest:
+        prefix = decoding.longest - decoding.max_new_tokens
+        raise UserError(
+            f"decoding.prefix has {prefix} tokens, which with decoding.max_new_tokens={decoding.max_new_tokens} is "
+            f"more than this model's limit of {limit}; shorten one of them"
+        )
     if decoding.max_new_tokens > limit:
         raise UserError(f"decoding.max_new_tokens={decoding.max_new_tokens} is more than this model's limit of {limit}")
 
@@ -115,7 +125,7 @@ def searched(decoder: StepwiseDecoder, search: Search, decoding: Decoding, addre
         real = [i for i in pictures if places[i] < len(addresses)]
         captions.update(zip([places[i] for i in real], search.captions(real), strict=True))
 
-    for _ in range(decoding.max_new_tokens):
+    for _ in range(decoding.longest):
         search.draw(places)
         decoder.advance(search)
         going = decoder.going(search)
@@ -160,7 +170,7 @@ class StepwiseDecoder:
         self.device = attended.device
         self.step = torch.zeros(1, dtype=torch.long, device=self.device)  # how many tokens each beam was fed before
         self._fed = 0  # how many a picture was fed, those of all its beams together
-        room = 1 + (decoding.max_new_tokens - 1) * decoding.beams  # BOS once, then a token for each beam
+        room = 1 + (decoding.longest - 1) * decoding.beams  # BOS once, then a token for each beam
         own: Any = Cache(layers=[_RoomyLayer(room) for _ in range(config.num_hidden_layers)])
         pictures: Any = DynamicCache(config=config)  # filled at the first step, and read from then on
         self._caches = own, pictures

@@ -13,6 +13,7 @@ from captioning.data.batch import Row, pack
 from captioning.errors import UserError
 from captioning.model.captioner import ImageCaptioner
 from captioning.model.generation import Beam, Greedy, generate, generate_from
+from captioning.model.generation.rules import Rules
 
 VOCABULARY, END, LIMIT, PICTURES = 40, 39, 12, 64
 USUAL = Beam(
@@ -58,7 +59,8 @@ def found(captioner: ImageCaptioner, pictures: Tensor, decoding: Beam) -> list[l
 @torch.no_grad()
 def library_captions(captioner: ImageCaptioner, pictures: Tensor, decoding: Beam) -> list[list[int]]:
     """What `VisionEncoderDecoderModel.generate` says to the same settings, cut at EOS."""
-    settings = {key: value for key, value in dataclasses.asdict(decoding).items() if key != "n_best"}
+    own = {field.name for field in dataclasses.fields(Rules)} | {"n_best"}
+    settings = {key: value for key, value in dataclasses.asdict(decoding).items() if key not in own}
     if decoding.num_beams == 1:  # the library is greedy then, and warns of settings of beams
         settings = {key: value for key, value in settings.items() if key not in ("length_penalty", "early_stopping")}
     rows = captioner.network.generate(
