@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "model": SMALL | {"config", "data.batch", "data.tokenizer", "data.transforms", "runs", "weights"},
     "training": SMALL | {"config", "runs", "weights", "data", "model", "evaluation"},
     "prediction": SMALL | {"config", "machine", "cli", "runs", "weights", "data", "model", "evaluation"},
-    "export": SMALL | {"config", "cli", "runs", "weights", "data", "model"},
+    "export": SMALL | {"config", "cli", "runs", "weights", "data", "model", "shapes"},
     "config": SMALL,
     "machine": SMALL | {"config"},
     "cli": SMALL | {"config", "runs", "weights"},

@@ -15,7 +15,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, VisionEncoderDecoder
 
 from captioning.config import TrainConfig
 from captioning.errors import UserError
-from captioning.export import export, export_adapter, main
+from captioning.export import _with_quantized, export, export_adapter, main
 from captioning.model import onnx
 from captioning.model.attention import cross_attention
 from captioning.model.build import load_captioner
@@ -229,6 +229,20 @@ def test_graphs_that_compute_something_else_are_not_kept(run, with_onnx, tmp_pat
     with pytest.raises(UserError, match="logits differ"):
         export(str(run), str(tmp_path / "model"), "onnx=true")
     assert not list(tmp_path.iterdir())
+
+
+def test_int8_is_kept_only_where_captions_stay_true(with_onnx, tmp_path, caplog):
+    caplog.set_level("INFO")
+    names = {path.name for path in (with_onnx / "onnx").iterdir()}
+    both = {"encoder_model.onnx", "decoder_model_merged.onnx"}
+    quantized = {name.replace(".onnx", "_quantized.onnx") for name in both}
+    assert names == both | quantized and "In int8" in (with_onnx / "README.md").read_text()
+    for after, kept in ((0.97, both), (0.98, both | quantized)):
+        graphs = shutil.copytree(with_onnx / "onnx", tmp_path / str(after))
+        _with_quantized(graphs, lambda suffix, after=after: after if suffix else 0.985)
+        assert {path.name for path in graphs.iterdir()} == kept
+    assert "no graphs in int8 (q8), with which 97.0% of captions" in caplog.text
+    assert not _with_quantized(tmp_path / "none", None), "where nobody can tell"
 
 
 def test_settings_of_an_export_are_checked_before_anything_is_done(run, tmp_path, monkeypatch):
