@@ -212,12 +212,13 @@ def true_share(folder: Path, captioner: Any, tokenizer: Any, suffix: str) -> flo
     (side, _), seed = captioner.picture_format.size, 42
     scenes = [scene_of(seed, index) for index in split_indices("test", JUDGED)]
     graphs, true = OnnxCaptioner(folder / "onnx", suffix), 0
+    bos, eos = captioner.end_of_text
     mean, std = (np.array(of, np.float32) for of in (captioner.picture_format.mean, captioner.picture_format.std))
     for start in range(0, JUDGED, 50):
         some = scenes[start : start + 50]
         levels = np.stack([draw(scene, side) for scene in some])  # (B, H, W, 3) uint8
         pixels = ((levels / np.float32(255) - mean) / std).transpose(0, 3, 1, 2)
-        ids = graphs.greedy(pixels, *captioner.end_of_text, captioner.max_positions - 1)
+        ids = graphs.greedy(pixels, bos, eos, captioner.max_positions - 1)
         true += sum(is_true(tokenizer.decode(row), scene) for row, scene in zip(ids, some, strict=True))
     return true / JUDGED
 

@@ -71,7 +71,8 @@ class DecoderHalf(nn.Module):
                 position_ids=position[None],
                 use_cache=True,
             ).logits
-        kept = [states for layer in cache.self_attention_cache.layers for states in (layer.keys, layer.values)]
+        layers: list[Any] = cache.self_attention_cache.layers
+        kept = [states for layer in layers for states in (layer.keys, layer.values)]
         return logits, *kept, torch.stack(weights).mean((0, 2))
 
 
@@ -144,7 +145,7 @@ def _past(config: Any, rows: int, tokens: int) -> list[Tensor]:
 def _write(
     part: nn.Module, given: tuple, inputs: list[str], outputs: list[str], shapes: tuple, path: Path, opset: int
 ) -> None:
-    half = part.encoder if isinstance(part, EncoderHalf) else part.decoder
+    half: Any = part.encoder if isinstance(part, EncoderHalf) else part.decoder
     try:
         with warnings.catch_warnings(), _quiet_exporter():
             warnings.simplefilter("ignore")

@@ -34,7 +34,7 @@ class Rules:
     @property
     def longest(self) -> int:
         """T, tokens of the longest caption: those of the prefix, and all new ones with EOS."""
-        return len(self.prefix_token_ids) + self.max_new_tokens  # type: ignore[attr-defined,no-any-return]
+        return len(self.prefix_token_ids) + self.max_new_tokens  # type: ignore[attr-defined]
 
 
 def in_tokens(decoding: Ruled, encode: Callable[[Sequence[str]], list[list[int]]], vocab_size: int) -> Ruled:
