@@ -107,7 +107,7 @@ def write_onnx(model: Path, folder: Path, opset: int) -> float:
     network.requires_grad_(False)
     config, size = network.config.decoder, picture_size(network.config.encoder)
     for half in (network.encoder, network.decoder):
-        _require_room(half)
+        require_room(half)
     folder.mkdir()
     # by the name batch_size transformers.js knows how many rows an empty past has
     batch, new, before = Dim("batch_size"), Dim("sequence_length", min=1), Dim("past_sequence_length", min=0)
@@ -127,7 +127,8 @@ def write_onnx(model: Path, folder: Path, opset: int) -> float:
     return largest_difference(encoder, decoder, folder, size)
 
 
-def _require_room(half: Any) -> None:
+def require_room(half: Any) -> None:
+    """Raise UserError if the weights of a half are more than one file of ONNX holds."""
     size = sum(weight.numel() * 4 for weight in half.parameters())
     if size > LARGEST:
         raise UserError(

@@ -1,0 +1,45 @@
+"""Graphs of every family of encoders; whole exports are in tests/test_export.py."""
+
+import pytest
+from transformers import CONFIG_MAPPING, GPT2Config, GPT2LMHeadModel, VisionEncoderDecoderModel
+
+from captioning.errors import UserError
+from captioning.model import onnx
+from captioning.model.encoders import ENCODERS
+
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "image_size": 32,
+    "patch_size": 8,
+}
+SMALL_OF_STAGES = {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 2], "window_size": 4, "image_size": 32}
+GPT2 = GPT2Config(n_embd=48, n_layer=1, n_head=2, vocab_size=100, n_positions=16, add_cross_attention=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_family_of_encoders_is_exported(name, tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    family = ENCODERS[name]
+    config = CONFIG_MAPPING[name](**(SMALL_OF_STAGES if name == "swin" else SMALL))
+    config.update(dict(family.config))
+    network = VisionEncoderDecoderModel(encoder=family.model(config), decoder=GPT2LMHeadModel(GPT2))
+    network.save_pretrained(tmp_path)
+    assert onnx.write_onnx(tmp_path, tmp_path / "onnx", 18) < 1e-5
+
+
+def test_a_half_of_two_gigabytes_is_refused(monkeypatch):
+    monkeypatch.setattr(onnx, "LARGEST", 1000)
+    with pytest.raises(UserError, match=r"onnx=true: the gpt2 has 0\.0 GB of weights, and one file of ONNX holds 2"):
+        onnx.require_room(GPT2LMHeadModel(GPT2))
+
+
+def test_a_graph_that_onnx_runtime_does_not_take_is_named(tmp_path):
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "encoder_model.onnx").write_bytes(b"no graph")
+    with pytest.raises(UserError, match=r"doesn't take encoder_model\.onnx: .*; choose an older onnx_opset"):
+        onnx.OnnxCaptioner(tmp_path)
