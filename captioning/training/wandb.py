@@ -60,7 +60,7 @@ class WandbRows(Follower, WandbLogger):
         """The configuration; and of which metrics W&B's overview shows the best value beside the last."""
         super().log_hyperparams(params)
         for metric in METRICS:
-            if metric.name.startswith("val/"):
+            if not metric.name.startswith("test/"):  # which comes once
                 best = "max" if metric.larger_is_better else "min"
                 self.experiment.define_metric(metric.name, step_metric="trainer/global_step", summary=f"{best},last")
 

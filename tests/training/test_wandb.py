@@ -13,7 +13,7 @@ import yaml
 from hydra.types import RunMode
 from lightning.pytorch.loggers.logger import DummyLogger
 from PIL import Image
-from small_runs import composed
+from small_runs import composed, rows_of
 from test_train import wandb_records
 
 from captioning.cli import CONF, built, configured, prepared_arguments
@@ -141,11 +141,38 @@ def test_pictures_of_one_log_have_one_size_for_wandb():
     assert sheets[1].getpixel((5, 35)) == (0, 0, 0) and sheets[1].getpixel((25, 35)) == (255, 255, 255)
 
 
+def swept() -> list[str]:
+    """What a sweep's agent gives to train.py: the arguments that wandb's own code makes of conf/sweep.yaml."""
+    sweeps = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
+    sweep = yaml.safe_load((CONF / "sweep.yaml").read_text())
+    drawn = {
+        name: about.get("value", about["values"][-1] if "values" in about else about.get("max"))
+        for name, about in sweep["parameters"].items()
+    }
+    given = sweeps.create_sweep_command_args({"args": {name: {"value": value} for name, value in drawn.items()}})
+    command, arguments = sweeps.make_launch_sweep_entrypoint(given, [*sweep["command"]])
+    assert command[-1] == "${program}" and sweep["program"] == "train.py"
+    return list(arguments)
+
+
 def test_checkpoints_become_artifacts_and_gradients_histograms_where_that_is_asked(tmp_path, monkeypatch):
     monkeypatch.setattr(ours.ModelArtifacts, "WATCHED_EVERY", 1)
     keys = ["logger=wandb", "logger.wandb.log_model=all", "logger.wandb.watch=gradients", "trainer.max_epochs=2"]
-    run = train(composed(tmp_path, *keys, "scores.pictures=0", "sample_pictures=0"))
+    words = ["logger.wandb.tags=[a,b]", "logger.wandb.notes=why", "logger.wandb.group=g", "logger.wandb.job_type=j"]
+    drawn = [one for one in swept() if not one.startswith(("data=", "model="))]
+    run = train(composed(tmp_path, *keys, *words, *drawn, "scores.pictures=2", "sample_pictures=1"))
     records = list(wandb_records(run.run_dir))
+    (of_run,) = [one["run"] for one in records if one["type"] == "run"]
+    assert [of_run[key] for key in ("tags", "notes", "run_group", "job_type")] == [["a", "b"], "why", "g", "j"]
+    (config,) = [one["config"]["update"] for one in records if one["type"] == "config"]
+    assert config["stage"]["learning_rates"]["decoder"] == 0.01 and config["model"]["dropout"] == 0.2, "the sweep's"
+    summaries = {one["metric"].get("name"): one["metric"].get("summary") for one in records if one["type"] == "metric"}
+    assert summaries["val/perplexity"] == summaries["train/loss"] == {"min": True, "last": True}
+    assert summaries["val/cider"] == summaries["val/distinct"] == {"max": True, "last": True}
+    items = [one["history"]["item"] for one in records if one["type"] == "history"]
+    logged = [float(row["val/perplexity"]) for row in rows_of(tmp_path) if row["val/perplexity"]]
+    assert [float(row["val/perplexity"]) for row in items if "val/perplexity" in row] == pytest.approx(logged)
+    assert "val/samples" in json.dumps(items) and any("val/novel" in row for row in items), "table and variety"
     models = [one["artifact"] for one in records if one["type"] == "artifact" and one["artifact"]["type"] == "model"]
     name = f"model-{(tmp_path / ours.ID_FILE).read_text().split()[0]}"
     assert {one["name"] for one in models} == {name}
@@ -159,17 +186,9 @@ def test_log_model_without_checkpoints_is_refused(tmp_path):
         train(composed(tmp_path, "logger=wandb", "logger.wandb.log_model=best", "trainer.enable_checkpointing=false"))
 
 
-def test_a_sweeps_own_command_is_one_that_train_py_takes(monkeypatch):
-    sweeps = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
+def test_a_sweeps_own_command_is_one_that_train_py_takes():
     sweep = yaml.safe_load((CONF / "sweep.yaml").read_text())
-    drawn = {
-        name: about.get("value", about["values"][-1] if "values" in about else about.get("max"))
-        for name, about in sweep["parameters"].items()
-    }
-    given = sweeps.create_sweep_command_args({"args": {name: {"value": value} for name, value in drawn.items()}})
-    command, arguments = sweeps.make_launch_sweep_entrypoint(given, [*sweep["command"]])
-    assert command[-1] == "${program}" and sweep["program"] == "train.py"
-    config = configured(TrainConfig, *prepared_arguments(arguments, "train"))
+    config = configured(TrainConfig, *prepared_arguments(swept(), "train"))
     assert config.stage.learning_rates.decoder == 0.01 and config.model.dropout == 0.2
     assert sweep["metric"]["name"] in {metric.name for metric in METRICS}
 
