@@ -135,8 +135,7 @@ class Ruler:
         if self.penalty != 1:
             there = torch.arange(tokens.shape[-1], device=tokens.device) < step
             seen = torch.zeros_like(scores, dtype=torch.bool)
-            seen.scatter_(-1, tokens.where(there, self._bos), True)
-            seen[..., self._bos] = True
+            seen.scatter_(-1, tokens.where(there, self._bos), True)  # BOS, too: the next token's place is still free
             scores = scores.where(~seen, torch.where(scores < 0, scores * self.penalty, scores / self.penalty))
         if self.ngram_size:
             ban(scores, tokens, step, self.ngram_size)

@@ -13,6 +13,7 @@ from captioning.data.batch import Row, pack
 from captioning.errors import UserError
 from captioning.model.captioner import ImageCaptioner
 from captioning.model.generation import Beam, Decoding, Greedy, Sampling, generate, in_tokens
+from captioning.model.generation.rules import Ruler
 
 VOCABULARY, END, LIMIT, PICTURES = 40, 39, 12, 48
 BEAM = Beam(LIMIT, 4, 1.0, False, 0, 0, 1)
@@ -151,3 +152,11 @@ def test_texts_become_tokens_and_what_cannot_be_meant_is_refused():
     long = Greedy(40, prefix_token_ids=tuple(range(10)))
     with pytest.raises(UserError, match=r"prefix has 10 tokens, which with decoding\.max_new_tokens=40 is more than"):
         generate(lively_captioner(), random_pictures(1), long)
+
+
+def test_a_banned_word_is_not_seen_in_tokens_that_are_not_there_yet():
+    ruler = Ruler(Greedy(4, banned_token_ids=((8, 8, 3),)), END, END, torch.device("cpu"))
+    tokens = torch.tensor([[[8, 8, END, END]]])
+    for step, banned in ((1, False), (2, True), (3, False)):
+        scores = ruler.apply(torch.zeros(1, 1, VOCABULARY), tokens, torch.tensor([step]))
+        assert bool(scores[0, 0, 3].isinf()) == banned
