@@ -127,7 +127,7 @@ def export(run: str, folder: str, *settings: str, overwrite: bool = False, push:
         card = model_card(record, push or target.resolve().name, parameters, *kinds)
         if config.onnx:
             judged = (lambda suffix: true_share(aside, captioner, tokenizer, suffix)) if record.is_drawn() else None
-            card += _with_onnx(aside, config.onnx_opset, judged)
+            card += _with_onnx(aside, push or target.resolve().name, config.onnx_opset, judged)
         write_atomically(aside / "README.md", card)
     log.info("model: %s", readable(target))
     if push is not None:
@@ -169,8 +169,8 @@ def _require_onnx() -> None:
         raise UserError(f"onnx=true needs {' and '.join(lacking)}; install them with pip install 'captioning[onnx]'")
 
 
-def _with_onnx(folder: Path, opset: int, judged: Callable[[str], float] | None) -> str:
-    """Add the graphs to a folder of transformers'; what its card says of them.
+def _with_onnx(folder: Path, name: str, opset: int, judged: Callable[[str], float] | None) -> str:
+    """Add the graphs to a folder of transformers'; what its card says of them, by the name `name`.
 
     `judged` gives the share of true captions of the graphs with a suffix, None where nobody can tell.
     """
@@ -179,7 +179,7 @@ def _with_onnx(folder: Path, opset: int, judged: Callable[[str], float] | None) 
     worst = write_onnx(folder, folder / "onnx", opset)
     log.info("onnx: logits within %.1e of torch's", worst)
     log.info("onnx: transformers.js has no beam search; its captions are greedy, whatever num_beams says")
-    return ONNX.format(name=folder.name, close=CLOSE) + _with_quantized(folder / "onnx", judged)
+    return ONNX.format(name=name, close=CLOSE) + _with_quantized(folder / "onnx", judged)
 
 
 def _with_quantized(graphs: Path, judged: Callable[[str], float] | None) -> str:

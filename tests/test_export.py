@@ -202,7 +202,8 @@ def test_captions_under_onnx_runtime_are_those_of_the_run(run, with_onnx, pictur
     graphs = OnnxCaptioner(with_onnx / "onnx")
     ids = graphs.greedy(pixels, *captioner.end_of_text, 15)
     assert [tokenizer.decode(row) for row in ids] == our_captions(run, pictures, tmp_path / "run.jsonl")
-    assert "its captions\nare greedy" in (with_onnx / "README.md").read_text()
+    card = (with_onnx / "README.md").read_text()
+    assert "its captions\nare greedy" in card and 'pipeline("image-to-text", "model"' in card
 
 
 def test_the_graph_says_where_the_decoder_looks(run, with_onnx, pictures):
