@@ -287,7 +287,8 @@ def generation_settings(config: DictConfig | None, max_positions: int) -> dict[s
     dropped = ("seed", "n_best", "defaults", "banned_words", "eos_token_ids", "prefix")
     if of_run := [key for key in dropped[3:] if settings.get(key)]:
         log.warning("the folder's generation settings have no decoding.%s; say it again there", of_run[0])
-    settings = {k: v for k, v in settings.items() if k not in dropped and UNRULED.get(k) != v}
+    at_rest = {k for k, v in UNRULED.items() if settings.get(k, v) == v}
+    settings = {k: v for k, v in settings.items() if k not in dropped and k not in at_rest}
     settings["max_new_tokens"] = min(settings["max_new_tokens"], max_positions - 1)  # BOS takes one
     if "top_k" in settings:
         settings["top_k"] = settings["top_k"] or 0  # which keeps all
