@@ -322,8 +322,12 @@ def _in_table(path: Path, column: str | None) -> Iterator[Found]:
 
 def _named(folder: Path, name: str) -> Found:
     if not is_remote(name):
-        return folder / _at_home(name)
+        return _perhaps_shard(folder / _at_home(name))
     return Shard(name) if name.lower().endswith(SHARDS) else Url(name)
+
+
+def _perhaps_shard(one: Found) -> Found:
+    return Shard(one) if isinstance(one, Path) and one.suffix.lower() in SHARDS else one
 
 
 def _elsewhere(url: str) -> list[Found]:
@@ -403,7 +407,7 @@ def _lines_of(content: bytes, folder: Path, listing: str) -> list[Found]:
         raise UserError(f"input={listing} is not a text file; a .txt file has to hold one path a line")
     # not splitlines: it also splits at characters that file names may hold
     lines = (line.strip() for line in text.split("\n"))
-    paths = [path for line in lines if line and (path := _listed(folder, line))]
+    paths = [_perhaps_shard(path) for line in lines if line and (path := _listed(folder, line))]
     if not paths:
         raise UserError(f"input={listing} lists no picture; write one path a line into it")
     return paths

@@ -134,7 +134,7 @@ def _into_folder(plan: Plan, parts: list[Part], config: PredictConfig, engine: E
         if failures:
             raise UserError(_of_failures(failures, len(parts), config.output))
         captioned, failed = files.finish(parts)
-    log.info("%d captions in the %d files of %s", captioned, len(parts), config.output)
+    log.info("%d captions in %d file%s of %s", captioned, len(parts), "s" if len(parts) > 1 else "", config.output)
     if failed:
         log.warning("%d of %d pictures could not be read; their rows say why", failed, captioned + failed)
     return Prediction(captioned, failed, plan.output, {})

@@ -102,6 +102,8 @@ def test_one_file_holds_all_of_several_shards_and_of_a_table(make, shards, tmp_p
     assert find_inputs(tmp_path / "list.jsonl", "where") == [tmp_path / "photos/1.jpg"]
     with pytest.raises(UserError, match=r"input_column=wo: .*list\.jsonl has the columns where"):
         find_inputs(tmp_path / "list.jsonl", "wo")
+    (tmp_path / "shards.txt").write_text(f"{shards / '00001.tar'}\n")
+    assert find_inputs(tmp_path / "shards.txt") == [Shard(shards / "00001.tar")], "and not a picture of that name"
     with pytest.raises(UserError, match="text_files=true writes beside pictures that are files"):
         make(shards, "texts.jsonl", "text_files.write=true")
 
