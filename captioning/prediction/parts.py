@@ -119,13 +119,12 @@ class Reading:
             folder = part.shard.rpartition("/")[0]
             pictures = NamedPictures(Texts.of(_in(folder, name) for name in names), self.private)
         else:
-            blocks = self._blocks
-            index = index_of(part.shard, self.columns, self.cache, blocks)
+            index = index_of(part.shard, self.columns, self.cache, self._blocks)
             if index.problem and self.on_missing == "error":
                 raise UserError(
                     f"{part.shard} is {index.problem}; fetch it again, or on_missing=skip takes what is whole"
                 )
-            pictures = _Shards([index], blocks)
+            pictures = _Shards([index], self._blocks)
         chosen = self.choice.of(pictures)
         return chosen if part.most is None else chosen.part(np.arange(min(part.most, len(chosen))))
 

@@ -34,6 +34,7 @@ from captioning.prediction.outputs.gallery import Gallery, gallery_path
 from captioning.prediction.outputs.heat_maps import HeatMaps, chosen_pictures
 from captioning.prediction.outputs.scores import SplitScores, check_score_files
 from captioning.prediction.outputs.text_files import TextFiles, text_path
+from captioning.prediction.parts import SETTINGS as OF_FOLDER
 from captioning.prediction.parts import Choice, Part, PartFiles, Reading, limited, parts_of
 from captioning.runs import is_run
 from captioning.weights import HuggingFaceModel, find_weights, stamp_of
@@ -177,7 +178,7 @@ def captioned_before(config: PredictConfig, weights: Path | HuggingFaceModel) ->
     """
     before = Path(str(config.skip_existing)).expanduser()
     files = sorted(before.glob("[!._]*")) if before.is_dir() else [before]
-    said = before / "_settings.json" if before.is_dir() else settings_path(before)
+    said = before / OF_FOLDER if before.is_dir() else settings_path(before)
     if not before.exists() or not said.is_file():
         raise UserError(f"skip_existing={before}: no captions of predict.py are there; name its output")
     now = settings_of(config, weights, [])

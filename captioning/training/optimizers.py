@@ -73,10 +73,10 @@ def by_depth(optimizer: torch.optim.Optimizer, captioner: ImageCaptioner, decay:
 
     As BEiT fine-tunes (Bao et al. 2021): what is near the pixels, and most general, changes least.
     """
-    scales = {
-        id(parameter): decay ** (captioner.encoder_depth(name)[1] + 1 - captioner.encoder_depth(name)[0])
-        for name, parameter in captioner.parameters_of("encoder")
-    }
+    scales: dict[int, float] = {}
+    for name, parameter in captioner.parameters_of("encoder"):
+        depth, layers = captioner.encoder_depth(name)
+        scales[id(parameter)] = decay ** (layers + 1 - depth)
     groups: list[dict[str, Any]] = []
     for group in optimizer.param_groups:
         found = defaultdict(list)
