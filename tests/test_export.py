@@ -15,11 +15,12 @@ from transformers import AutoImageProcessor, AutoTokenizer, VisionEncoderDecoder
 
 from captioning.config import TrainConfig
 from captioning.errors import UserError
-from captioning.export import _with_quantized, export, export_adapter, main
-from captioning.model import onnx
+from captioning.export import onnx
+from captioning.export.__main__ import main
+from captioning.export.folder import export, export_adapter
+from captioning.export.onnx import OnnxCaptioner
 from captioning.model.attention import cross_attention
 from captioning.model.build import load_captioner
-from captioning.model.onnx import OnnxCaptioner
 from captioning.prediction.run import predict
 from captioning.runs import keep_composition
 from captioning.training.run import train
@@ -152,7 +153,7 @@ def test_overwriting_spares_what_is_no_model(run, tmp_path):
 def test_a_failure_leaves_the_old_folder_and_nothing_else(run, exported, tmp_path, monkeypatch):
     folder = shutil.copytree(exported, tmp_path / "model")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    monkeypatch.setattr("captioning.export.model_card", lambda *_: 1 / 0)
+    monkeypatch.setattr("captioning.export.folder.model_card", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export(str(run), str(folder), overwrite=True)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
@@ -174,9 +175,9 @@ def test_a_push_without_a_network_is_refused_before_anything_is_written(run, tmp
 
 def test_a_push_uploads_the_finished_folder(run, tmp_path, monkeypatch):
     uploaded = []
-    monkeypatch.setattr("captioning.export.require_push", lambda name: None)
+    monkeypatch.setattr("captioning.export.folder.require_push", lambda name: None)
     monkeypatch.setattr(
-        "captioning.export.pushed", lambda folder, name: uploaded.append((sorted(folder.iterdir()), name))
+        "captioning.export.folder.pushed", lambda folder, name: uploaded.append((sorted(folder.iterdir()), name))
     )
     export(str(run), str(tmp_path / "model"), push="me/mine")
     ((files, name),) = uploaded
@@ -240,10 +241,10 @@ def test_int8_is_kept_only_where_captions_stay_true(with_onnx, tmp_path, caplog)
     assert names == both | quantized and "In int8" in (with_onnx / "README.md").read_text()
     for after, kept in ((0.97, both), (0.98, both | quantized)):
         graphs = shutil.copytree(with_onnx / "onnx", tmp_path / str(after))
-        _with_quantized(graphs, lambda suffix, after=after: after if suffix else 0.985)
+        onnx.with_quantized(graphs, lambda suffix, after=after: after if suffix else 0.985)
         assert {path.name for path in graphs.iterdir()} == kept
     assert "no graphs in int8 (q8), with which 97.0% of captions" in caplog.text
-    assert not _with_quantized(tmp_path / "none", None), "where nobody can tell"
+    assert not onnx.with_quantized(tmp_path / "none", None), "where nobody can tell"
 
 
 def test_settings_of_an_export_are_checked_before_anything_is_done(run, tmp_path, monkeypatch):
@@ -254,7 +255,7 @@ def test_settings_of_an_export_are_checked_before_anything_is_done(run, tmp_path
     }.items():
         with pytest.raises(UserError, match=sentence):
             export(str(run), str(tmp_path / "model"), setting)
-    monkeypatch.setattr("captioning.export.find_spec", lambda name: None)
+    monkeypatch.setattr("captioning.export.folder.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"onnx=true needs onnx and onnxscript and onnxruntime; .*captioning\[onnx\]"):
         export(str(run), str(tmp_path / "model"), "onnx=true")
 

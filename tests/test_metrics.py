@@ -15,7 +15,7 @@ from worked_examples import EXAMPLES
 
 from captioning import metrics
 from captioning.evaluation.scoring import score, scores_json
-from captioning.export import RunRecord, model_card
+from captioning.export.card import RunRecord, model_card
 from captioning.metrics import (
     METRICS,
     caption_scores,

@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub import ModelCard
 from omegaconf import OmegaConf
 
-from captioning.export import RunRecord, model_card
+from captioning.export.card import RunRecord, model_card
 
 CONFIG = {
     "run_dir": "runs/${now:%Y}",

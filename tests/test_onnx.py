@@ -4,7 +4,7 @@ import pytest
 from transformers import CONFIG_MAPPING, GPT2Config, GPT2LMHeadModel, VisionEncoderDecoderModel
 
 from captioning.errors import UserError
-from captioning.model import onnx
+from captioning.export import onnx
 from captioning.model.encoders import ENCODERS
 
 SMALL = {
