@@ -3,6 +3,7 @@
 import ast
 import functools
 import re
+import tomllib
 from pathlib import Path
 
 from conftest import ROOT
@@ -24,8 +25,9 @@ MAY_IMPORT = {
     "evaluation": SMALL,
     "model": SMALL | {"config", "data.batch", "data.tokenizer", "data.transforms", "runs", "weights"},
     "training": SMALL | {"config", "runs", "weights", "data", "model", "evaluation"},
-    "prediction": SMALL | {"config", "machine", "cli", "runs", "weights", "data", "model", "evaluation"},
-    "export": SMALL | {"config", "cli", "runs", "weights", "data", "model", "shapes"},
+    "prediction": SMALL | {"config", "machine", "cli", "runs", "weights", "data", "model", "evaluation", "pages"},
+    "export": SMALL | {"config", "cli", "runs", "weights", "data", "model", "shapes", "pages"},
+    "pages": set(),
     "config": SMALL,
     "machine": SMALL | {"config"},
     "cli": SMALL | {"config", "runs", "weights"},
@@ -41,7 +43,7 @@ WITHOUT_TORCH = (
     *("captioning.cli", "captioning.config", "captioning.runs", "captioning.weights"),
     *("captioning.data.readers", "captioning.data.records", "captioning.data.datasets"),
     *("captioning.data.splits", "captioning.prediction.plan", "captioning.prediction.inputs"),
-    "captioning.prediction.outputs",
+    *("captioning.prediction.outputs", "captioning.pages"),
 )
 NETWORKS = {"torch", "torchvision", "lightning", "transformers", "wandb"}
 MOST_LINES, MOST_PARAMETERS = 60, 8  # of a function; its docstring, `self` and `cls` not counted
@@ -157,6 +159,15 @@ def test_functions_are_short_and_take_few_parameters():
             if lines > MOST_LINES or parameters > MOST_PARAMETERS:
                 large.append(f"{path.name}: {node.name} has {lines} lines and {parameters} parameters")
     assert not large
+
+
+def test_a_wheel_holds_every_file():
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    held = {
+        path for room, names in named.items() for name in names for path in ROOT.joinpath(*room.split(".")).glob(name)
+    }
+    files = {path for path in (ROOT / "captioning").rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert {path for path in files if path.suffix != ".py"} == held
 
 
 def test_no_module_is_a_drawer_for_everything():

@@ -1,13 +1,10 @@
 """Pictures beside their captions, in one HTML file that needs nothing else: all that came from outside is escaped."""
 
 import base64
-import hashlib
 import math
-import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from html import escape
-from importlib import resources
 from io import BytesIO
 from pathlib import Path
 from typing import Self
@@ -15,6 +12,7 @@ from typing import Self
 from PIL import Image
 
 from captioning.errors import UserError
+from captioning.pages import fill, whole_page
 from captioning.prediction.journal import NOTHING, CaptionedPicture, May, beside, disk_errors
 from captioning.prediction.outputs.files import Sink, check_file, new_file, real_file
 from captioning.prediction.outputs.scores import SplitScores
@@ -53,7 +51,7 @@ class Gallery(Sink):
     file.
 
     Nothing in the page comes from elsewhere, and its Content-Security-Policy forbids it: pictures are `data:` URIs,
-    and of scripts and styles only the template's own run. It can be read with JavaScript off.
+    and of scripts and styles only the page's own run. It can be read with JavaScript off.
 
     Args:
         path: the file to write.
@@ -118,30 +116,16 @@ class Gallery(Sink):
 
 
 def page(title: str, score_names: list[str], count: int) -> tuple[str, str]:
-    """The page before its cards and after them, from `gallery.html`."""
-    template = resources.files("captioning.prediction.outputs").joinpath("gallery.html").read_text(encoding="utf-8")
+    """The page before its cards and after them."""
+    before, after = whole_page("gallery").split("%CARDS%")
     options = "".join(f"<option>{escape(name)}</option>" for name in score_names)
     filled = {
-        "%POLICY%": escape(_policy(template)),
-        "%TITLE%": escape(title).encode("utf-8", "replace").decode(),
-        "%COUNT%": f"{count:,} picture{'s' * (count != 1)}",
-        "%LOG_PROBABILITY%": LOG_PROBABILITY,
-        "%SCORES%": options,
+        "TITLE": escape(title).encode("utf-8", "replace").decode(),
+        "COUNT": f"{count:,} picture{'s' * (count != 1)}",
+        "LOG_PROBABILITY": LOG_PROBABILITY,
+        "SCORES": options,
     }
-    parts = template.split("%CARDS%")
-    marker = re.compile("|".join(filled))
-    before, after = (marker.sub(lambda match: filled[match.group()], part) for part in parts)
-    return before, after
-
-
-def _policy(template: str) -> str:
-    """A Content-Security-Policy under which only the template's own style and script run, known by their hashes."""
-    rules = ["default-src 'none'", "img-src data:", "base-uri 'none'", "form-action 'none'"]
-    for element, rule in (("style", "style-src"), ("script", "script-src")):
-        (content,) = re.findall(f"<{element}>(.*?)</{element}>", template, re.DOTALL)
-        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
-        rules.append(f"{rule} 'sha256-{digest}'")
-    return "; ".join(rules)
+    return fill(before, filled), fill(after, filled)
 
 
 def card(record: CaptionedPicture) -> tuple[str, str]:

@@ -1,0 +1,70 @@
+"""Pages for a browser: templates, and the styles and scripts that they share.
+
+A template is a page that links to its styles and scripts, which lie beside it: `look.css` and `cards.js` are for all.
+It is written whole, in one file that needs nothing else, or linked, into a folder that holds these files too. Its
+`%POLICY%` becomes a Content-Security-Policy under which nothing else runs; other `%NAMES%` are left to the writer.
+"""
+
+import base64
+import hashlib
+import re
+from collections.abc import Mapping
+from html import escape
+from importlib import resources
+from pathlib import Path
+
+STYLES, SCRIPTS = r'<link rel="stylesheet" href="(\S+?)">\n?', r'<script src="(\S+?)"></script>\n?'
+LINKED = r'(?:href|src)="([\w.-]+\.(?:css|m?js))"'
+
+
+def fill(template: str, values: Mapping[str, str]) -> str:
+    """The template with each `%NAME%` replaced, once: what values hold is left as it is.
+
+    >>> fill("<title>%TITLE%</title>%COUNT% of 100%", {"TITLE": "%COUNT%", "COUNT": "3"})
+    '<title>%COUNT%</title>3 of 100%'
+    """
+    return re.sub("%([A-Z_]+)%", lambda marker: values.get(marker[1], marker[0]), template)
+
+
+def whole_page(name: str) -> str:
+    """The template `name` as one file, in which pictures are `data:` URIs and its own styles and scripts run alone."""
+    page, style = _inside(_text(f"{name}.html"), STYLES, "style")
+    page, script = _inside(page, SCRIPTS, "script")
+    return _with_policy(page, {"img-src": "data:", "style-src": style, "script-src": script})
+
+
+def linked_page(name: str, folder: Path, rules: Mapping[str, str]) -> str:
+    """The template `name`, whose styles and scripts are copied into `folder`: for a page that has other files as well.
+
+    Of modules only what the page itself links to is copied, not what they import.
+
+    Args:
+        name: of the template, without `.html`.
+        folder: where the page will lie.
+        rules: directives of its Content-Security-Policy beside those that let the folder's styles and scripts run; one
+            of the same name is put in place of ours, such as `script-src` for WebAssembly.
+    """
+    page = _text(f"{name}.html")
+    for file in re.findall(LINKED, page):
+        (folder / file).write_text(_text(file), encoding="utf-8")
+    return _with_policy(page, {"img-src": "'self' data:", "style-src": "'self'", "script-src": "'self'", **rules})
+
+
+def _text(name: str) -> str:
+    return resources.files("captioning.pages").joinpath(name).read_text(encoding="utf-8")
+
+
+def _inside(page: str, links: str, element: str) -> tuple[str, str]:
+    """The page with all linked files inside one element, at the place of the last, and that element's hash."""
+    text = "\n" + "\n".join(_text(name) for name in re.findall(links, page))
+    assert f"</{element}" not in text, f"which would end the {element}"
+    *_, last = re.finditer(links, page)
+    before, after = re.sub(links, "", page[: last.start()]), page[last.end() :]
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return f"{before}<{element}>{text}</{element}>\n{after}", f"'sha256-{digest}'"
+
+
+def _with_policy(page: str, rules: Mapping[str, str]) -> str:
+    rules = {"default-src": "'none'", **rules, "base-uri": "'none'", "form-action": "'none'"}
+    policy = "; ".join(f"{name} {sources}" for name, sources in rules.items())
+    return page.replace("%POLICY%", escape(policy))
