@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from browser import browser, open_page  # noqa: F401, fixtures for all
 from filelock import FileLock
 from hydra.core.global_hydra import GlobalHydra
 from hypothesis import settings

@@ -3,13 +3,13 @@
 import math
 import os
 import re
-import shutil
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import WAYS, findings, focused
 from PIL import Image
 
 from captioning.errors import UserError
@@ -17,7 +17,6 @@ from captioning.prediction.journal import CaptionedPicture, May
 from captioning.prediction.outputs.gallery import SIDE, Gallery, card, gallery_path, score_values, thumbnail
 
 HOSTILE = '</script><script>document.title = "taken over"</script><img src=x onerror="document.title=1">'
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def picture(number: int = 0) -> bytes:
@@ -211,50 +210,18 @@ def test_a_page_is_beside_the_output_or_where_the_key_says():
 
 
 @pytest.fixture(scope="module")
-def browser():
-    """A headless Chromium of this machine; CHROMIUM names another."""
-    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed; on Debian, apt-get install chromium")
-    driver = pytest.importorskip("playwright.sync_api", reason="no playwright; it is in the group dev")
-    with driver.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])  # a container's root
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture(scope="module")
 def file(tmp_path_factory) -> Path:
     return written(tmp_path_factory.mktemp("gallery") / "my captions.html", pictures())
 
 
 @pytest.fixture
-def opened(browser, file):
-    """Opens a page: the tab, with all that its console said and every request that it made."""
-    contexts = []
-
-    def open_page(path: Path = file, **settings):
-        context = browser.new_context(**settings)
-        contexts.append(context)
-        tab = context.new_page()
-        tab.said, tab.requested = [], []
-        tab.on("console", lambda message: tab.said.append(message.text))
-        tab.on("pageerror", lambda error: tab.said.append(str(error)))
-        tab.on("request", lambda request: tab.requested.append(request.url))
-        tab.goto(path.as_uri())
-        return tab
-
-    yield open_page
-    for context in contexts:
-        context.close()
+def opened(open_page, file):
+    """Opens the page of `pictures`, or another."""
+    return lambda path=file, **settings: open_page(path, **settings)
 
 
 def names(tab) -> list[str]:
     return [name.split(".")[0] for name in tab.locator(".card .name").all_inner_texts()]
-
-
-def focused(tab) -> str:
-    return tab.evaluate("document.activeElement.id || document.activeElement.dataset.place || ''")
 
 
 def test_the_browser_shows_all_cards_and_asks_for_nothing(opened, file):
@@ -292,10 +259,14 @@ def test_search_finds_captions_references_files_and_reasons(opened):
 
 def test_everything_can_be_done_from_the_keyboard(opened):
     tab = opened()
-    for expected in ("search", "sort", "direction", "0"):
+    for expected in ("search", "sort", "direction", "0", "1 reference"):
         tab.keyboard.press("Tab")
         assert focused(tab) == expected
-    assert tab.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+        assert tab.evaluate("getComputedStyle(document.activeElement).outline").endswith("solid 3px")
+    tab.keyboard.press("Enter")
+    assert tab.get_by_text("The Dog runs").is_visible()
+    tab.keyboard.press("Escape")
+    assert not tab.get_by_text("The Dog runs").is_visible() and focused(tab) == "0"
     tab.keyboard.press("ArrowRight")
     tab.keyboard.press("ArrowRight")
     assert focused(tab) == "2"
@@ -336,6 +307,16 @@ def test_it_fits_a_phone_and_text_is_easy_to_read_by_day_and_night(opened, schem
     assert all(box["height"] >= 40 for box in (tab.locator(id).bounding_box() for id in ("#search", "#sort")))
     for selector in (".caption", ".name", ".error", ".numbers data", "summary"):
         assert tab.evaluate(CONTRAST, selector) >= 4.5, selector  # WCAG 2.2, 1.4.3
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_accessibility_checker_finds_nothing_serious(opened, way):
+    tab = opened(**WAYS[way])
+    tab.evaluate("document.querySelectorAll('details').forEach((part) => part.open = true)")
+    assert not findings(tab)
+    if "desk" in way:
+        tab.fill("#search", "no such thing")
+        assert not findings(tab)
 
 
 CONTRAST = """(selector) => {
