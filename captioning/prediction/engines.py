@@ -6,7 +6,10 @@ An engine is given a `Job` and parts, and gives rows in any order: those of a pa
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import pickle
+import sqlite3
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -35,6 +38,7 @@ class Job:
 
     min_size: pixels of a shorter side below which a picture gets no caption.
     sizes: whether rows have width and height.
+    thumbnails: whether they have a small picture.
     """
 
     reading: Reading
@@ -46,6 +50,7 @@ class Job:
     min_size: int
     sizes: bool
     around: tuple[str, str] = ("", "")
+    thumbnails: bool = False
 
     def work(self, pictures: StoredPictures) -> Work:
         """To caption these."""
@@ -58,6 +63,7 @@ class Job:
             min_size=self.min_size,
             sizes=self.sizes,
             around=self.around,
+            thumbnails=self.thumbnails,
         )
 
 
@@ -76,12 +82,12 @@ class Failure(NamedTuple):
     reason: str
 
 
-Engine = Callable[[Sequence[Part], Job, Callable[[Part], int]], Iterator[Rows | Failure]]
+Engine = Callable[[Sequence[Part], Job, Callable[[Part], int]], Generator[Rows | Failure, None, None]]
 
 
 def on_this_machine(
     parts: Sequence[Part], job: Job, done: Callable[[Part], int], devices: list[torch.device]
-) -> Iterator[Rows | Failure]:
+) -> Generator[Rows | Failure, None, None]:
     """Caption the parts one after the other, with as many processes as there are devices.
 
     Args:
@@ -146,3 +152,42 @@ def _by_part(batches: Iterable[Sequence[CaptionedPicture]], spans: Sequence[_Spa
                 start, span, some = start + len(span.rest), next(left), []
             some.append(replace(record, place=record.place - start + span.first))
         yield Rows(span.part, span.total, some)
+
+
+def in_order(
+    rows: Iterable[Rows | Failure], spans: Mapping[str, tuple[int, int]], first: int
+) -> Iterator[list[CaptionedPicture]]:
+    """The rows of all parts one after the other, with their places in the whole input, from `first` on.
+
+    Rows that come before their turn lie in a database that SQLite keeps in a nameless file: so memory does not grow,
+    however late a part is whose reader was killed.
+
+    Args:
+        rows: as an engine gives them.
+        spans: where each part begins in the whole, and how many pictures it has.
+        first: so many rows are not wanted.
+
+    Raises:
+        UserError: a part gives no rows, or has become another since it was counted.
+    """
+    at = first
+    with closing(sqlite3.connect("", isolation_level=None)) as early:
+        early.execute("create table rows (place integer primary key, record blob)")
+        for one in rows:
+            if isinstance(one, Failure):
+                raise UserError(f"{one.reason}; resume=true goes on")
+            start, size = spans[one.part.name]
+            if one.total != size:
+                what = one.part.shard or one.part.name
+                raise UserError(f"{what} had {size} pictures when this began, and has {one.total} now; begin anew")
+            placed = [replace(record, place=start + record.place) for record in one.records]
+            some = [(record.place, pickle.dumps(record)) for record in placed if record.place >= at]
+            early.executemany("insert or ignore into rows values (?, ?)", some)
+            batch: list[CaptionedPicture] = []
+            for place, record in early.execute("select * from rows order by place"):
+                if place != at + len(batch):
+                    break
+                batch.append(pickle.loads(record))
+            at += len(batch)
+            early.execute("delete from rows where place < ?", (at,))
+            yield batch

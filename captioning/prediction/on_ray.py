@@ -15,7 +15,7 @@ import socket
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import islice
@@ -174,7 +174,7 @@ class Cluster:
         log.info(words, self._words, self._captioners, config.precision, config.batch_size)
         return config
 
-    def caption(self, parts: Sequence[Part], job: Job) -> Iterator[Rows | Failure]:
+    def caption(self, parts: Sequence[Part], job: Job) -> Generator[Rows | Failure, None, None]:
         """Rows of the parts, as they come; at last those that no process survived to read, with the reason."""
         context = ray_data.DataContext.get_current()
         context.max_errored_blocks = -1  # what fails is looked after here

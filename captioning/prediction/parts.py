@@ -34,6 +34,7 @@ from captioning.files import locked, unlocked, write_atomically
 from captioning.prediction.inputs import Found, InputPictures, NamedPictures, Shard, origin_of
 from captioning.prediction.journal import CaptionedPicture, Journal, May, journal_path, other_settings, to_json
 from captioning.prediction.outputs import FORMATS, put_in_place
+from captioning.prediction.outputs.elsewhere import made_in
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class Part:
 class Choice:
     """Which pictures of the input are captioned.
 
-    every_nth: of each part.
+    every_nth: of each shard.
     sample: this share of all, by a digest of (seed, key): the same pictures however the input is divided.
     done: names of pictures that are captioned already.
     """
@@ -74,9 +75,10 @@ class Choice:
     seed: int = 0
     done: frozenset[str] = frozenset()
 
-    def of(self, pictures: StoredPictures) -> StoredPictures:
-        """Those of them that are chosen."""
-        chosen = [i for i in range(0, len(pictures), self.every_nth) if self._takes(pictures, i)]
+    def of(self, part: Part, pictures: StoredPictures) -> StoredPictures:
+        """Those of a part that are chosen."""
+        step = self.every_nth if part.shard else 1  # of names they were taken before these were cut
+        chosen = [i for i in range(0, len(pictures), step) if self._takes(pictures, i)]
         return pictures if len(chosen) == len(pictures) else pictures.part(np.array(chosen, int))
 
     def _takes(self, pictures: StoredPictures, i: int) -> bool:
@@ -125,7 +127,7 @@ class Reading:
                     f"{part.shard} is {index.problem}; fetch it again, or on_missing=skip takes what is whole"
                 )
             pictures = _Shards([index], self._blocks)
-        chosen = self.choice.of(pictures)
+        chosen = self.choice.of(part, pictures)
         return chosen if part.most is None else chosen.part(np.arange(min(part.most, len(chosen))))
 
 
@@ -144,10 +146,10 @@ class _Shards(ShardPictures):
         return super().read(i)
 
 
-def parts_of(found: Sequence[Found], size: int) -> list[Part]:
-    """The input in parts: each shard, and the pictures by `size`."""
+def parts_of(found: Sequence[Found], size: int, every_nth: int = 1) -> list[Part]:
+    """The input in parts: each shard, and of the pictures every n-th, by `size`."""
     shards = [one for one in found if isinstance(one, Shard)]
-    names = [str(one) for one in found if not isinstance(one, Shard)]
+    names = [str(one) for one in found if not isinstance(one, Shard)][::every_nth]
     cut = [Texts.of(names[start : start + size]) for start in range(0, len(names), size)]
     parts = [Part(f"part-{number:05d}", names=some) for number, some in enumerate(cut)]
     return [Part(name, shard) for name, shard in zip(_stems(shards), shards, strict=True)] + parts
@@ -206,8 +208,7 @@ class PartFiles:
         self.output, self.suffix, self._reading, self._may = output.rstrip("/"), suffix, reading, may
         self._settings = json.loads(to_json(settings))
         self._elsewhere = is_remote(output)
-        digest = hashlib.blake2b(self.output.encode(), digest_size=8).hexdigest()
-        self._work = cache / "outputs" / digest if self._elsewhere else Path(self.output) / ".unfinished"
+        self._work = made_in(cache, self.output) if self._elsewhere else Path(self.output) / ".unfinished"
         self.complete: set[str] = set()
         self.counts: dict[str, tuple[int, int]] = {}
         self._open: dict[str, _Rows] = {}

@@ -4,9 +4,10 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
@@ -29,6 +30,7 @@ from captioning.prediction.journal import (
     to_json,
 )
 from captioning.prediction.outputs import FORMATS, check_output, counts_if_complete, format_of
+from captioning.prediction.outputs.elsewhere import FileElsewhere
 from captioning.prediction.outputs.files import Sink, real_file
 from captioning.prediction.outputs.gallery import Gallery, gallery_path
 from captioning.prediction.outputs.heat_maps import HeatMaps, chosen_pictures
@@ -61,8 +63,10 @@ class Plan:
     """A prediction whose paths are checked.
 
     Attributes:
-        parts: where the output is a folder, of the input; else None, as is `reading`.
+        parts: of the input, where the output is a folder, or a cluster captions it; else None, as is `reading`.
         reading: how they are opened.
+        spans: where each begins among `pictures`, and how many it has; None where the output is a folder.
+        elsewhere: where the output is put at last, if that is no file of this machine.
         config: where it goes on from what a stopped one left, with what that has chosen in the place of `auto`.
         pictures: None where they are a split's, which is read when the model's tokenizer is known.
         settings: what the captions depend on, see `settings_of`; None where the pictures are not known yet.
@@ -79,6 +83,8 @@ class Plan:
     complete: Prediction | None
     parts: list[Part] | None = None
     reading: Reading | None = None
+    spans: Mapping[str, tuple[int, int]] | None = None
+    elsewhere: FileElsewhere | None = None
 
 
 def predict_config(cfg: DictConfig) -> PredictConfig:
@@ -101,20 +107,24 @@ def planned(config: PredictConfig) -> Plan:
             f"format={config.format} is of the files in a folder, and output={config.output} is a file, whose suffix "
             f"says its format; name a folder, {config.output}/, or a file that ends in .{config.format}"
         )
-    if config.engine == "ray":
-        raise UserError(f"engine=ray writes a folder of files, and output={config.output} is one; say output=captions/")
-    output = Path(config.output)
+    format_of(config.output)
+    elsewhere = _elsewhere(config) if is_remote(config.output) else None
+    if config.engine == "ray" and config.heat_maps:
+        raise UserError(f"heat_maps={config.heat_maps}: engine=ray draws none; leave them out, or say engine=local")
+    output = elsewhere.file if elsewhere else Path(config.output)
     check_output(output, config.overwrite or config.resume, config.resume)
     config = _going_on(config, real_file(output)) if config.resume else config
     weights = find_weights(config.checkpoint, allow_pickle=config.allow_pickle)
-    complete = pictures = settings = sinks = None
+    complete = pictures = settings = sinks = chosen = None
     if config.input is not None:
-        pictures = _chosen(config, find_inputs(config.input, config.input_column), weights)
+        pictures, chosen = _chosen(config, find_inputs(config.input, config.input_column), weights)
         if config.text_files.write == "missing":
             pictures = _still_without_texts(config, output, pictures)
         format_of(output).check(output, pictures)
         settings = settings_of(config, weights, pictures.paths)
         complete = _complete(config, output, settings, pictures) if len(pictures) else Prediction(0, 0, output, {})
+        if elsewhere and (counts := elsewhere.counts_if_complete(settings)):
+            complete = Prediction(*counts, output, {})
     elif config.data is not None:
         require_loggers(config.logger.values())
         require_data(config.data)
@@ -124,20 +134,47 @@ def planned(config: PredictConfig) -> Plan:
             check_score_files(output, config.overwrite or (config.resume and has_lines(real_file(output))))
         if pictures and settings:
             sinks = Sinks.of(config, output, pictures, settings)
-    return Plan(config, output, weights, pictures, settings, sinks, complete)
+    plan = Plan(config, output, weights, pictures, settings, sinks, complete, elsewhere=elsewhere)
+    return _for_cluster(plan, chosen) if config.engine == "ray" and chosen else plan
+
+
+def _elsewhere(config: PredictConfig) -> FileElsewhere:
+    """One file that lies elsewhere; raises UserError for what would lie beside it, or if it may not be written."""
+    beside = {"data": config.data, "gallery": config.gallery is True, "heat_maps": config.heat_maps}
+    if asked := [name for name, value in beside.items() if value]:
+        raise UserError(
+            f"{asked[0]} writes files beside the output, and output={config.output} lies elsewhere; name a file of "
+            f"this machine, or leave {asked[0]} out"
+        )
+    may = May(config.overwrite, config.resume)
+    elsewhere = FileElsewhere(config.output, Path(config.cache).expanduser(), may)
+    elsewhere.check()
+    return elsewhere
+
+
+def _for_cluster(plan: Plan, chosen: "_Chosen") -> Plan:
+    """The pictures in parts, as a cluster is given them."""
+    assert plan.pictures is not None
+    parts, reading, sizes = chosen.parts, chosen.reading, chosen.sizes
+    if plan.pictures.stored is None:  # they are files of this machine, and all chosen
+        parts, reading = parts_of(list(plan.pictures.paths), plan.config.part_size), replace(reading, choice=Choice())
+        sizes = [len(part.names) for part in parts]
+    starts = [0, *accumulate(sizes)]
+    spans = {part.name: (start, size) for part, start, size in zip(parts, starts, sizes, strict=False)}
+    return replace(plan, parts=parts, reading=reading, spans=spans)
 
 
 def writes_folder(output: str) -> bool:
     """Whether it names a folder of files.
 
     Raises:
-        UserError: it is a file that lies elsewhere.
+        UserError: it is on a web server; or lies elsewhere and may be either.
     """
-    if output.endswith("/") or (not is_remote(output) and Path(output).is_dir()):
-        return True
-    if is_remote(output):
-        raise UserError(f"output={output}: elsewhere there can be a folder of files alone; say {output}/")
-    return False
+    if output.startswith(("http://", "https://")):
+        raise UserError(f"output={output}: a web server takes no files; name a file or a folder here, or s3://, gs://")
+    if is_remote(output) and not output.endswith("/") and not Path(output).suffix:
+        raise UserError(f"output={output}: say {output}/ for a folder of files, or {output}.jsonl for one")
+    return output.endswith("/") or (not is_remote(output) and Path(output).is_dir())
 
 
 def _planned_in_parts(config: PredictConfig) -> Plan:
@@ -153,7 +190,8 @@ def _planned_in_parts(config: PredictConfig) -> Plan:
     weights = find_weights(config.checkpoint, allow_pickle=config.allow_pickle)
     reading, may = reading_of(config, weights), May(config.overwrite, config.resume)
     PartFiles(config.output, f".{config.format}", reading.cache, reading, {}, may).check()
-    parts = limited(parts_of(find_inputs(config.input, config.input_column), config.part_size), reading, config.limit)
+    found = find_inputs(config.input, config.input_column)
+    parts = limited(parts_of(found, config.part_size, config.every_nth), reading, config.limit)
     return Plan(config, Path(config.output), weights, None, None, None, None, parts, reading)
 
 
@@ -192,16 +230,27 @@ def captioned_before(config: PredictConfig, weights: Path | HuggingFaceModel) ->
     return found
 
 
-def _chosen(config: PredictConfig, found: Sequence[Found], weights: Path | HuggingFaceModel) -> InputPictures:
-    """The pictures of one output."""
+class _Chosen(NamedTuple):
+    """What is captioned into one file, in parts of so many pictures."""
+
+    parts: list[Part]
+    reading: Reading
+    sizes: list[int]
+
+
+def _chosen(
+    config: PredictConfig, found: Sequence[Found], weights: Path | HuggingFaceModel
+) -> tuple[InputPictures, _Chosen]:
+    """The pictures of one output, and the parts that they are in."""
     reading = reading_of(config, weights)
-    parts = limited(parts_of(found, max(1, len(found))), reading, config.limit)
-    stored = JoinedPictures([reading.opened(part) for part in parts])
+    parts = limited(parts_of(found, config.part_size, config.every_nth), reading, config.limit)
+    opened = [reading.opened(part) for part in parts]
+    stored, chosen = JoinedPictures(opened), _Chosen(parts, reading, [*map(len, opened)])
     if any(not isinstance(one, Path) for one in found):
         if config.text_files.write:
             raise UserError("text_files=true writes beside pictures that are files of this machine; name those alone")
-        return InputPictures.of(stored)
-    return InputPictures([Path(stored.name(i)) for i in range(len(stored))])
+        return InputPictures.of(stored), chosen
+    return InputPictures([Path(stored.name(i)) for i in range(len(stored))]), chosen
 
 
 def _going_on(config: PredictConfig, output: Path) -> PredictConfig:

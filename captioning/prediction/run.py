@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from captioning.prediction.caption import (
     captioned,
     placed,
 )
-from captioning.prediction.engines import Engine, Failure, Job, Rows, on_this_machine
+from captioning.prediction.engines import Engine, Failure, Job, Rows, in_order, on_this_machine
 from captioning.prediction.inputs import InputPictures
 from captioning.prediction.journal import Journal, May, settings_path
 from captioning.prediction.outputs import FORMATS, format_of, put_in_place
@@ -48,10 +49,17 @@ log = logging.getLogger(__name__)
 def predict(config: PredictConfig, plan: Plan | None = None) -> Prediction:
     """Caption the pictures batch by batch: a line for each in the journal, of which the output is made at the end."""
     plan = plan or planned(config)
-    if plan.complete:
-        return plan.complete
-    if plan.parts is not None:
+    if not plan.complete and plan.spans is None and plan.parts is not None:
         return _predict_parts(plan, plan.parts)
+    made = plan.complete or (_by_cluster(plan) if plan.config.engine == "ray" else _by_this_machine(plan))
+    if plan.elsewhere:
+        plan.elsewhere.put()
+        log.info("%d captions in %s", made.captioned, plan.elsewhere.url)
+    return made
+
+
+def _by_this_machine(plan: Plan) -> Prediction:
+    """Caption into one file."""
     quiet_libraries()
     config, devices = for_prediction(plan.config)
     decoding, output, made_in = built(config.decoding.plain(), "decoding"), plan.output, format_of(plan.output)
@@ -69,13 +77,7 @@ def predict(config: PredictConfig, plan: Plan | None = None) -> Prediction:
     devices = devices[: max(1, math.ceil(len(pictures) / batch_size))]  # not more of them than batches
     if len(devices) == 1:
         captioner = placed(captioner, devices[0], config.precision)
-    with ExitStack() as stack:
-        may = May(config.overwrite, config.resume)
-        journal = stack.enter_context(Journal(output, real_file(output), settings, may))
-        if journal.done < len(pictures):
-            check_file("output", output, config.overwrite)
-        for sink in sinks.on_the_way:
-            stack.enter_context(sink)
+    with _written(config, output, pictures, settings, sinks) as journal:
         work = Work(
             pictures=pictures,
             decoding=decoding,
@@ -92,11 +94,51 @@ def predict(config: PredictConfig, plan: Plan | None = None) -> Prediction:
         )
         model = Model(captioner, tokenizer, devices[0])
         with captioned(work, model, devices, plan.weights) as batches:
-            _write(batches, work, journal, sinks)
-        sinks.finish(journal)
-        put_in_place(journal, pictures if made_in.holds_pictures else None)
-    _report(config, journal, sinks)
+            _write(batches, len(pictures), work.first, journal, sinks)
+    _report(config, output, journal, sinks)
     return Prediction(journal.captioned, journal.failed, output, sinks.split.scores.corpus if sinks.split else {})
+
+
+@contextmanager
+def _written(
+    config: PredictConfig, output: Path, pictures: InputPictures, settings: Mapping[str, object], sinks: Sinks
+) -> Iterator[Journal]:
+    """The journal, of which the output is made when the block ends well, and what goes beside it."""
+    with ExitStack() as stack:
+        may = May(config.overwrite, config.resume)
+        journal = stack.enter_context(Journal(output, real_file(output), settings, may))
+        if journal.done < len(pictures):
+            check_file("output", output, config.overwrite)
+        for sink in sinks.on_the_way:
+            stack.enter_context(sink)
+        yield journal
+        sinks.finish(journal)
+        put_in_place(journal, pictures if format_of(output).holds_pictures else None)
+
+
+def _by_cluster(plan: Plan) -> Prediction:
+    """Caption into one file: rows of parts come in any order, and go into the journal in that of the input."""
+    from captioning.prediction.on_ray import Cluster  # needs the extra
+
+    assert plan.parts is not None and plan.reading and plan.spans is not None
+    assert plan.pictures is not None and plan.settings and plan.sinks
+    quiet_libraries()
+    output, pictures, sinks, spans = plan.output, plan.pictures, plan.sinks, plan.spans
+    if words := knows_no_photographs(plan.weights, None):
+        log.info("%s", words)
+    with Cluster(plan.config) as cluster:
+        config = cluster.settled()
+        settings = plan.settings | {"precision": config.precision, "batch_size": config.batch_size}
+        job = job_of(config, plan.weights, plan.reading, sizes=format_of(output).holds_sizes)
+        job = replace(job, thumbnails=sinks.gallery is not None)
+        with _written(config, output, pictures, settings, sinks) as journal:
+            first = 0 if sinks.on_the_way else journal.done
+            todo = [part for part in plan.parts if sum(spans[part.name]) > first]
+            with closing(cluster.caption(todo, job)) as rows:
+                batches = map(CaptionedBatch, in_order(rows, spans, first))
+                _write(batches, len(pictures), first, journal, sinks)
+    _report(config, output, journal, sinks)
+    return Prediction(journal.captioned, journal.failed, output, {})
 
 
 def _predict_parts(plan: Plan, parts: list[Part]) -> Prediction:
@@ -116,7 +158,7 @@ def _into_folder(plan: Plan, parts: list[Part], config: PredictConfig, engine: E
     assert plan.reading is not None
     if words := knows_no_photographs(plan.weights, None):
         log.info("%s", words)
-    job = job_of(config, plan.weights, plan.reading)
+    job = job_of(config, plan.weights, plan.reading, sizes=FORMATS[f".{config.format}"].holds_sizes)
     settings = settings_of_parts(config, plan.weights, parts)
     may = May(config.overwrite, config.resume)
     failures: list[Failure] = []
@@ -124,8 +166,8 @@ def _into_folder(plan: Plan, parts: list[Part], config: PredictConfig, engine: E
         todo = [part for part in parts if part.name not in files.complete]
         if len(todo) < len(parts):
             log.info("%d of %d parts of %s are complete", len(parts) - len(todo), len(parts), config.output)
-        with counted(len(todo)) as bar:
-            for one in engine(todo, job, files.done):
+        with counted(len(todo)) as bar, closing(engine(todo, job, files.done)) as rows:
+            for one in rows:
                 bar.add(one)
                 if isinstance(one, Failure):
                     failures.append(one)
@@ -140,7 +182,7 @@ def _into_folder(plan: Plan, parts: list[Part], config: PredictConfig, engine: E
     return Prediction(captioned, failed, plan.output, {})
 
 
-def job_of(config: PredictConfig, weights: Path | HuggingFaceModel, reading: Reading) -> Job:
+def job_of(config: PredictConfig, weights: Path | HuggingFaceModel, reading: Reading, *, sizes: bool) -> Job:
     """What an engine is given."""
     return Job(
         reading=reading,
@@ -150,7 +192,7 @@ def job_of(config: PredictConfig, weights: Path | HuggingFaceModel, reading: Rea
         batch_size=int(config.batch_size),
         num_workers=int(config.num_workers),
         min_size=config.min_size,
-        sizes=FORMATS[f".{config.format}"].holds_sizes,
+        sizes=sizes,
         around=(config.caption_prefix, config.caption_suffix),
     )
 
@@ -197,9 +239,9 @@ def knows_no_photographs(weights: Path | HuggingFaceModel, data: Data | None) ->
     )
 
 
-def _write(batches: Iterable[CaptionedBatch], work: Work, journal: Journal, sinks: Sinks) -> None:
+def _write(batches: Iterable[CaptionedBatch], pictures: int, first: int, journal: Journal, sinks: Sinks) -> None:
     """Add each picture of the batches to the journal and the sinks."""
-    with progress(len(work.pictures), "captioning", "pictures", initial=work.first) as bar:
+    with progress(pictures, "captioning", "pictures", initial=first) as bar:
         for batch in batches:
             for record in batch.pictures:
                 journal.add(record)
@@ -228,9 +270,8 @@ def _split_of(config: PredictConfig, captioner: ImageCaptioner, tokenizer: Capti
     return InputPictures(names, split.image_ids, split.captions, tokens, drawn=split.load)
 
 
-def _report(config: PredictConfig, journal: Journal, sinks: Sinks) -> None:
+def _report(config: PredictConfig, output: Path, journal: Journal, sinks: Sinks) -> None:
     """Say what was made and where, and log a split's scores."""
-    output = Path(config.output)
     log.info("%d captions in %s, how they were made in %s", journal.captioned, output, settings_path(output))
     if sinks.gallery:
         log.info("gallery: %s", sinks.gallery.path)

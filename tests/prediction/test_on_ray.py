@@ -9,10 +9,11 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from conftest import ROOT
-from parts import rows_in, tars
+from parts import jpeg, rows_in, tars
 from small_runs import SMOKE, composed
 
 ray = pytest.importorskip("ray", reason="ray is not installed")
@@ -23,6 +24,7 @@ from captioning.config import PredictConfig
 from captioning.data.stored import StoredPictures
 from captioning.prediction.engines import Rows
 from captioning.prediction.inputs import find_inputs
+from captioning.prediction.journal import Journal
 from captioning.prediction.on_ray import Cluster
 from captioning.prediction.parts import Part, Reading, parts_of
 from captioning.prediction.plan import reading_of
@@ -46,11 +48,36 @@ def test_rows_are_those_of_this_machine(run_dir, tmp_path, capfd):
     assert not ray.is_initialized()
 
 
+@pytest.mark.slow
+def test_one_file_is_that_of_this_machine_also_where_it_was_stopped(run_dir, tmp_path):
+    folder = tars(tmp_path / "in", shards=3, pictures=5)
+    (tmp_path / "photo.jpg").write_bytes(jpeg(99))
+    given = ("gallery=true", f"input=[{folder},{tmp_path / 'photo.jpg'}]")
+    here = predict(config(run_dir, folder, "here.csv", *given))
+    add, added = Journal.add, []
+
+    def stops(journal: Journal, record) -> None:
+        add(journal, record)
+        added.append(record.place)
+        if len(added) == 7:
+            raise KeyboardInterrupt
+
+    with mock.patch.object(Journal, "add", stops), pytest.raises(KeyboardInterrupt):
+        predict(config(run_dir, folder, "there.csv", "engine=ray", *given))
+    assert not (tmp_path / "there.csv").exists() and not ray.is_initialized()
+    there = predict(config(run_dir, folder, "there.csv", "engine=ray", "resume=true", *given))
+    assert (here.captioned, here.failed) == (there.captioned, there.failed) == (16, 0)
+    for suffix in ("csv", "csv.settings.json"):
+        assert (tmp_path / f"there.{suffix}").read_bytes() == (tmp_path / f"here.{suffix}").read_bytes()
+    page = (tmp_path / "there.csv.html").read_text()
+    assert page.replace("there.csv", "here.csv") == (tmp_path / "here.csv.html").read_text()
+
+
 def config(run_dir: Path, folder: Path, output: str, *given: str) -> PredictConfig:
     usual = [
         f"checkpoint={run_dir}",
         f"input={folder}",
-        f"output={folder.parent / output}/",
+        f"output={folder.parent / output}{'' if '.' in output else '/'}",
         "decoding.max_new_tokens=5",
     ]
     return configured(PredictConfig, *usual, "device=cpu", "batch_size=4", f"cache={folder.parent / 'cache'}", *given)
@@ -88,7 +115,7 @@ def test_rows_are_those_of_this_machine_and_a_deadly_picture_is_named(run_dir, t
         weights = find_weights(there.checkpoint)
         reading = reading_of(there, weights)
         parts = parts_of(find_inputs(there.input), 100)
-        job = job_of(cluster.settled(), weights, reading)
+        job = job_of(cluster.settled(), weights, reading, sizes=False)
         made = list(cluster.caption(parts, job))
         usual = rows_in(tmp_path / "here")
         assert all(isinstance(one, Rows) for one in made)
@@ -97,7 +124,7 @@ def test_rows_are_those_of_this_machine_and_a_deadly_picture_is_named(run_dir, t
         assert here.captioned == len(rows) == 27
 
         deadly = Poisoned(**vars(reading), picture="000000013.jpg", part=parts[2].name)
-        made = list(cluster.caption(parts, job_of(cluster.settled(), weights, deadly)))
+        made = list(cluster.caption(parts, job_of(cluster.settled(), weights, deadly, sizes=False)))
         failed = [one for one in made if not isinstance(one, Rows)]
         assert [(one.part.name, one.reason) for one in failed] == [
             (parts[2].name, f"{parts[2].shard}: opening it ended the process that did, once")

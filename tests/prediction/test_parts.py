@@ -18,9 +18,10 @@ from captioning.data.images import UnreadablePicture, fetched
 from captioning.data.index import Columns
 from captioning.errors import UserError
 from captioning.prediction import parts as parts_module
-from captioning.prediction.engines import Rows
+from captioning.prediction.engines import Failure, Rows, in_order
 from captioning.prediction.inputs import Shard, Url, find_inputs
-from captioning.prediction.journal import NOTHING, CaptionedPicture
+from captioning.prediction.journal import NOTHING, CaptionedPicture, Journal
+from captioning.prediction.outputs import elsewhere
 from captioning.prediction.parts import Choice, Part, PartFiles, Reading, parts_of
 from captioning.prediction.run import predict
 from captioning.training.run import train
@@ -119,6 +120,8 @@ def test_files_are_cut_into_parts_whose_rows_are_those_of_one_file(make, tmp_pat
         f"part-0000{i}.jsonl" for i in range(3)
     ]
     assert list(rows_in(tmp_path / "cut").values()) == (tmp_path / "whole.jsonl").read_text().splitlines(keepends=True)
+    make(tmp_path / "photos", "some/", "part_size=3", "every_nth=2")
+    assert [Path(path).name for path in rows_in(tmp_path / "some")] == ["0.jpg", "2.jpg", "4.jpg", "6.jpg"]
 
 
 def test_what_is_chosen_of_the_input(make, shards, tmp_path):
@@ -221,7 +224,10 @@ def test_what_the_output_may_not_be(make, shards, tmp_path):
     for given, said in (
         (("mine/",), "holds 1 files, such as thesis.md; no settings of a prediction are there: name another folder"),
         (("out/", "gallery=true"), "gallery goes with one file of captions, and output="),
-        (("out.jsonl", "engine=ray", "num_workers=auto"), "engine=ray writes a folder of files, and output="),
+        (("out.jsonl", "engine=ray", "num_workers=auto", "heat_maps=2"), "heat_maps=2: engine=ray draws none; leave"),
+        (("https://a.org/out.jsonl",), "a web server takes no files; name a file or a folder here"),
+        (("s3://photos/out",), "say s3://photos/out/ for a folder of files, or s3://photos/out.jsonl for one"),
+        (("s3://photos/out.jsonl", "gallery=true"), "gallery writes files beside the output, and output="),
         (("out.jsonl", "format=csv"), "format=csv is of the files in a folder, and output="),
         (("out/", "ray.address=auto"), "ray.address=auto is for engine=ray; say that too, or leave it out"),
         (("out/", "engine=ray"), "num_workers=0: with engine=ray tasks of the cluster read; leave it out"),
@@ -255,6 +261,22 @@ def test_rows_that_come_early_wait_for_their_turn(tmp_path):
             files.add(*Rows(part, 5, some))
         assert files.complete == {"a"} and files.finish([part]) == (5, 0)
     assert list(rows_in(tmp_path / "out")) == [f"{i}.jpg" for i in range(5)]
+
+
+def test_rows_of_a_cluster_are_put_in_the_order_of_the_input_and_none_comes_twice():
+    parts, spans = {name: Part(name) for name in "abc"}, {"a": (0, 3), "b": (3, 0), "c": (3, 4)}
+
+    def rows(name: str, *places: int) -> Rows:
+        return Rows(parts[name], spans[name][1], [CaptionedPicture(place, name) for place in places])
+
+    lots = [rows("c", 2, 3), rows("a", 1), rows("b"), rows("a", 0, 1), rows("c", 0), rows("c", 1, 0), rows("a", 2)]
+    batches = list(in_order(lots, spans, 1))
+    assert [[record.place for record in one] for one in batches] == [[], [1], [], [], [], [], [2, 3, 4, 5, 6]]
+    assert [record.path for one in batches for record in one] == ["a", "a", *"cccc"]
+    with pytest.raises(UserError, match=r"^c is damaged; resume=true goes on$"):
+        list(in_order([Failure(parts["c"], "c is damaged")], spans, 0))
+    with pytest.raises(UserError, match=r"^a had 3 pictures when this began, and has 5 now; begin anew$"):
+        list(in_order([Rows(parts["a"], 5, [])], spans, 0))
 
 
 def test_a_full_disk_is_one_sentence_and_what_was_there_is_gone_on_from(make, shards, tmp_path, full_disk):
@@ -388,5 +410,47 @@ def test_shards_come_from_a_bucket_and_captions_go_there_whole(make, bucket, sha
         there()
     with pytest.raises(UserError, match=r"s3://nowhere/out: there is no bucket nowhere; check its name"):
         make(shards, "s3://nowhere/out/")
-    with pytest.raises(UserError, match=r"elsewhere there can be a folder of files alone; say s3://photos/a.jsonl/"):
-        make(shards, "s3://photos/a.jsonl")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_one_file_is_made_here_and_put_into_a_bucket_whole(make, bucket, shards, tmp_path, kind):
+    def there(*given):
+        return make(shards, f"s3://photos/{kind}/one.{kind}", *given)
+
+    def names() -> list[str]:
+        bucket.invalidate_cache()
+        return [path.rpartition("/")[2] for path in bucket.find(f"photos/{kind}")]
+
+    make(shards, f"here.{kind}")
+    add, put = Journal.add, elsewhere.put
+
+    def stops(journal: Journal, record) -> None:
+        if record.place == 7:
+            raise KeyboardInterrupt
+        add(journal, record)
+
+    def put_once(file: Path, url: str) -> None:
+        put(file, url)
+        raise KeyboardInterrupt
+
+    with mock.patch.object(Journal, "add", stops), pytest.raises(KeyboardInterrupt):
+        there()
+    assert names() == []
+    with mock.patch.object(elsewhere, "put", put_once), pytest.raises(KeyboardInterrupt):
+        there("resume=true")
+    assert names() == [f"one{'' if kind == 'jsonl' else '.csv'}.settings.json"], "the captions come last"
+    with pytest.raises(UserError, match=rf"one\.{kind} was made in .* and not put there; resume=true does that"):
+        there()
+    with mock.patch.object(Journal, "add", side_effect=AssertionError):
+        assert there("resume=true").captioned == 15, "and is put there"
+        assert there("resume=true").captioned == 15, "nothing is left to do"
+    assert bucket.cat(f"photos/{kind}/one.{kind}") == (tmp_path / f"here.{kind}").read_bytes() and len(names()) == 2
+    assert not [*(tmp_path / "cache/outputs").iterdir()]
+    with pytest.raises(UserError, match=rf"one\.{kind} exists already; replace it with overwrite=true, or name"):
+        there()
+    with pytest.raises(UserError, match=r"s3://photos/.* is complete and was made otherwise: .*max_new_tokens was 4"):
+        there("resume=true", "decoding.max_new_tokens=5")
+    bucket.pipe("photos/x/mine.jsonl", b"dear")
+    with pytest.raises(UserError, match=r"mine\.jsonl exists already, without mine\.settings\.json, how it was made"):
+        make(shards, "s3://photos/x/mine.jsonl", "resume=true")
+    assert there("overwrite=true", "limit=3").captioned == 3 and bucket.cat("photos/x/mine.jsonl") == b"dear"

@@ -83,9 +83,13 @@ def counts_if_complete(output: str | Path, settings: Mapping[str, object]) -> tu
         UserError: if it was made with others.
     """
     path = real_file(output)
-    beside = settings_path(path)
-    if has_lines(path) or not (path.is_file() and beside.is_file()):
+    if has_lines(path) or not (path.is_file() and settings_path(path).is_file()):
         return None
+    return counts_said(output, settings_path(path), settings)
+
+
+def counts_said(output: str | Path, beside: Path, settings: Mapping[str, object]) -> tuple[int, int] | None:
+    """The same from the settings that lie beside a complete output; None where it does not say them."""
     if differing := other_settings(beside, settings):
         raise UserError(
             f"output={output} is complete and was made otherwise: {differing}; replace it with overwrite=true alone, "
