@@ -998,6 +998,13 @@ class ExportConfig(Section):
 
     onnx: bool = key("Whether to write ONNX graphs too, for ONNX Runtime and transformers.js.")
     onnx_opset: Annotated[int, Ge(18), Le(26)] = key("The version of ONNX's operators.")
+    page: bool = key("Whether to write a page that captions in the browser, and the graphs that it needs.")
+    page_runtime: Literal["npm", "cdn"] = key(
+        "Where the page's runtime comes from: npm, into the folder, or an address that the page fetches it from."
+    )
+    page_dtype: Literal["fp32", "q8"] = key(
+        "The page's graphs: float32, whose captions are those of predict.py, or int8, a quarter of the bytes."
+    )
 
 
 KINDS: dict[str, type[Section]] = {

@@ -12,6 +12,7 @@ from captioning.cli import check_overrides, configured, in_full, quiet_libraries
 from captioning.config import ExportConfig
 from captioning.errors import UserError, writing
 from captioning.export.card import RunRecord, adapter_card, model_card, run_of
+from captioning.export.page import opening, planned_page
 from captioning.files import atomic_folder, readable, write_atomically
 from captioning.hub import pushed, require_push
 from captioning.weights import HuggingFaceModel, find_weights
@@ -40,8 +41,10 @@ def export(run: str, folder: str, *settings: str, overwrite: bool = False, push:
     weights = find_weights(run, "RUN_DIR")
     target = Path(folder)
     _check_target(target, overwrite)
-    if config.onnx:
-        _require_onnx()
+    graphs = "page" if config.page else "onnx" if config.onnx else None
+    if graphs:
+        _require_onnx(graphs)
+    page = planned_page(config) if config.page else None
     if push is not None:
         require_push(push)
 
@@ -59,15 +62,21 @@ def export(run: str, folder: str, *settings: str, overwrite: bool = False, push:
     # a model of transformers keeps its own
     own: Any = own_generation(captioner.network.generation_config) if isinstance(weights, HuggingFaceModel) else {}
     generation = own or generation_settings(record.config, captioner.max_positions)
+    if page:
+        page.of(captioner, tokenizer, generation, {} if record.config is None else record.config.decoding)
     with writing(f"FOLDER={target}", "name another"), atomic_folder(target) as aside:
         save_model(captioner, aside, generation)
         tokenizer.save_pretrained(aside, network.pad_token_id)
         card = model_card(record, push or target.resolve().name, parameters, *kinds)
-        if config.onnx:
+        if graphs:
             judged = (lambda suffix: true_share(aside, captioner, tokenizer, suffix)) if record.is_drawn() else None
             card += with_onnx(aside, push or target.resolve().name, config.onnx_opset, judged)
         write_atomically(aside / "README.md", card)
+        if page:
+            page.write(aside, target.resolve().name)
     log.info("model: %s", readable(target))
+    if page:
+        log.info("a page that captions in the browser: %s", opening(target))
     if push is not None:
         log.info("on the hub: %s", pushed(target, push))
     return target
@@ -84,10 +93,10 @@ def export_settings(settings: Sequence[str]) -> ExportConfig:
     return configured(ExportConfig, *said)
 
 
-def _require_onnx() -> None:
+def _require_onnx(key: str) -> None:
     lacking = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if lacking:
-        raise UserError(f"onnx=true needs {' and '.join(lacking)}; install them with pip install 'captioning[onnx]'")
+        raise UserError(f"{key}=true needs {' and '.join(lacking)}; install them with pip install 'captioning[onnx]'")
 
 
 def export_adapter(run: str, folder: str, *, overwrite: bool = False) -> Path:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from html import escape
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 
 STYLES, SCRIPTS = r'<link rel="stylesheet" href="(\S+?)">\n?', r'<script src="(\S+?)"></script>\n?'
 LINKED = r'(?:href|src)="([\w.-]+\.(?:css|m?js))"'
@@ -26,11 +27,26 @@ def fill(template: str, values: Mapping[str, str]) -> str:
     return re.sub("%([A-Z_]+)%", lambda marker: values.get(marker[1], marker[0]), template)
 
 
-def whole_page(name: str) -> str:
-    """The template `name` as one file, in which pictures are `data:` URIs and its own styles and scripts run alone."""
+def whole_page(name: str, more: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The template `name` as one file, in which pictures are `data:` URIs and its own styles and scripts run alone.
+
+    Args:
+        name: of the template, without `.html`.
+        more: what its Content-Security-Policy allows beside that, by directive: `{"img-src": "blob:"}`.
+    """
     page, style = _inside(_text(f"{name}.html"), STYLES, "style")
     page, script = _inside(page, SCRIPTS, "script")
-    return _with_policy(page, {"img-src": "data:", "style-src": style, "script-src": script})
+    rules = {"img-src": "data:", "style-src": style, "script-src": script}
+    return _with_policy(
+        page, rules | {rule: f"{rules.get(rule, '')} {sources}".strip() for rule, sources in more.items()}
+    )
+
+
+def joined_modules(*names: str) -> str:
+    """Scripts that import from each other alone as one, which imports nothing."""
+    joined = "\n".join(_text(name) for name in names)
+    assert "</script" not in joined
+    return re.sub(r'^import \{.*\} from "\./.*";\n|^export ', "", joined, flags=re.MULTILINE)
 
 
 def linked_page(name: str, folder: Path, rules: Mapping[str, str]) -> str:
