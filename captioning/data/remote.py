@@ -230,6 +230,11 @@ def put(file: Path, url: str) -> None:
     _tried(url, lambda: _file_system(url).put_file(str(file), url), "written")
 
 
+def fetch(url: str, file: Path) -> None:
+    """A file elsewhere to this machine."""
+    _tried(url, lambda: _file_system(url).get_file(url, str(file)))
+
+
 def removed(url: str) -> None:
     """Remove a file elsewhere."""
     _tried(url, lambda: _file_system(url).rm_file(url), "written")
@@ -262,7 +267,8 @@ def _tried(url: str, ask: Callable[[], Given], done: str = "read") -> Given:
             if (sentence := _hopeless(url, error, done)) is not None:
                 raise UserError(sentence) from error
             if again == TRIES - 1:
-                goes_on = "a run goes on with resume=RUN_DIR" if done == "read" else "resume=true goes on"
+                goes_on = "resume=true goes on, or of a training resume=RUN_DIR"
+                goes_on = goes_on if done == "read" else "resume=true goes on"
                 raise UserError(f"{url} cannot be {done}, tried {TRIES} times: {_words(error)}; {goes_on}") from error
             wait = FIRST_WAIT_SECONDS * 2**again
             log.warning("%s: %s; trying again in %g s", url, _words(error), wait)

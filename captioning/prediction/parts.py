@@ -35,6 +35,8 @@ from captioning.prediction.inputs import Found, InputPictures, NamedPictures, Sh
 from captioning.prediction.journal import CaptionedPicture, Journal, May, journal_path, other_settings, to_json
 from captioning.prediction.outputs import FORMATS, put_in_place
 from captioning.prediction.outputs.elsewhere import made_in
+from captioning.prediction.outputs.parquet import as_utf8
+from captioning.prediction.outputs.read_back import name_in_shard
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +69,7 @@ class Choice:
 
     every_nth: of each shard.
     sample: this share of all, by a digest of (seed, key): the same pictures however the input is divided.
-    done: names of pictures that are captioned already.
+    done: pictures that are captioned already, as `captioned_names` gives them.
     """
 
     every_nth: int = 1
@@ -83,7 +85,7 @@ class Choice:
 
     def _takes(self, pictures: StoredPictures, i: int) -> bool:
         name = pictures.name(i)
-        if name in self.done:
+        if self.done and not self.done.isdisjoint((as_utf8(name), as_utf8(name_in_shard(*origin_of(pictures, i))))):
             return False
         if self.sample == 1:
             return True

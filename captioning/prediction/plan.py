@@ -3,7 +3,8 @@
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -14,8 +15,7 @@ from omegaconf import DictConfig
 from captioning.config import PredictConfig, checked, require_loggers
 from captioning.data.datasets import require_data
 from captioning.data.index import Columns
-from captioning.data.readers.tables import read_table
-from captioning.data.remote import is_remote
+from captioning.data.remote import fetch, is_remote, names_in
 from captioning.errors import UserError
 from captioning.prediction.inputs import Found, InputPictures, JoinedPictures, find_inputs
 from captioning.prediction.journal import (
@@ -34,6 +34,7 @@ from captioning.prediction.outputs.elsewhere import FileElsewhere
 from captioning.prediction.outputs.files import Sink, real_file
 from captioning.prediction.outputs.gallery import Gallery, gallery_path
 from captioning.prediction.outputs.heat_maps import HeatMaps, chosen_pictures
+from captioning.prediction.outputs.read_back import captioned_names
 from captioning.prediction.outputs.scores import SplitScores, check_score_files
 from captioning.prediction.outputs.text_files import TextFiles, text_path
 from captioning.prediction.parts import SETTINGS as OF_FOLDER
@@ -214,19 +215,15 @@ def captioned_before(config: PredictConfig, weights: Path | HuggingFaceModel) ->
     Raises:
         UserError: it is not there, or was made by other weights or another decoding.
     """
-    before = Path(str(config.skip_existing)).expanduser()
-    files = sorted(before.glob("[!._]*")) if before.is_dir() else [before]
-    said = before / OF_FOLDER if before.is_dir() else settings_path(before)
-    if not before.exists() or not said.is_file():
-        raise UserError(f"skip_existing={before}: no captions of predict.py are there; name its output")
-    now = settings_of(config, weights, [])
-    keys = ("weights", "decoding") if "weights" in now else ("checkpoint", "decoding")
-    saved = json.loads(said.read_text(encoding="utf-8"))
-    if differing := [key for key in keys if to_json(saved.get(key)) != to_json(now.get(key))]:
-        raise UserError(f"skip_existing={before} was made with another {' and '.join(differing)}; leave it out")
-    rows = (row for file in files for _, row in read_table(file))
-    found = frozenset(str(row["path"]) for row in rows if row.get("caption"))
-    log.info("%d pictures have captions in %s, and are left out", len(found), before)
+    with tempfile.TemporaryDirectory() as folder:
+        saved, files = _made_before(str(config.skip_existing), Path(folder))
+        now = settings_of(config, weights, [])
+        keys = ["weights" if "weights" in now else "checkpoint", "decoding", "caption_prefix", "caption_suffix"]
+        if differing := [key for key in keys if to_json(saved.get(key)) != to_json(now.get(key))]:
+            what = " and ".join(differing)
+            raise UserError(f"skip_existing={config.skip_existing} was made with another {what}; leave it out")
+        found = frozenset(name for file in files for name in captioned_names(file))
+    log.info("%s has captions of %d pictures, which are left out", config.skip_existing, len(found))
     return found
 
 
@@ -236,6 +233,38 @@ class _Chosen(NamedTuple):
     parts: list[Part]
     reading: Reading
     sizes: list[int]
+
+
+def _made_before(before: str, folder: Path) -> tuple[dict[str, Any], Iterator[Path]]:
+    """The settings of an output and its files; what lies elsewhere is fetched into the folder, one after the other.
+
+    Raises:
+        UserError: there is no such output.
+    """
+    place = before.rstrip("/") if is_remote(before) else str(Path(before).expanduser().absolute())
+    parent, _, name = place.rpartition("/")
+    for where, said in ((place, OF_FOLDER), (parent, settings_path(Path(name)).name)):
+        names = set(names_in(where)) if is_remote(where) else {path.name for path in Path(where).glob("*")}
+        if said not in names or (where == parent and name not in names):
+            continue
+        saved = json.loads(next(_fetched(where, [said], folder)).read_text(encoding="utf-8"))
+        suffix = f".{saved.get('format', 'jsonl')}"
+        files = [name] if where == parent else sorted(one for one in names if one.endswith(suffix))
+        return saved, _fetched(where, files, folder)
+    raise UserError(
+        f"skip_existing={before}: no captions of predict.py are there; name its output, or for text files say "
+        "text_files=missing"
+    )
+
+
+def _fetched(where: str, names: Iterable[str], folder: Path) -> Iterator[Path]:
+    for name in names:
+        if not is_remote(where):
+            yield Path(where) / name
+            continue
+        fetch(f"{where}/{name}", folder / name)
+        yield folder / name
+        (folder / name).unlink()
 
 
 def _chosen(
@@ -318,8 +347,13 @@ def settings_of(
         "sample": 1.0,
         "min_size": 0,
         "limit": None,
+        "input_column": None,
+        "skip_existing": None,
+        "on_missing": "error",
     }  # usual ones are not said
     settings |= {key: getattr(config, key) for key, usual in chosen.items() if getattr(config, key) != usual}
+    if config.sample != 1:
+        settings["seed"] = config.seed
     names = "\0".join(map(str, paths)).encode("utf-8", "surrogateescape")
     settings["pictures"] = {"number": len(paths), "digest": hashlib.blake2b(names, digest_size=8).hexdigest()}
     if stamp := stamp_of(weights):
@@ -328,10 +362,12 @@ def settings_of(
 
 
 def settings_of_parts(
-    config: PredictConfig, weights: Path | HuggingFaceModel, parts: Sequence[Part]
+    config: PredictConfig, weights: Path | HuggingFaceModel, parts: Sequence[Part], skipped: int
 ) -> dict[str, object]:
     """The same of a folder; batches, and which engine makes them, are another's from one start to the next."""
     settings = settings_of(config, weights, [part.name for part in parts])
+    if config.skip_existing:
+        settings["skip_existing"] = f"{config.skip_existing} with {skipped} pictures"
     settings["parts"] = settings.pop("pictures")
     settings = {key: value for key, value in settings.items() if key not in ("batch_size", "data", "split")}
     return settings | {"format": config.format, "part_size": config.part_size}

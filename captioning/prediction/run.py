@@ -159,7 +159,7 @@ def _into_folder(plan: Plan, parts: list[Part], config: PredictConfig, engine: E
     if words := knows_no_photographs(plan.weights, None):
         log.info("%s", words)
     job = job_of(config, plan.weights, plan.reading, sizes=FORMATS[f".{config.format}"].holds_sizes)
-    settings = settings_of_parts(config, plan.weights, parts)
+    settings = settings_of_parts(config, plan.weights, parts, len(plan.reading.choice.done))
     may = May(config.overwrite, config.resume)
     failures: list[Failure] = []
     with PartFiles(config.output, f".{config.format}", plan.reading.cache, plan.reading, settings, may) as files:

@@ -139,12 +139,64 @@ def test_what_is_chosen_of_the_input(make, shards, tmp_path):
     assert {json.loads(line)["error"] for line in rows_in(tmp_path / "small").values()} == {
         "left out: 32 x 24 pixels, and min_size=30"
     }
-    make(shards / "00001.tar", "before.jsonl")
-    assert keys(f"skip_existing={tmp_path / 'before.jsonl'}") == [*range(5), *range(10, 15)]
-    with pytest.raises(UserError, match=r"was made with another decoding; leave it out"):
-        keys(f"skip_existing={tmp_path / 'before.jsonl'}", "decoding.max_new_tokens=5")
-    with pytest.raises(UserError, match=r"no captions of predict.py are there"):
-        keys(f"skip_existing={tmp_path}")
+
+
+@pytest.mark.parametrize(
+    "before", ["b.jsonl", "b.csv", "b.parquet", "b.tar", "jsonl/", "csv/", "parquet/", "tar/", "s3://photos/before/"]
+)
+def test_what_has_a_caption_already_is_left_out_whatever_its_form(make, shards, tmp_path, before, request):
+    if "parquet" in before:
+        pytest.importorskip("pyarrow")
+    if "://" in before:
+        request.getfixturevalue("bucket")
+    (tmp_path / "1.jpg").write_bytes(jpeg(1))
+    (tmp_path / "é 2.jpg").write_bytes(b"no picture")
+    (tmp_path / "some.txt").write_text(f"{shards}/00001.tar\n1.jpg\né 2.jpg\n")
+    (tmp_path / "all.txt").write_text(f"{shards}/00000.tar\n{shards}/00001.tar\n{shards}/00002.tar\n1.jpg\né 2.jpg\n")
+    kind = "jsonl" if "://" in before or not before.endswith("/") else before[:-1]
+    make(tmp_path / "some.txt", before, f"format={kind}")
+    there = before if "://" in before else f"{tmp_path}/{before}"
+    make(tmp_path / "all.txt", "out/", f"skip_existing={there}")
+    rows = [json.loads(line) for line in rows_in(tmp_path / "out").values()]
+    assert [int(row["key"]) for row in rows if "key" in row] == [*range(5), *range(10, 15)]
+    assert [Path(row["path"]).name for row in rows if "key" not in row] == ["é 2.jpg"], "which got no caption"
+
+
+def test_captions_of_before_are_those_of_these_settings_and_name_their_pictures(make, shards, tmp_path):
+    make(shards / "00001.tar", "b.jsonl")
+    with pytest.raises(UserError, match=r"b\.jsonl was made with another decoding; leave it out"):
+        make(shards, "out/", f"skip_existing={tmp_path / 'b.jsonl'}", "decoding.max_new_tokens=5")
+    for place in (tmp_path, tmp_path / "none.jsonl"):
+        with pytest.raises(UserError, match=r"no captions of predict.py are there; .* text_files=missing"):
+            make(shards, "out/", f"skip_existing={place}")
+    make(shards / "00001.tar", "b.json")
+    with pytest.raises(UserError, match=r"b\.json has COCO results, which name no files; name a \.jsonl"):
+        make(shards, "out/", f"skip_existing={tmp_path / 'b.json'}")
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ("skip_existing={tmp_path}/b.jsonl", "skip_existing was None and is .*b.jsonl with 5 pictures"),
+        ("on_missing=skip", "on_missing was None and is skip"),
+        ("input_column=jpg", "input_column was None and is jpg"),
+        ("limit=12", "limit was None and is 12"),
+        ("every_nth=2", "every_nth was None and is 2"),
+        ("sample=0.5", "sample was None and is 0.5; seed was None and is 42"),
+        ("min_size=9", "min_size was None and is 9"),
+        ("part_size=9", "part_size was 10000 and is 9"),
+    ],
+)
+def test_a_folder_is_not_gone_on_with_by_another_choice_of_pictures(once, run_dir, shards, tmp_path, given, said):
+    def before(folder: Path) -> None:
+        usual = ("decoding.max_new_tokens=4", "batch_size=4", f"cache={folder / 'cache'}")
+        predict(prediction(run_dir, shards, f"{folder}/out/", *usual))
+        predict(prediction(run_dir, shards / "00001.tar", f"{folder}/b.jsonl", *usual))
+
+    made = once("a folder of captions", before)
+    given = (given.format(tmp_path=made), "resume=true", "decoding.max_new_tokens=4", f"cache={tmp_path}")
+    with pytest.raises(UserError, match=f"were made otherwise: .*{said}"):
+        predict(prediction(run_dir, shards, f"{made}/out/", *given))
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "tar"])

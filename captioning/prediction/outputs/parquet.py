@@ -13,7 +13,8 @@ ROWS = 10_000  # of a row group
 
 class ParquetTable(Format):
     """Columns `key`, `path` (of pictures in shards: `shard`), `caption`, `log_probability`, `alternatives` (a list of
-    captions with theirs), `error`, `width`, `height`; and `image_id` where the first picture has one.
+    captions with theirs), `error`, `width`, `height`; and `image_id` where the first picture has one. The first one
+    decides which of the two; beside pictures of shards, the key of another is its path.
     """
 
     holds_alternatives = True
@@ -23,7 +24,6 @@ class ParquetTable(Format):
         super().__init__(file)
         self._rows: list[dict[str, Any]] = []
         self._writer: Any = None
-        self._columns: tuple[str, ...] = ("key", "path")
 
     @classmethod
     def check(cls, output: str | Path, pictures: InputPictures) -> None:
@@ -35,7 +35,7 @@ class ParquetTable(Format):
         if self._writer is None:
             self._begin(record)
         row = {
-            "key": Path(record.path).stem if record.key is None else record.key,
+            "key": self._without_key(record.path) if record.key is None else record.key,
             "path": record.path,
             "shard": record.shard,
             "image_id": record.image_id,
@@ -49,6 +49,9 @@ class ParquetTable(Format):
         self._rows.append({name: as_utf8(value) for name, value in row.items()})
         if len(self._rows) == ROWS:
             self._write()
+
+    def _without_key(self, path: str) -> str:
+        return path if "shard" in self._schema.names else Path(path).stem
 
     def _begin(self, first: CaptionedPicture | None) -> None:
         pyarrow, parquet = needed("pyarrow", "parquet"), needed("pyarrow.parquet", "parquet")

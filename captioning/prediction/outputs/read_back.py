@@ -1,5 +1,9 @@
-"""Captions to be scored, from a file that `predict.py` wrote, and which picture of an annotation file each is of."""
+"""What `predict.py` wrote, read again: captions to be scored, which picture of an annotation file each is of, and
+which pictures of an input have captions.
+"""
 
+import json
+import tarfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -11,6 +15,7 @@ from captioning.data.records import ImageId
 from captioning.errors import UserError
 from captioning.prediction.outputs.coco import coco_image_id
 from captioning.prediction.outputs.csv import without_apostrophes
+from captioning.prediction.outputs.parquet import as_utf8
 
 Key = ImageId | PurePosixPath  # what a row names its picture by
 
@@ -48,6 +53,39 @@ def _rows(path: Path) -> Iterator[Row]:
         if "path" not in row and "image_id" not in row:
             raise UserError(f'{place}: this is not a line such as {{"path": "a.jpg", "caption": "a dog"}}')
         yield place, {name: without_apostrophes(text) for name, text in row.items()} if is_csv else row
+
+
+def captioned_names(path: Path) -> Iterator[str]:
+    """The pictures that have a caption in a file, as `name_in_shard` or the input calls them.
+
+    Raises:
+        UserError: it is of COCO results, which have no names, or is damaged.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".json":
+        raise UserError(f"{path} has COCO results, which name no files; name a .jsonl, .csv, .parquet or .tar file")
+    for place, row in _of_tar(path) if suffix == ".tar" else read_table(path):
+        if row.get("error"):
+            continue
+        name = row.get("path") or name_in_shard(row.get("shard"), row.get("key")) or row.get("key")
+        if not isinstance(name, str):
+            raise UserError(f"{place}: this row names no picture; name a file that predict.py wrote")
+        yield as_utf8(without_apostrophes(name) if suffix == ".csv" else name)
+
+
+def name_in_shard(shard: object, key: object) -> str | None:
+    """A picture's name by the shard that it lies in and its key there; None of others."""
+    return f"{shard}/{key}" if shard and key else None
+
+
+def _of_tar(path: Path) -> Iterator[Row]:
+    try:
+        with tarfile.open(path) as tar:
+            for member in tar:
+                if member.name.endswith(".json") and (file := tar.extractfile(member)):
+                    yield f"{path}, {member.name}", json.loads(file.read())
+    except (tarfile.TarError, ValueError, OSError) as error:
+        raise UserError(f"{path} is no whole tar of predict.py ({error}); make it again, or name another") from error
 
 
 def of_pictures(candidates: Mapping[Key, str], references: Mapping[Key, Any], annotations: Path) -> dict[Key, str]:
