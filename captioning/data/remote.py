@@ -267,9 +267,8 @@ def _tried(url: str, ask: Callable[[], Given], done: str = "read") -> Given:
             if (sentence := _hopeless(url, error, done)) is not None:
                 raise UserError(sentence) from error
             if again == TRIES - 1:
-                goes_on = "resume=true goes on, or of a training resume=RUN_DIR"
-                goes_on = goes_on if done == "read" else "resume=true goes on"
-                raise UserError(f"{url} cannot be {done}, tried {TRIES} times: {_words(error)}; {goes_on}") from error
+                goes_on = "; resume=true goes on" if done == "written" else ""  # of what reads, the reader knows
+                raise UserError(f"{url} cannot be {done}, tried {TRIES} times: {_words(error)}{goes_on}") from error
             wait = FIRST_WAIT_SECONDS * 2**again
             log.warning("%s: %s; trying again in %g s", url, _words(error), wait)
             time.sleep(wait)

@@ -17,6 +17,7 @@ import time
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -184,7 +185,7 @@ class Cluster:
         captioner, tokenizer = load_captioner(job.weights)
         job = replace(job, decoding=decoding_of(captioner, tokenizer, job.decoding))
         seen = captioner.picture_format
-        shipped = ray.cloudpickle.dumps(ray.put(Shipped.of(job.weights)))  # so it stays for actors that start again
+        shipped = _kept(Shipped.of(job.weights))
         del captioner
         for some in batched(parts, self._keys.parts_at_once):
             yield from self._some(some, job, seen, shipped)
@@ -231,12 +232,12 @@ class Cluster:
                 log.warning("%d pictures were lost with the processes that read them; again", count)
 
     def _rows(self, pieces: Sequence[Piece], job: Job, seen: PictureFormat, shipped: bytes) -> Iterator[Row]:
-        once_more = self._keys.tries - 1
-        about = {"shipped": shipped, "job": job, "device": self.device.type, "threads": self._threads}
+        once_more, kept = self._keys.tries - 1, _kept(job)  # with all names of `skip_existing`
+        about = {"shipped": shipped, "job": kept, "device": self.device.type, "threads": self._threads}
         with warnings.catch_warnings():  # that max_retries will have another name
             warnings.simplefilter("ignore")
             pictures = ray_data.read_datasource(
-                _Pictures(pieces, job, seen),
+                _Pictures(pieces, kept, seen),
                 override_num_blocks=len(pieces),
                 num_cpus=1,
                 ray_remote_args={"max_retries": once_more},
@@ -294,7 +295,7 @@ def _cut(number: int, part: Part, places: Sequence[int], at_once: int) -> Iterat
 class _Pictures(ray_data.Datasource):  # type: ignore[name-defined]
     """A task for each piece, which gives batch after batch."""
 
-    def __init__(self, pieces: Sequence[Piece], job: Job, seen: PictureFormat):
+    def __init__(self, pieces: Sequence[Piece], job: bytes, seen: PictureFormat):
         self._pieces, self._job, self._seen = pieces, job, seen
 
     def estimate_inmemory_data_size(self) -> int | None:
@@ -308,8 +309,20 @@ class _Pictures(ray_data.Datasource):  # type: ignore[name-defined]
         return [ray_data.ReadTask(one, about) for one in read]
 
 
-def _read(piece: Piece, job: Job, seen: PictureFormat) -> Iterable[Any]:
+def _kept(thing: Any) -> bytes:
+    """What is sent once to each machine, and stays for tasks and actors that start again."""
+    handle: bytes = ray.cloudpickle.dumps(ray.put(thing))
+    return handle
+
+
+@lru_cache(maxsize=1)
+def _of_kept(handle: bytes) -> Any:
+    return ray.get(pickle.loads(handle))
+
+
+def _read(piece: Piece, kept: bytes, seen: PictureFormat) -> Iterable[Any]:
     """The batches of a piece, each a table of one row."""
+    job: Job = _of_kept(kept)
     try:
         stored = job.reading.opened(piece.part)
     except UserError as error:
@@ -318,7 +331,11 @@ def _read(piece: Piece, job: Job, seen: PictureFormat) -> Iterable[Any]:
     items, total = PictureItems(job.work(stored), seen), len(stored)
     places = range(piece.start, total if piece.stop is None else piece.stop)
     for batch in batched(places, job.batch_size):
-        pictures, pixels = collate(items.__getitems__(batch))
+        try:
+            pictures, pixels = collate(items.__getitems__(batch))
+        except UserError as error:  # its shard can't be fetched any more
+            yield Row(piece.number, problem=str(error)).table()
+            return
         yield Row(piece.number, total, pictures, None if pixels is None else pixels.numpy()).table()
     if not places:
         yield Row(piece.number, total).table()
@@ -354,13 +371,14 @@ class Shipped:
 class _Captioner:
     """An actor: the model on its device."""
 
-    def __init__(self, shipped: bytes, job: Job, device: str, threads: int):
+    def __init__(self, shipped: bytes, job: bytes, device: str, threads: int):
         torch.set_num_threads(threads)
+        about: Job = _of_kept(job)
         captioner, tokenizer = ray.get(pickle.loads(shipped)).captioner()
         on = torch.device(device)
         self._model, self._work = (
-            Model(placed(captioner, on, job.precision), tokenizer, on),
-            job.work(JoinedPictures([])),
+            Model(placed(captioner, on, about.precision), tokenizer, on),
+            about.work(JoinedPictures([])),
         )
 
     def __call__(self, table: Any) -> Any:
