@@ -65,13 +65,14 @@ def bytes_in(cell: Any, folder: Path) -> bytes:
 def _columns(columns: Columns, names: Sequence[str], where: str) -> tuple[str, list[str], str | None]:
     """The columns of pictures, of captions and of keys, asked for or by their usual names."""
     known = nearest(names)
-    for key, asked in (("image_column", columns.image), ("caption_column", columns.caption)):
-        if asked is not None and asked not in names:
-            raise UserError(f"data.{key}={asked} is none of the columns of {where}: {', '.join(names)}")
+    if columns.image not in (None, *names):
+        raise columns.refused(f"columns of {where}: {', '.join(names)}")
+    if columns.caption not in (None, *names):
+        raise UserError(f"data.caption_column={columns.caption} is none of the columns of {where}: {', '.join(names)}")
     image = columns.image or next((known[name] for name in PICTURES if name in known), None)
     if image is None:
         raise UserError(
-            f"{where} has the columns {', '.join(names)}; which one holds the picture? say data.image_column"
+            f"{where} has the columns {', '.join(names)}; which one holds the picture? say {columns.image_key}"
         )
     usual = (*CAPTIONS, "txt", "json")  # the last two of a tar that datasets has read
     captions = [columns.caption] if columns.caption else [known[name] for name in usual if name in known][:1]
@@ -95,10 +96,10 @@ def rows_of(tables: Iterable[tuple[int, Any]], columns: Columns, where: str, fol
             data, flaw = _looked_at(record[image], folder)
             name = _name_of(record[image], record.get(key) if key else None, row, folder)
             one = pictures.get(digest(data))
-            if not data or one is None:
+            if not data or one is None or columns.predicted:
                 name = f"{name}#{row}" if name in taken else name
                 taken.add(name)
-                one = pictures[digest(data) if data else name] = _Picture(
+                one = pictures[digest(data) if data and not columns.predicted else name] = _Picture(
                     name, (row, len(data)), run, digest(data), flaw
                 )
             one.captions.extend(texts)
@@ -175,9 +176,9 @@ def names_in_parquet(shard: str, file: IO[bytes], columns: Columns) -> list[str]
     whole = _parquet_file(needed("pyarrow.parquet", "shards"), shard, file)
     types, known = needed("pyarrow.types", "shards"), nearest(whole.schema_arrow.names)
     usual = next((known[name] for name in (*PICTURES, *URLS) if name in known), None)
-    column = columns.image if columns.image in whole.schema_arrow.names else usual
-    if column is None:
-        return None
+    column = columns.image or usual
+    if column not in whole.schema_arrow.names:
+        return None  # of which the index speaks
     kind = whole.schema_arrow.field(column).type
     if not (types.is_string(kind) or types.is_large_string(kind)):
         return None

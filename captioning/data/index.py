@@ -33,6 +33,10 @@ VERSION = 1  # another one makes every index that exists worthless
 NAMED = 3  # that a message names; their number says the rest
 
 
+class WrongColumn(UserError):
+    """What is asked for as pictures is none of a shard's columns, or of its suffixes."""
+
+
 @dataclass(frozen=True)
 class Columns:
     """What in a shard is a picture, what its captions; None where the usual names say.
@@ -40,11 +44,22 @@ class Columns:
     image: a suffix of a tar's members, such as `jpg`, or a column of a Parquet file.
     caption: a suffix (`txt`), a key of each `KEY.json`, or a column.
     lines: whether each line of a `KEY.txt` is a caption.
+    predicted: whether they are to be captioned: then each row is a picture, and texts are not looked at.
     """
 
     image: str | None
     caption: str | None
     lines: bool
+    predicted: bool = False
+
+    @property
+    def image_key(self) -> str:
+        """The key that names `image`."""
+        return "input_column" if self.predicted else "data.image_column"
+
+    def refused(self, what: str) -> WrongColumn:
+        """What to raise where `image` is not there."""
+        return WrongColumn(f"{self.image_key}={self.image} is none of the {what}")
 
     @classmethod
     def taken_from(cls, keys: dict[str, Any]) -> Columns:

@@ -171,7 +171,7 @@ class _Sample:
             self.pictures.append(name)
             self.place, self.content = (start, len(data)), digest(data)
             self.flaw = self.flaw or flaw_of(lambda: data) or ""
-        elif suffix in (*TEXT_SUFFIXES, columns.caption):
+        elif suffix in (*TEXT_SUFFIXES, columns.caption) and not columns.predicted:
             if suffix in self.texts:
                 self.flaw = f"{name} is there twice"
             try:
@@ -185,18 +185,22 @@ class _Sample:
 
 def _tar_index(shard: str, mark: Mark, file: IO[bytes], columns: Columns) -> Index:
     samples: dict[str, _Sample] = {}
+    suffixes: set[str] = set()
     problem = ""
     try:
         for name, key, suffix, start, data in _members(shard, file):
+            suffixes.add(suffix)
             samples.setdefault(key, _Sample()).taken(name, suffix, data, start, columns)
     except tarfile.TarError as error:
         problem = f"cut short or damaged ({error})"
+    if columns.image is not None and suffixes and columns.image not in suffixes and not problem:
+        raise columns.refused(f"suffixes in {shard}: {', '.join(sorted(suffixes)[:9])}")
     captions = [captions_in(sample.texts, columns) for sample in samples.values()]
     flaws, places = [], np.array([sample.place for sample in samples.values()], np.int64).reshape(-1, 2)
     for key, sample in samples.items():
         several = f"its key {key} has {len(sample.pictures)} pictures, {' and '.join(sample.pictures)}"
         if len(sample.pictures) > 1:
-            chooses = "" if len(set(sample.pictures)) == 1 else "; data.image_column=SUFFIX chooses one"
+            chooses = "" if len(set(sample.pictures)) == 1 else f"; {columns.image_key}=SUFFIX chooses one"
             flaws.append(several + chooses)
         else:
             flaws.append(sample.flaw if sample.pictures else "a caption without a picture")

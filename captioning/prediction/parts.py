@@ -15,6 +15,7 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -216,6 +217,7 @@ class PartFiles:
         self._open: dict[str, _Rows] = {}
 
     def __enter__(self) -> Self:
+        self._is_new = not self._elsewhere and not Path(self.output).exists()
         with writing(f"output={self.output}", "name another folder, or make room"):
             self._work.mkdir(parents=True, exist_ok=True)
         lock = locked(self._work / ".lock")
@@ -320,14 +322,17 @@ class PartFiles:
             rows.journal.closed()
         left = self.complete or any(rows.count for rows in self._open.values())
         if kind is not None and left:
-            words = "stopped: %d parts of %s are complete; resume=true goes on"
-            log.warning(words, len(self.complete), self.output)
+            words = "stopped: %s has the files of %d parts; resume=true goes on"
+            log.warning(words, self.output, len(self.complete))
         elif kind is not None:
             log.warning("stopped before the first caption; nothing was written to %s", self.output)
             self._remove([SETTINGS] if SETTINGS in self._names() else [])
         unlocked(self._lock)
         if not left or (kind is None and not self._open):
             shutil.rmtree(self._work, ignore_errors=True)
+        if not left and self._is_new:
+            with suppress(OSError):  # something else was put there meanwhile
+                Path(self.output).rmdir()
 
     # Here or elsewhere.
 

@@ -14,10 +14,10 @@ from omegaconf import DictConfig
 
 from captioning.config import PredictConfig, checked, require_loggers
 from captioning.data.datasets import require_data
-from captioning.data.index import Columns
+from captioning.data.index import Columns, WrongColumn
 from captioning.data.remote import fetch, is_remote, names_in
 from captioning.errors import UserError
-from captioning.prediction.inputs import Found, InputPictures, JoinedPictures, find_inputs
+from captioning.prediction.inputs import TABLES, Found, InputPictures, JoinedPictures, Shard, find_inputs
 from captioning.prediction.journal import (
     Journal,
     May,
@@ -118,7 +118,7 @@ def planned(config: PredictConfig) -> Plan:
     weights = find_weights(config.checkpoint, allow_pickle=config.allow_pickle)
     complete = pictures = settings = sinks = chosen = None
     if config.input is not None:
-        pictures, chosen = _chosen(config, find_inputs(config.input, config.input_column), weights)
+        pictures, chosen = _chosen(config, _found(config), weights)
         if config.text_files.write == "missing":
             pictures = _still_without_texts(config, output, pictures)
         format_of(output).check(output, pictures)
@@ -191,16 +191,35 @@ def _planned_in_parts(config: PredictConfig) -> Plan:
     weights = find_weights(config.checkpoint, allow_pickle=config.allow_pickle)
     reading, may = reading_of(config, weights), May(config.overwrite, config.resume)
     PartFiles(config.output, f".{config.format}", reading.cache, reading, {}, may).check()
-    found = find_inputs(config.input, config.input_column)
+    found = _found(config)
     parts = limited(parts_of(found, config.part_size, config.every_nth), reading, config.limit)
+    if config.input_column and parts and parts[0].shard:
+        try:
+            reading.opened(parts[0])
+        except WrongColumn:
+            raise
+        except UserError as error:  # it will be said again when the others are captioned
+            log.warning("%s", error)
     return Plan(config, Path(config.output), weights, None, None, None, None, parts, reading)
+
+
+def _found(config: PredictConfig) -> list[Found]:
+    assert config.input is not None
+    found = find_inputs(config.input, config.input_column)
+    sources = [config.input] if isinstance(config.input, str) else config.input
+    is_table = any(source.lower().endswith(TABLES) for source in sources)
+    if config.input_column and not is_table and not any(isinstance(one, Shard) for one in found):
+        raise UserError(
+            f"input_column={config.input_column}: there is no table and no shard in the input; leave it out"
+        )
+    return found
 
 
 def reading_of(config: PredictConfig, weights: Path | HuggingFaceModel) -> Reading:
     """How the input is opened, and which of it is captioned."""
     done = captioned_before(config, weights) if config.skip_existing else frozenset()
     return Reading(
-        Columns(config.input_column, None, lines=False),
+        Columns(config.input_column, None, lines=False, predicted=True),
         Path(config.cache).expanduser(),
         int(config.cache_gigabytes * 1e9),
         config.on_missing,

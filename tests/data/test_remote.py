@@ -145,7 +145,7 @@ def test_what_keeps_failing_is_said_and_nothing_half_fetched_is_kept(server, tmp
     ):
         server.faults[:] = faults * remote.TRIES
         with pytest.raises(
-            UserError, match=rf"a\.tar cannot be read, tried 5 times: .*({reason}).*; a run goes on with"
+            UserError, match=rf"a\.tar cannot be read, tried 5 times: .*({reason}).*"
         ):
             file.read_at(0, 10)
         assert blocks_in(tmp_path / "blocks") == []

@@ -266,8 +266,37 @@ def test_keys_with_two_pictures_or_none_have_rows_that_say_so(make, tmp_path):
     made = make(tmp_path / "a.tar", "a.jsonl")
     rows = {row["key"]: row.get("error") for row in lines(tmp_path / "a.jsonl")}
     assert (made.captioned, made.failed) == (1, 3)
-    assert rows["1"].startswith("its key 1 has 2 pictures") and rows["2"] == "a caption without a picture"
+    assert rows["1"] == "its key 1 has 2 pictures, 1.jpg and 1.png; input_column=SUFFIX chooses one"
+    assert rows["2"] == "a caption without a picture"
     assert rows["3"] is None and rows["4"] == "not a picture, or damaged at its start"
+
+
+def test_a_column_that_is_not_there_is_said_at_once(make, shards, tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    (tmp_path / "1.jpg").write_bytes(jpeg(1))
+    parquet.write_table(pyarrow.table({"url": ["1.jpg"]}), tmp_path / "a.parquet")
+    tar_of(tmp_path / "0.tar", {"1.jpg": jpeg(1)})
+    (tmp_path / "0.tar").write_bytes((tmp_path / "0.tar").read_bytes()[:700])
+    for source, said in (
+        (shards, r"input_column=wo is none of the suffixes in .*00000\.tar: jpg, json"),
+        (tmp_path / "a.parquet", r"input_column=wo is none of the columns of .*a\.parquet: url"),
+        (tmp_path / "1.jpg", "input_column=wo: there is no table and no shard in the input; leave it out"),
+    ):
+        for output in ("out/", "out.jsonl"):
+            with pytest.raises(UserError, match=said):
+                make(source, output, "input_column=wo")
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out.jsonl").exists()
+    with pytest.raises(UserError, match=r"0\.tar is cut short.* Of 1 parts of the input 0 are in"):
+        make(tmp_path / "0.tar", "out/", "input_column=jpg")
+    assert not (tmp_path / "out").exists()
+
+
+def test_each_row_is_a_picture_though_it_is_there_twice_and_texts_beside_it_do_not_matter(make, tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"jpg": [jpeg(1), jpeg(2), jpeg(1)]}), tmp_path / "a.parquet")
+    assert make(tmp_path / "a.parquet", "a.jsonl").captioned == 3
+    tar_of(tmp_path / "b.tar", {"1.jpg": jpeg(1), "1.json": b"{", "1.txt": b"\xff"})
+    assert make(tmp_path / "b.tar", "b.jsonl").captioned == 1
 
 
 def test_what_the_output_may_not_be(make, shards, tmp_path):
