@@ -144,9 +144,7 @@ def test_what_keeps_failing_is_said_and_nothing_half_fetched_is_kept(server, tmp
         (["no ranges"], "10240 bytes came instead of those from 0 to"),
     ):
         server.faults[:] = faults * remote.TRIES
-        with pytest.raises(
-            UserError, match=rf"a\.tar cannot be read, tried 5 times: .*({reason}).*"
-        ):
+        with pytest.raises(UserError, match=rf"a\.tar cannot be read, tried 5 times: .*({reason}).*"):
             file.read_at(0, 10)
         assert blocks_in(tmp_path / "blocks") == []
 
