@@ -16,6 +16,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.util import find_spec
@@ -111,8 +112,7 @@ class Cluster:
 
     def __enter__(self) -> Self:
         address = self._keys.address
-        # Threads of a captioner on CPUs leave the cores to what reads while they wait.
-        environment: dict[str, Any] = {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}}
+        environment: dict[str, Any] = {}
         where: dict[str, Any] = {"address": "local", "num_cpus": cores(), "include_dashboard": self._keys.dashboard}
         if self._keys.dashboard and find_spec("aiohttp_cors") is None:
             raise UserError("ray.dashboard=true needs pip install 'ray[default]'; or leave it out")
@@ -369,26 +369,30 @@ class Shipped:
 
 
 class _Captioner:
-    """An actor: the model on its device."""
+    """An actor: the model on its device.
+
+    One thread does all of it. Ray constructs in one and calls in another, and OpenMP, which counts the threads of both,
+    would take them for more than there are cores and put each to sleep wherever it waits for the other.
+    """
 
     def __init__(self, shipped: bytes, job: bytes, device: str, threads: int):
+        self._thread = ThreadPoolExecutor(1)
+        self._thread.submit(self._load, shipped, job, torch.device(device), threads).result()
+
+    def _load(self, shipped: bytes, job: bytes, device: torch.device, threads: int) -> None:
         torch.set_num_threads(threads)
         about: Job = _of_kept(job)
         captioner, tokenizer = ray.get(pickle.loads(shipped)).captioner()
-        on = torch.device(device)
-        self._model, self._work = (
-            Model(placed(captioner, on, about.precision), tokenizer, on),
-            about.work(JoinedPictures([])),
-        )
+        self._model = Model(placed(captioner, device, about.precision), tokenizer, device)
+        self._work = about.work(JoinedPictures([]))
 
     def __call__(self, table: Any) -> Any:
         """The same batches with captions."""
-        done = []
-        for row in Row.of(table):
-            pixels = None if row.pixels is None else torch.from_numpy(row.pixels.copy())
-            if row.problem:
-                done.append(row)
-                continue
-            batch = caption_batch(self._work, self._model, list(row.pictures), pixels)
-            done.append(row._replace(pictures=batch.pictures, pixels=None))
-        return pyarrow.concat_tables([row.table() for row in done])
+        return pyarrow.concat_tables([self._thread.submit(self._captioned, row).result() for row in Row.of(table)])
+
+    def _captioned(self, row: Row) -> Any:
+        if row.problem:
+            return row.table()
+        pixels = None if row.pixels is None else torch.from_numpy(row.pixels.copy())
+        batch = caption_batch(self._work, self._model, list(row.pictures), pixels)
+        return row._replace(pictures=batch.pictures, pixels=None).table()
