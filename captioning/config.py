@@ -998,6 +998,9 @@ class ExportConfig(Section):
 
     onnx: bool = key("Whether to write ONNX graphs too, for ONNX Runtime and transformers.js.")
     onnx_opset: Annotated[int, Ge(18), Le(26)] = key("The version of ONNX's operators.")
+    onnx_int8: Literal["judged", "unjudged", "none"] = key(
+        "Graphs in int8 too: where a judge finds them as good, whatever they are, or none."
+    )
     page: bool = key("Whether to write a page that captions in the browser, and the graphs that it needs.")
     page_runtime: Literal["npm", "cdn"] = key(
         "Where the page's runtime comes from: npm, into the folder, or an address that the page fetches it from."
@@ -1005,6 +1008,21 @@ class ExportConfig(Section):
     page_dtype: Literal["fp32", "q8"] = key(
         "The page's graphs: float32, whose captions are those of predict.py, or int8, a quarter of the bytes."
     )
+    seed: Seed = key("Of the splits of data, where no list divides its photographs.")
+    data: SerializeAsAny[Data] | None = key(
+        "Whose validation captions judge int8; null is the run's own.", default=None
+    )
+
+    @model_validator(mode="after")
+    def _is_obeyed(self) -> ExportConfig:
+        if self.data is not None and not ((self.onnx or self.page) and self.onnx_int8 == "judged"):
+            name = data_set_of(self.data.plain())
+            raise UserError(f"data={name} judges graphs in int8; leave it out, or set onnx=true onnx_int8=judged")
+        if self.onnx_int8 == "unjudged" and not (self.onnx or self.page):
+            raise UserError("onnx_int8=unjudged is of ONNX graphs; set onnx=true too, or leave it out")
+        if self.page and self.page_dtype == "q8" and self.onnx_int8 == "none":
+            raise UserError("page_dtype=q8 needs graphs in int8, and onnx_int8=none writes none; leave one out")
+        return self
 
 
 KINDS: dict[str, type[Section]] = {

@@ -1,23 +1,29 @@
 """Whole exports: what transformers makes of the folder is what we make of the run."""
 
 import json
+import math
 import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from omegaconf import OmegaConf
 from PIL import Image
 from small_runs import configured
 from support import noise_pictures, prediction, transformers_captions
 from transformers import AutoImageProcessor, AutoTokenizer, VisionEncoderDecoderModel
 
-from captioning.config import TrainConfig
+from captioning.cli import built
+from captioning.config import ExportConfig, TrainConfig
 from captioning.errors import UserError
 from captioning.export import onnx
 from captioning.export.__main__ import main
+from captioning.export.card import RunRecord
 from captioning.export.folder import export, export_adapter
+from captioning.export.int8 import WAYS, Found, Likelihood, Truth, judge_of, with_int8, write_int8
 from captioning.export.onnx import OnnxCaptioner
 from captioning.model.attention import cross_attention
 from captioning.model.build import load_captioner
@@ -233,18 +239,78 @@ def test_graphs_that_compute_something_else_are_not_kept(run, with_onnx, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
-def test_int8_is_kept_only_where_captions_stay_true(with_onnx, tmp_path, caplog):
+BOTH = {"encoder_model.onnx", "decoder_model_merged.onnx"}
+IN_INT8 = {name.replace(".onnx", "_quantized.onnx") for name in BOTH}
+
+
+class Ruling(Truth):
+    """A judge whose findings are given: of float32, and of each of `WAYS`."""
+
+    def __init__(self, *values: float):
+        self._values, self._scenes = iter(values), []
+
+    def find(self, graphs: OnnxCaptioner) -> Found:
+        return Found(next(self._values), [])
+
+
+def test_int8_is_taken_with_the_first_settings_that_cost_at_most_a_point(with_onnx, tmp_path, caplog):
     caplog.set_level("INFO")
-    names = {path.name for path in (with_onnx / "onnx").iterdir()}
-    both = {"encoder_model.onnx", "decoder_model_merged.onnx"}
-    quantized = {name.replace(".onnx", "_quantized.onnx") for name in both}
-    assert names == both | quantized and "In int8" in (with_onnx / "README.md").read_text()
-    for after, kept in ((0.97, both), (0.98, both | quantized)):
-        graphs = shutil.copytree(with_onnx / "onnx", tmp_path / str(after))
-        onnx.with_quantized(graphs, lambda suffix, after=after: after if suffix else 0.985)
-        assert {path.name for path in graphs.iterdir()} == kept
-    assert "no graphs in int8 (q8), with which 97.0% of captions" in caplog.text
-    assert not onnx.with_quantized(tmp_path / "none", None), "where nobody can tell"
+    assert {path.name for path in (with_onnx / "onnx").iterdir()} == BOTH | IN_INT8
+    assert "held-out drawn pictures are true" in (with_onnx / "README.md").read_text().partition("In int8")[2]
+    graphs = shutil.copytree(with_onnx / "onnx", tmp_path / "kept")
+    assert "7 bits), 97.5% of" in with_int8(graphs, Ruling(0.985, 0.974, 0.975))
+    assert {path.name for path in graphs.iterdir()} == BOTH | IN_INT8
+    assert "with a scale for each channel, 97.4% of" in caplog.text and "too much is lost" in caplog.text
+    assert with_int8(graphs, Ruling(0.985, 0.97, 0.97, 0.97, 0.97)) == ""
+    assert {
+        path.name for path in graphs.iterdir()
+    } == BOTH and "since with all settings too much is lost" in caplog.text
+    assert "nobody has judged" in with_int8(graphs, None)
+    assert {path.name for path in graphs.iterdir()} == BOTH | IN_INT8
+
+
+def test_a_head_that_stays_in_float32_gives_other_logits_than_one_in_int8(with_onnx, tmp_path):
+    graphs = shutil.copytree(with_onnx / "onnx", tmp_path / "graphs")
+    attended, ids = np.ones((1, 10, 48), np.float32), np.array([[1, 2, 3]])
+
+    def logits(suffix: str) -> np.ndarray:
+        captioner = OnnxCaptioner(graphs, suffix)
+        return captioner.step(ids, attended, captioner.no_past(1))[0]
+
+    found = []
+    for way in WAYS.values():
+        write_int8(graphs, way)
+        found.append(np.abs(logits("_quantized") - logits("")).max())
+    assert len(set(found)) == len(WAYS) and min(found) > 0 and max(found) < 0.1, found
+
+
+def test_people_s_captions_are_as_likely_under_the_graphs_as_under_torch(run, with_onnx, monkeypatch):
+    monkeypatch.setattr("captioning.export.int8.CAPTIONS", 99)
+    captioner, tokenizer = load_captioner(find_weights(run))
+    data = configured(ExportConfig, "onnx=true", "data=shapes", "data.val_pictures=7").data
+    module = built(data, "data", batch_size=7, num_workers=0)
+    judge = Likelihood(captioner, tokenizer, module, "shapes")
+    found = judge.find(OnnxCaptioner(with_onnx / "onnx"))
+    with torch.no_grad():
+        batches = [captioner.eval().loss(batch) for batch in module.val_dataloader()]
+    nats, tokens = (sum(map(float, sums)) for sums in zip(*batches, strict=True))
+    assert found.value == pytest.approx(math.exp(nats / tokens), rel=1e-4) and len(found.captions) == 7
+    other = Found(found.value * 1.011, found.captions)
+    assert judge.holds(found, Found(found.value * 1.009, found.captions)) and not judge.holds(found, other)
+    assert not judge.holds(found, Found(found.value, [[]] * 4 + found.captions[4:]))
+    assert "and 43% of 7 greedy captions stay" in judge.says(found, Found(1, [[]] * 4 + found.captions[4:]))
+
+
+def test_where_nothing_can_judge_int8_the_log_says_what_can(run, tmp_path, caplog):
+    captioner, tokenizer = load_captioner(find_weights(run))
+    assert judge_of(None, RunRecord(None), captioner, tokenizer) is None
+    assert "nothing is known of these weights' data. Name a data set" in caplog.text
+    (tmp_path / ".hydra").mkdir()
+    gone = configured(TrainConfig, "data=flickr8k", "data.root=/nowhere").plain()
+    OmegaConf.save(gone, tmp_path / ".hydra" / "config.yaml")
+    assert judge_of(None, RunRecord(tmp_path), captioner, tokenizer) is None
+    assert "the run's data cannot be read: data.root=/nowhere" in caplog.text
+    assert "onnx_int8=unjudged" in caplog.text
 
 
 def test_settings_of_an_export_are_checked_before_anything_is_done(run, tmp_path, monkeypatch):
@@ -252,6 +318,8 @@ def test_settings_of_an_export_are_checked_before_anything_is_done(run, tmp_path
         "onx=true": "there is no key onx; .*did you mean onnx",
         "onnx=maybe": "onnx=maybe must be true or false",
         "onnx_opset=7": "onnx_opset=7 must be a whole number from 18 to 26",
+        "onnx_int8=unjudged": "onnx_int8=unjudged is of ONNX graphs; set onnx=true too",
+        "data=shapes": "data=shapes judges graphs in int8; leave it out, or set onnx=true",
     }.items():
         with pytest.raises(UserError, match=sentence):
             export(str(run), str(tmp_path / "model"), setting)

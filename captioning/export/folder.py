@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from captioning.cli import check_overrides, configured, in_full, quiet_libraries, quoted
 from captioning.config import ExportConfig
+from captioning.data.datasets import require_data
 from captioning.errors import UserError, writing
 from captioning.export.card import RunRecord, adapter_card, model_card, run_of
 from captioning.export.page import opening, planned_page
@@ -45,11 +46,14 @@ def export(run: str, folder: str, *settings: str, overwrite: bool = False, push:
     if graphs:
         _require_onnx(graphs)
     page = planned_page(config) if config.page else None
+    if config.data is not None:
+        require_data(config.data)
     if push is not None:
         require_push(push)
 
     # These take seconds; a wrong path is answered before.
-    from captioning.export.onnx import true_share, with_onnx
+    from captioning.export.int8 import judge_of, with_int8
+    from captioning.export.onnx import with_onnx
     from captioning.model.build import load_captioner
     from captioning.model.huggingface import own_generation, save_model
 
@@ -62,6 +66,8 @@ def export(run: str, folder: str, *settings: str, overwrite: bool = False, push:
     # a model of transformers keeps its own
     own: Any = own_generation(captioner.network.generation_config) if isinstance(weights, HuggingFaceModel) else {}
     generation = own or generation_settings(record.config, captioner.max_positions)
+    judged = graphs and config.onnx_int8 == "judged"
+    judge = judge_of(config.data, record, captioner, tokenizer) if judged else None
     if page:
         page.of(captioner, tokenizer, generation, {} if record.config is None else record.config.decoding)
     with writing(f"FOLDER={target}", "name another"), atomic_folder(target) as aside:
@@ -69,8 +75,9 @@ def export(run: str, folder: str, *settings: str, overwrite: bool = False, push:
         tokenizer.save_pretrained(aside, network.pad_token_id)
         card = model_card(record, push or target.resolve().name, parameters, *kinds)
         if graphs:
-            judged = (lambda suffix: true_share(aside, captioner, tokenizer, suffix)) if record.is_drawn() else None
-            card += with_onnx(aside, push or target.resolve().name, config.onnx_opset, judged)
+            card += with_onnx(aside, push or target.resolve().name, config.onnx_opset)
+            if judge or config.onnx_int8 == "unjudged":
+                card += with_int8(aside / "onnx", judge)
         write_atomically(aside / "README.md", card)
         if page:
             page.write(aside, target.resolve().name)

@@ -9,7 +9,7 @@ Letters: B pictures, P encoded patches, D decoder width, T new tokens, N tokens 
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,6 @@ from transformers import DynamicCache, EncoderDecoderCache, VisionEncoderDecoder
 
 from captioning.errors import UserError
 from captioning.model.encoders import picture_size
-from captioning.shapes.judge import is_true
-from captioning.shapes.scenes import draw, scene_of, split_indices
 
 log = logging.getLogger(__name__)
 
@@ -207,21 +205,6 @@ def largest_difference(encoder: EncoderHalf, decoder: DecoderHalf, folder: Path,
     return worst
 
 
-def write_quantized(folder: Path) -> None:
-    """Write both graphs of a folder once more, `*_quantized.onnx`: weights in int8, a scale for each channel."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)  # where it advises to preprocess a graph
-    try:
-        for name in (ENCODER, DECODER):
-            source, target = (folder / f"{name}{suffix}.onnx" for suffix in ("", QUANTIZED))
-            quantize_dynamic(source, target, weight_type=QuantType.QInt8, per_channel=True)
-    finally:
-        root.setLevel(level)
-
-
 class OnnxCaptioner:
     """The two graphs of a folder under ONNX Runtime, on the CPU: what transformers.js does with them, in Python.
 
@@ -246,10 +229,14 @@ class OnnxCaptioner:
         """Tokens (B, T) int64 to logits (B, T, V), each layer's keys and values, and where it looked (B, T, P)."""
         return self._decoder.run(None, dict(zip(self._names, (ids, attended, *past), strict=True)))
 
+    def no_past(self, rows: int) -> list[np.ndarray]:
+        """Each layer's keys and values before the first step, (B, heads, 0, D / heads)."""
+        return [np.zeros((rows, heads, 0, width), np.float32) for _, heads, _, width in self._past]
+
     def greedy(self, pixel_values: np.ndarray, bos: int, eos: int, max_new_tokens: int) -> list[list[int]]:
         """The likeliest token after the likeliest token of each picture, EOS and what follows it left out."""
         attended, rows = self.encode(pixel_values), len(pixel_values)
-        past = [np.zeros((rows, heads, 0, width), np.float32) for _, heads, _, width in self._past]
+        past = self.no_past(rows)
         chosen, ended = np.full((rows, 1), bos), np.zeros(rows, bool)
         for _ in range(max_new_tokens):
             logits, *past, _ = self.step(chosen[:, -1:], attended, past)
@@ -293,49 +280,9 @@ are greedy.
 """
 
 
-def with_onnx(folder: Path, name: str, opset: int, judged: Callable[[str], float] | None) -> str:
-    """Add the graphs to a folder of transformers'; what its card says of them, by the name `name`.
-
-    `judged` gives the share of true captions of the graphs with a suffix, None where nobody can tell.
-    """
+def with_onnx(folder: Path, name: str, opset: int) -> str:
+    """Add the graphs to a folder of transformers'; what its card says of them, by the name `name`."""
     worst = write_onnx(folder, folder / "onnx", opset)
     log.info("onnx: logits within %.1e of torch's", worst)
     log.info("onnx: transformers.js has no beam search; its captions are greedy, whatever num_beams says")
-    return ONNX.format(name=name, close=CLOSE) + with_quantized(folder / "onnx", judged)
-
-
-def with_quantized(graphs: Path, judged: Callable[[str], float] | None) -> str:
-    """Add the graphs in int8, where as many captions stay true; what the card says of them."""
-    if judged is None:
-        log.info("onnx: no graphs in int8 (q8): of drawn shapes alone is it known here whether captions stay true")
-        return ""
-    write_quantized(graphs)
-    before, after = judged(""), judged(QUANTIZED)
-    share = f"{after:.1%} of captions of {JUDGED} held-out drawn pictures are true, {before:.1%} in float32"
-    if after < before - MAY_LOSE:
-        for file in graphs.glob(f"*{QUANTIZED}.onnx"):
-            file.unlink()
-        log.info("onnx: no graphs in int8 (q8), with which %s", share)
-        return ""
-    log.info("onnx: in int8 (q8) %s", share)
-    return f'\nIn int8 (`dtype: "q8"`), {share}.\n'
-
-
-JUDGED = 500  # drawn pictures that no run is trained on
-MAY_LOSE = 0.01  # of all captions, by int8
-
-
-def true_share(folder: Path, captioner: Any, tokenizer: Any, suffix: str) -> float:
-    """The share of true captions, 0..1, that a folder's graphs with this suffix give held-out drawn pictures."""
-    (side, _), seed = captioner.picture_format.size, 42
-    scenes = [scene_of(seed, index) for index in split_indices("test", JUDGED)]
-    graphs, true = OnnxCaptioner(folder / "onnx", suffix), 0
-    bos, eos = captioner.end_of_text
-    mean, std = (np.array(of, np.float32) for of in (captioner.picture_format.mean, captioner.picture_format.std))
-    for start in range(0, JUDGED, 50):
-        some = scenes[start : start + 50]
-        levels = np.stack([draw(scene, side) for scene in some])  # (B, H, W, 3) uint8
-        pixels = ((levels / np.float32(255) - mean) / std).transpose(0, 3, 1, 2)
-        ids = graphs.greedy(pixels, bos, eos, captioner.max_positions - 1)
-        true += sum(is_true(tokenizer.decode(row), scene) for row, scene in zip(ids, some, strict=True))
-    return true / JUDGED
+    return ONNX.format(name=name, close=CLOSE)

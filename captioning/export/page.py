@@ -182,8 +182,8 @@ class Page:
         graphs = [f"onnx/{half}{QUANTIZED * (self.dtype == 'q8')}.onnx" for half in (ENCODER, DECODER)]
         if not (folder / graphs[0]).is_file():
             raise UserError(
-                "page_dtype=q8 needs graphs in int8, which are written for models of drawn shapes alone, and only "
-                "where as many of their captions stay true; leave page_dtype=q8 out"
+                "page_dtype=q8 needs graphs in int8, and for the reason above there are none; leave it out, or take them "
+                "unjudged by onnx_int8=unjudged"
             )
         if self._runtime is not None:
             (folder / RUNTIME).mkdir()

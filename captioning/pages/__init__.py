@@ -1,8 +1,8 @@
 """Pages for a browser: templates, and the styles and scripts that they share.
 
 A template is a page that links to its styles and scripts, which lie beside it: `look.css` and `cards.js` are for all.
-It is written whole, in one file that needs nothing else, or linked, into a folder that holds these files too. Its
-`%POLICY%` becomes a Content-Security-Policy under which nothing else runs; other `%NAMES%` are left to the writer.
+It is written in one file, and its `%POLICY%` becomes a Content-Security-Policy under which nothing else runs; other
+`%NAMES%` are left to the writer.
 """
 
 import base64
@@ -11,11 +11,9 @@ import re
 from collections.abc import Mapping
 from html import escape
 from importlib import resources
-from pathlib import Path
 from types import MappingProxyType
 
 STYLES, SCRIPTS = r'<link rel="stylesheet" href="(\S+?)">\n?', r'<script src="(\S+?)"></script>\n?'
-LINKED = r'(?:href|src)="([\w.-]+\.(?:css|m?js))"'
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:
@@ -47,23 +45,6 @@ def joined_modules(*names: str) -> str:
     joined = "\n".join(_text(name) for name in names)
     assert "</script" not in joined
     return re.sub(r'^import \{.*\} from "\./.*";\n|^export ', "", joined, flags=re.MULTILINE)
-
-
-def linked_page(name: str, folder: Path, rules: Mapping[str, str]) -> str:
-    """The template `name`, whose styles and scripts are copied into `folder`: for a page that has other files as well.
-
-    Of modules only what the page itself links to is copied, not what they import.
-
-    Args:
-        name: of the template, without `.html`.
-        folder: where the page will lie.
-        rules: directives of its Content-Security-Policy beside those that let the folder's styles and scripts run; one
-            of the same name is put in place of ours, such as `script-src` for WebAssembly.
-    """
-    page = _text(f"{name}.html")
-    for file in re.findall(LINKED, page):
-        (folder / file).write_text(_text(file), encoding="utf-8")
-    return _with_policy(page, {"img-src": "'self' data:", "style-src": "'self'", "script-src": "'self'", **rules})
 
 
 def _text(name: str) -> str:
