@@ -373,7 +373,7 @@ EVERY = {  # so that each choice of each group is in one of these
     ],
     "predict": [[choice] for group in ("data", "decoding", "logger", "engine") for choice in choices(group)],
     "prepare": [[choice] for choice in choices("data")],
-    "export": [[]],
+    "export": [[choice] for choice in choices("data")],
 }
 
 

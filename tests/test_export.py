@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -303,14 +304,16 @@ def test_people_s_captions_are_as_likely_under_the_graphs_as_under_torch(run, wi
 
 def test_where_nothing_can_judge_int8_the_log_says_what_can(run, tmp_path, caplog):
     captioner, tokenizer = load_captioner(find_weights(run))
-    assert judge_of(None, RunRecord(None), captioner, tokenizer) is None
-    assert "nothing is known of these weights' data. Name a data set" in caplog.text
+    judge = partial(judge_of, captioner=captioner, tokenizer=tokenizer)
+    assert judge(configured(ExportConfig), RunRecord(None)) is None
+    assert "since nothing is known of these weights' data; name a data set" in caplog.text
+    with pytest.raises(UserError, match=r"page_dtype=q8 needs .* weights' data; name .* or take them unjudged by onnx"):
+        judge(configured(ExportConfig, "page=true", "page_dtype=q8"), RunRecord(None))
     (tmp_path / ".hydra").mkdir()
     gone = configured(TrainConfig, "data=flickr8k", "data.root=/nowhere").plain()
     OmegaConf.save(gone, tmp_path / ".hydra" / "config.yaml")
-    assert judge_of(None, RunRecord(tmp_path), captioner, tokenizer) is None
-    assert "the run's data cannot be read: data.root=/nowhere" in caplog.text
-    assert "onnx_int8=unjudged" in caplog.text
+    assert judge(configured(ExportConfig), RunRecord(tmp_path)) is None
+    assert "since the run's data cannot be read: data.root=/nowhere" in caplog.text
 
 
 def test_settings_of_an_export_are_checked_before_anything_is_done(run, tmp_path, monkeypatch):
@@ -319,10 +322,11 @@ def test_settings_of_an_export_are_checked_before_anything_is_done(run, tmp_path
         "onnx=maybe": "onnx=maybe must be true or false",
         "onnx_opset=7": "onnx_opset=7 must be a whole number from 18 to 26",
         "onnx_int8=unjudged": "onnx_int8=unjudged is of ONNX graphs; set onnx=true too",
+        "page_dtype=q8 page=true onnx_int8=none": "page_dtype=q8 needs graphs in int8, and onnx_int8=none writes",
         "data=shapes": "data=shapes judges graphs in int8; leave it out, or set onnx=true",
     }.items():
         with pytest.raises(UserError, match=sentence):
-            export(str(run), str(tmp_path / "model"), setting)
+            export(str(run), str(tmp_path / "model"), *setting.split())
     monkeypatch.setattr("captioning.export.folder.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"onnx=true needs onnx and onnxscript and onnxruntime; .*captioning\[onnx\]"):
         export(str(run), str(tmp_path / "model"), "onnx=true")

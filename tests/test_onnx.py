@@ -1,10 +1,13 @@
 """Graphs of every family of encoders; whole exports are in tests/test_export.py."""
 
+import json
+
 import pytest
-from transformers import CONFIG_MAPPING, GPT2Config, GPT2LMHeadModel, VisionEncoderDecoderModel
+from transformers import CONFIG_MAPPING, GPT2Config, GPT2LMHeadModel, VisionEncoderDecoderModel, ViTConfig, ViTModel
 
 from captioning.errors import UserError
 from captioning.export import onnx
+from captioning.export.int8 import write_int8
 from captioning.model.encoders import ENCODERS
 
 SMALL = {
@@ -32,10 +35,22 @@ def test_every_family_of_encoders_is_exported(name, tmp_path):
     assert onnx.write_onnx(tmp_path, tmp_path / "onnx", 18) < 1e-5
 
 
-def test_a_half_of_two_gigabytes_is_refused(monkeypatch):
-    monkeypatch.setattr(onnx, "LARGEST", 1000)
-    with pytest.raises(UserError, match=r"onnx=true: the gpt2 has 0\.0 GB of weights, and one file of ONNX holds 2"):
-        onnx.require_room(GPT2LMHeadModel(GPT2))
+@pytest.mark.slow
+def test_weights_of_two_gigabytes_lie_beside_the_graph_where_transformers_js_looks(tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    network = VisionEncoderDecoderModel(encoder=ViTModel(ViTConfig(**SMALL)), decoder=GPT2LMHeadModel(GPT2))
+    decoder, encoder = (sum(w.numel() * 4 for w in half.parameters()) for half in (network.decoder, network.encoder))
+    monkeypatch.setattr(onnx, "LARGEST", (decoder + encoder) // 2)  # between the two
+    network.save_pretrained(tmp_path)
+    onnx.write_onnx(tmp_path, tmp_path / "onnx", 18)  # whose logits are those of torch
+    assert {path.name for path in (tmp_path / "onnx").iterdir()} == {
+        *("encoder_model.onnx", "decoder_model_merged.onnx", "decoder_model_merged.onnx_data")
+    }
+    config = json.loads((tmp_path / "config.json").read_text())["transformers.js_config"]
+    assert config == {"use_external_data_format": {"decoder_model_merged.onnx": True}}
+    write_int8(tmp_path / "onnx", {})
+    onnx.OnnxCaptioner(tmp_path / "onnx", onnx.QUANTIZED)
 
 
 def test_a_graph_that_onnx_runtime_does_not_take_is_named(tmp_path):

@@ -67,7 +67,7 @@ def export(run: str, folder: str, *settings: str, overwrite: bool = False, push:
     own: Any = own_generation(captioner.network.generation_config) if isinstance(weights, HuggingFaceModel) else {}
     generation = own or generation_settings(record.config, captioner.max_positions)
     judged = graphs and config.onnx_int8 == "judged"
-    judge = judge_of(config.data, record, captioner, tokenizer) if judged else None
+    judge = judge_of(config, record, captioner, tokenizer) if judged else None
     if page:
         page.of(captioner, tokenizer, generation, {} if record.config is None else record.config.decoding)
     with writing(f"FOLDER={target}", "name another"), atomic_folder(target) as aside:

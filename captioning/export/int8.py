@@ -20,7 +20,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from captioning.cli import built
-from captioning.config import Data, data_set_of
+from captioning.config import Data, ExportConfig, data_set_of
 from captioning.data.datamodule import CaptionDataModule
 from captioning.data.rows import spread
 from captioning.data.tokenizer import CaptionTokenizer
@@ -201,21 +201,21 @@ def _kept(before: Found, after: Found) -> float:
 
 
 def judge_of(
-    data: Data | None, record: RunRecord, captioner: ImageCaptioner, tokenizer: CaptionTokenizer
+    config: ExportConfig, record: RunRecord, captioner: ImageCaptioner, tokenizer: CaptionTokenizer
 ) -> Judge | None:
     """Who judges these weights; nobody, with a sentence in the log, where there is no data to judge by.
 
     Args:
-        data: a data set to judge by; None takes the run's own.
+        config: may name a data set; else it is the run's own.
         record: of the run.
         captioner: of the weights.
         tokenizer: of the weights.
 
     Raises:
-        UserError: if a data set is named that cannot be read.
+        UserError: if the data set that is named cannot be read, or nobody judges graphs that a page needs.
     """
-    if data is not None:
-        return Likelihood(captioner, tokenizer, _module_of(data), data_set_of(data.plain()))
+    if config.data is not None:
+        return Likelihood(captioner, tokenizer, _module_of(config.data), data_set_of(config.data.plain()))
     if record.is_drawn():
         return Truth(captioner, tokenizer)
     reason = "nothing is known of these weights' data"
@@ -224,11 +224,13 @@ def judge_of(
             return Likelihood(captioner, tokenizer, _module_of(record.config.data), str(record.data_set()))
         except UserError as error:
             reason = f"the run's data cannot be read: {error}"
-    log.warning(
-        "onnx: no graphs in int8 (q8), which nothing can judge here: %s. Name a data set whose validation captions "
-        "can, by data=... and data.root=..., or take them unjudged by onnx_int8=unjudged",
-        reason,
+    way_out = (
+        "name a data set whose validation captions can, by data=... and data.root=..., or take them unjudged by "
+        "onnx_int8=unjudged"
     )
+    if config.page and config.page_dtype == "q8":
+        raise UserError(f"page_dtype=q8 needs graphs in int8, which nothing can judge here, since {reason}; {way_out}")
+    log.warning("onnx: no graphs in int8 (q8), which nothing can judge here, since %s; %s", reason, way_out)
     return None
 
 

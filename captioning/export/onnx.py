@@ -7,6 +7,7 @@ none or some before them, so it serves the first step and all others; it also sa
 Letters: B pictures, P encoded patches, D decoder width, T new tokens, N tokens before them, V vocabulary.
 """
 
+import json
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -21,13 +22,15 @@ from torch.export import Dim
 from transformers import DynamicCache, EncoderDecoderCache, VisionEncoderDecoderModel
 
 from captioning.errors import UserError
+from captioning.files import write_atomically
 from captioning.model.encoders import picture_size
 
 log = logging.getLogger(__name__)
 
 ENCODER, DECODER = "encoder_model", "decoder_model_merged"  # the names that transformers.js looks for
 QUANTIZED = "_quantized"  # what it appends for dtype q8
-LARGEST = 2**31 - 2**24  # bytes of weights: a file of ONNX holds less than 2 GB
+LARGEST = 2**31 - 2**24  # bytes of weights: a file of ONNX holds less than 2 GB, and those of more lie beside it
+BESIDE = "_data"  # what transformers.js appends to the name of a graph whose weights do
 CLOSE = 1e-4  # by how much logits may differ from torch's, relative to the largest where that is above 1
 LOOKS = "cross_attention"  # the decoder's extra output
 
@@ -102,14 +105,11 @@ def write_onnx(model: Path, folder: Path, opset: int) -> float:
         opset: the version of ONNX's operators.
 
     Raises:
-        UserError: if torch can't export a half, a graph would pass 2 GB, ONNX Runtime doesn't take it, or it computes
-            something else.
+        UserError: if torch can't export a half, ONNX Runtime doesn't take it, or it computes something else.
     """
     network: Any = VisionEncoderDecoderModel.from_pretrained(model, attn_implementation="eager").eval()
     network.requires_grad_(False)
     config, size = network.config.decoder, picture_size(network.config.encoder)
-    for half in (network.encoder, network.decoder):
-        require_room(half)
     folder.mkdir()
     # by the name batch_size transformers.js knows how many rows an empty past has
     batch, new, before = Dim("batch_size"), Dim("sequence_length", min=1), Dim("past_sequence_length", min=0)
@@ -126,17 +126,21 @@ def write_onnx(model: Path, folder: Path, opset: int) -> float:
     shapes = ({0: batch, 1: new}, {0: batch}, [{0: batch, 2: before} for _ in names])
     given = (torch.zeros(2, 2, dtype=torch.long), attended, _past(config, 2, 3))
     _write(decoder, given, inputs, outputs, shapes, folder / f"{DECODER}.onnx", opset)
+    tell_of_weights_beside(model, folder)
     return largest_difference(encoder, decoder, folder, size)
 
 
-def require_room(half: Any) -> None:
-    """Raise UserError if the weights of a half are more than one file of ONNX holds."""
-    size = sum(weight.numel() * 4 for weight in half.parameters())
-    if size > LARGEST:
-        raise UserError(
-            f"onnx=true: the {half.config.model_type} has {size / 1e9:.1f} GB of weights, and one file of ONNX holds "
-            "2; leave onnx=true out, or export a smaller model"
-        )
+def tell_of_weights_beside(model: Path, graphs: Path) -> None:
+    """Write into `config.json` which graphs have their weights beside them; transformers.js reads it there."""
+    beside = {path.name.removesuffix(BESIDE): True for path in sorted(graphs.glob(f"*.onnx{BESIDE}"))}
+    if beside:
+        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+        config["transformers.js_config"] = {"use_external_data_format": beside}
+        write_atomically(model / "config.json", json.dumps(config, indent=2) + "\n")
+
+
+def _bytes_of(part: nn.Module) -> int:
+    return sum(weight.numel() * weight.element_size() for weight in part.parameters())
 
 
 def _past(config: Any, rows: int, tokens: int) -> list[Tensor]:
@@ -161,7 +165,12 @@ def _write(
                 dynamic_shapes=shapes,
                 verbose=False,
             )
-        program.save(path, external_data=False)
+        if _bytes_of(part) > LARGEST:
+            import onnx_ir  # of captioning[onnx], as what torch exports with
+
+            onnx_ir.save(program.model, path, external_data=f"{path.name}{BESIDE}")
+        else:
+            program.save(path, external_data=False)
     except (torch.onnx.OnnxExporterError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(

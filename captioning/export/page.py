@@ -182,8 +182,8 @@ class Page:
         graphs = [f"onnx/{half}{QUANTIZED * (self.dtype == 'q8')}.onnx" for half in (ENCODER, DECODER)]
         if not (folder / graphs[0]).is_file():
             raise UserError(
-                "page_dtype=q8 needs graphs in int8, and for the reason above there are none; leave it out, or take them "
-                "unjudged by onnx_int8=unjudged"
+                "page_dtype=q8 needs graphs in int8, and too much was lost in those that were tried; leave it out, or "
+                "take them as they are by onnx_int8=unjudged"
             )
         if self._runtime is not None:
             (folder / RUNTIME).mkdir()
