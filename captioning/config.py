@@ -516,6 +516,17 @@ class DecodingConfig(Built):
     )
 
 
+# Values by which nothing is ruled: what is saved of a decoding does not say them, and of old had no such keys.
+UNRULED: dict[str, object] = {
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "banned_words": [],
+    "eos_token_ids": [],
+    "prefix": "",
+    "min_p": 0.0,
+}
+
+
 class GreedyConfig(DecodingConfig):
     """The likeliest token each time."""
 

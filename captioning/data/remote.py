@@ -27,6 +27,8 @@ from captioning.errors import UserError, writing
 from captioning.files import atomic_file, unlocked
 
 log = logging.getLogger(__name__)
+for library in ("botocore", "aiobotocore"):  # they say where they have found credentials
+    logging.getLogger(library).setLevel(logging.WARNING)
 
 BLOCK_BYTES = 2**23  # of a file, fetched together: some hundred photographs, a fifth of a second
 OVERLAP_BYTES = 2**18  # more, so that a photograph which begins in a block does not need the next one too
@@ -299,6 +301,8 @@ def _hopeless(url: str, error: Exception, done: str = "read") -> str | None:
         return f"{url}: there is no bucket {bucket}; check its name, and AWS_ENDPOINT_URL if it is not AWS's"
     if isinstance(error, FileNotFoundError):
         return f"{url} does not exist"
+    if scheme.startswith("http") and getattr(error, "status", None) in (401, 403):
+        return f"{url}: the server does not give it out ({error.status}); check the address"  # type: ignore[attr-defined]
     if isinstance(error, PermissionError) or getattr(error, "status", None) in (401, 403):
         return f"{url} may not be {done} with these credentials; {CREDENTIALS.get(scheme, 'log in')}"
     return None

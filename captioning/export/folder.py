@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from captioning.cli import check_overrides, configured, in_full, quiet_libraries, quoted
-from captioning.config import ExportConfig
+from captioning.config import UNRULED, ExportConfig
 from captioning.data.datasets import require_data
 from captioning.errors import UserError, writing
 from captioning.export.card import RunRecord, adapter_card, model_card, run_of
@@ -20,7 +20,6 @@ from captioning.weights import HuggingFaceModel, find_weights
 
 log = logging.getLogger(__name__)
 
-UNRULED = {"repetition_penalty": 1, "no_repeat_ngram_size": 0, "min_p": 0}  # transformers' defaults
 GREEDY = Path(__file__).parents[2] / "conf" / "decoding" / "greedy.yaml"  # for weights without a run
 
 

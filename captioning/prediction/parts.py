@@ -7,7 +7,6 @@ The folder may lie elsewhere, such as in a bucket: a file is made here and put t
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import io
 import json
@@ -42,6 +41,7 @@ from captioning.prediction.outputs.read_back import name_in_shard
 log = logging.getLogger(__name__)
 
 SETTINGS, MANIFEST, SUCCESS = "_settings.json", "_manifest.json", "_SUCCESS"
+ROWS = "rows"  # what a part's file is called until it is whole
 NAMED = 3  # parts that a sentence names
 
 
@@ -155,14 +155,27 @@ def parts_of(found: Sequence[Found], size: int, every_nth: int = 1) -> list[Part
     names = [str(one) for one in found if not isinstance(one, Shard)][::every_nth]
     cut = [Texts.of(names[start : start + size]) for start in range(0, len(names), size)]
     parts = [Part(f"part-{number:05d}", names=some) for number, some in enumerate(cut)]
-    return [Part(name, shard) for name, shard in zip(_stems(shards), shards, strict=True)] + parts
+    stems = [shard.rpartition("/")[2].rpartition(".")[0] for shard in shards]
+    whole = [Part(stem, shard) for stem, shard in zip(stems, shards, strict=True)] + parts
+    return [replace(part, name=name) for part, name in zip(whole, distinct([one.name for one in whole]), strict=True)]
 
 
-def _stems(shards: Sequence[str]) -> list[str]:
-    """A name for each: its file's, with a number before it where several have one."""
-    stems = [shard.rstrip("/").rpartition("/")[2].rpartition(".")[0] for shard in shards]
-    often = Counter(stems)
-    return [stem if often[stem] == 1 else f"{i:05d}-{stem}" for i, stem in enumerate(stems)]
+def distinct(names: Sequence[str]) -> list[str]:
+    """These names, each with its number before it where several are one, also on a disk that knows no capitals.
+
+    >>> distinct(["0", "1", "0", "00000-0"])
+    ['00000-00000-0', '1', '00002-0', '00000-0']
+    """
+    often = Counter(name.casefold() for name in names)
+    taken = {name for name, count in often.items() if count == 1}
+    made = []
+    for number, name in enumerate(names):
+        one = name
+        while one.casefold() in taken if one != name else often[name.casefold()] > 1:
+            one = f"{number:05d}-{one}"
+        taken.add(one.casefold())
+        made.append(one)
+    return made
 
 
 def limited(parts: Sequence[Part], reading: Reading, limit: int | None) -> list[Part]:
@@ -185,8 +198,8 @@ def limited(parts: Sequence[Part], reading: Reading, limit: int | None) -> list[
 class PartFiles:
     """The folder, which one process owns between `with` and its end.
 
-    Rows of a part that is under way are lines of a journal in a folder of their own, so that a killed process goes on
-    within a part too, where it wrote to this machine.
+    Each part that is under way has a folder of its name for its journal, whatever the names of others are: so a killed
+    process goes on within a part too.
 
     Args:
         output: a folder, here or elsewhere.
@@ -248,16 +261,15 @@ class PartFiles:
         there = self.check()
         if self._may.resume and SETTINGS in there:
             self._refuse_other_settings()
-            for made in self._work.glob(f"*{self.suffix}"):  # of a process that was killed when it had made this
-                if not made.name.endswith(".partial.jsonl") and not journal_path(made).exists():
-                    self._publish(made)
-                    there.add(made.name)
+            for made in self._work.glob(f"*/{ROWS}{self.suffix}"):  # of a process that was killed when it had made this
+                if not journal_path(made).exists():
+                    self._publish(made, name := f"{made.parent.name}{self.suffix}")
+                    there.add(name)
             self.complete = {name.removesuffix(self.suffix) for name in there if name.endswith(self.suffix)}
             return
         self._remove(name for name in there if name.endswith(self.suffix) or name in (SETTINGS, MANIFEST, SUCCESS))
-        for left in self._work.iterdir():
-            if left.name != ".lock":
-                left.unlink()
+        for left in self._work.glob("*/"):
+            shutil.rmtree(left)
         self._write(SETTINGS, to_json(self._settings, indent=2) + "\n")
 
     def _refuse_other_settings(self) -> None:
@@ -276,13 +288,17 @@ class PartFiles:
 
     def _rows_of(self, part: Part) -> _Rows:
         if part.name not in self._open:
-            path = self._work / f"{part.name}{self.suffix}"
+            path = self._work / part.name / f"{ROWS}{self.suffix}"
+            with writing(f"output={self.output}", "make room"):
+                path.parent.mkdir(exist_ok=True)
             journal = Journal(path, path, self._settings, May(resume=True)).__enter__()
             self._open[part.name] = _Rows(journal)
         return self._open[part.name]
 
     def add(self, part: Part, total: int, records: Sequence[CaptionedPicture]) -> None:
         """Some rows of a part, in order among themselves; it gets its file when all of its `total` rows are there."""
+        if part.name in self.complete:  # what was made twice, or none more
+            return
         rows = self._rows_of(part)
         rows.add(records)
         if rows.count == total:
@@ -295,9 +311,8 @@ class PartFiles:
         put_in_place(journal, pictures, says=False)
         self.counts[part.name] = journal.captioned, journal.failed
         journal.__exit__(None, None, None)
-        for left in self._work.glob(f"{glob.escape(part.name)}*settings.json"):
-            left.unlink()
-        self._publish(journal.output)
+        self._publish(journal.output, f"{part.name}{self.suffix}")
+        shutil.rmtree(journal.output.parent)
         self.complete.add(part.name)
 
     def finish(self, parts: Sequence[Part]) -> tuple[int, int]:
@@ -350,17 +365,18 @@ class PartFiles:
     def _write(self, name: str, text: str) -> None:
         if self._elsewhere:
             (self._work / name).write_text(text, encoding="utf-8")
-            self._publish(self._work / name)
+            self._publish(self._work / name, name)
         else:
             with writing(f"output={self.output}", "make room"):
                 write_atomically(Path(self.output) / name, text)
 
-    def _publish(self, made: Path) -> None:
+    def _publish(self, made: Path, name: str) -> None:
         if self._elsewhere:
-            put(made, f"{self.output}/{made.name}")
+            put(made, f"{self.output}/{name}")
             made.unlink()
         else:
-            made.replace(Path(self.output) / made.name)
+            with writing(f"output={self.output}", "make room, or give the shard a shorter name"):
+                made.replace(Path(self.output) / name)
 
     def _remove(self, names: Iterable[str]) -> None:
         for name in names:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
-from captioning.config import PredictConfig, checked, require_loggers
+from captioning.config import UNRULED, PredictConfig, checked, require_loggers
 from captioning.data.datasets import require_data
 from captioning.data.index import Columns, WrongColumn
 from captioning.data.remote import fetch, is_remote, names_in
@@ -45,7 +45,6 @@ from captioning.weights import HuggingFaceModel, find_weights, stamp_of
 log = logging.getLogger(__name__)
 
 
-UNRULED = {"repetition_penalty": 1.0, "banned_words": [], "eos_token_ids": [], "prefix": "", "min_p": 0.0}
 SETTINGS = ("checkpoint", "input", "data", "split", "decoding", "precision", "batch_size")
 
 
@@ -356,8 +355,9 @@ def settings_of(
 ) -> dict[str, object]:
     """What the captions depend on: goes beside the output, and is compared with by a run that resumes."""
     settings: dict[str, Any] = {key: value for key, value in config.plain().items() if key in SETTINGS}
-    decoding = settings["decoding"]  # a dict; outputs of before the rules had no such keys
-    unsaid = UNRULED | ({} if "num_beams" in decoding else {"no_repeat_ngram_size": 0, "n_best": 1})
+    decoding = settings["decoding"]
+    said = ("no_repeat_ngram_size", "n_best") if "num_beams" in decoding else ()
+    unsaid = {k: v for k, v in (UNRULED | {"n_best": 1}).items() if k not in said}
     settings["decoding"] = {k: v for k, v in decoding.items() if k not in unsaid or v != unsaid[k]}
     chosen = {
         "caption_prefix": "",

@@ -153,7 +153,7 @@ def test_what_no_second_try_mends_is_said_at_once(server, tmp_path):
     with pytest.raises(UserError, match=r"b\.tar does not exist$"):
         facts_of(server.url.replace("a.tar", "b.tar"))
     server.faults[:] = ["403"] * 4
-    with pytest.raises(UserError, match="may not be read with these credentials"):
+    with pytest.raises(UserError, match=r"the server does not give it out \(403\); check the address"):
         facts_of(server.url)
     with pytest.raises(UserError, match=r"gs:// cannot be read here; pip install gcsfs$"):
         facts_of("gs://bucket/a.tar")

@@ -2,8 +2,10 @@
 
 import io
 import json
+import os
 import resource
 import threading
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from unittest import mock
@@ -204,15 +206,8 @@ def test_what_was_stopped_goes_on_with_the_parts_and_rows_that_lack(make, shards
     if kind == "parquet":
         pytest.importorskip("pyarrow")
     make(shards, "undisturbed/", f"format={kind}")
-    add, done = PartFiles.add, []
-
-    def stops(files: PartFiles, part: Part, total: int, records) -> None:
-        add(files, part, total, records)
-        done.append(len(records))
-        if sum(done) > 6:
-            raise KeyboardInterrupt
-
-    with mock.patch.object(PartFiles, "add", stops), pytest.raises(KeyboardInterrupt):
+    add = PartFiles.add
+    with stopped_after(7), pytest.raises(KeyboardInterrupt):
         make(shards, "out/", f"format={kind}")
     complete = [path.name for path in (tmp_path / "out").glob(f"0*.{kind}")]
     assert complete == [f"00000.{kind}"] and not (tmp_path / "out/_SUCCESS").exists()
@@ -329,8 +324,41 @@ NO_READING = Reading(Columns(None, None, lines=False), Path(), 0, "error", False
 
 
 def test_shards_of_one_name_have_files_of_their_own():
-    found = [Shard("s3://a/0.tar"), Shard("s3://b/0.tar"), Shard("s3://b/1.tar"), Url("https://a.org/x.jpg")]
-    assert [part.name for part in parts_of(found, 10)] == ["00000-0", "00001-0", "1", "part-00000"]
+    shards = ("s3://a/0.tar", "s3://b/0.tar", "s3://b/1.tar", "s3://b/part-00000.parquet", "s3://b/Part-00001.tar")
+    found = [*map(Shard, shards), *(Url(f"https://a.org/{i}.jpg") for i in range(2))]
+    names = ["00000-0", "00001-0", "1", "00003-part-00000", "00004-Part-00001", "00005-part-00000", "00006-part-00001"]
+    assert [part.name for part in parts_of(found, 1)] == names
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_no_name_of_a_shard_is_taken_for_another_file(make, tmp_path, kind):
+    names = ("a", "a.partial", "a.settings", "a.jsonl.settings.partial", f"a.{kind}", "b/a", "[a]", "rows", "_manifest")
+    for number, name in enumerate(names):
+        (tmp_path / "in/b").mkdir(parents=True, exist_ok=True)
+        tar_of(tmp_path / f"in/{name}.tar", {f"{2 * number}.jpg": jpeg(1), f"{2 * number + 1}.jpg": jpeg(2)})
+    make(tmp_path / "in", "undisturbed/", f"format={kind}")
+    for stop in (3, 9):
+        with stopped_after(stop), pytest.raises(KeyboardInterrupt):
+            make(tmp_path / "in", "out/", f"format={kind}", "batch_size=1", "resume=true")
+    assert make(tmp_path / "in", "out/", f"format={kind}", "resume=true").captioned == 18
+    made = {path.name: path.read_bytes() for path in (tmp_path / "out").glob(f"*.{kind}")}
+    assert made == {path.name: path.read_bytes() for path in (tmp_path / "undisturbed").glob(f"*.{kind}")}
+    assert len(made) == len(names) and [*(tmp_path / "out").rglob(".*")] == []
+
+
+@contextmanager
+def stopped_after(rows: int):
+    """Ctrl-C when so many rows came to `PartFiles`."""
+    add, left = PartFiles.add, [rows]
+
+    def stops(files: PartFiles, part: Part, total: int, records) -> None:
+        add(files, part, total, records)
+        left[0] -= len(records)
+        if left[0] <= 0:
+            raise KeyboardInterrupt
+
+    with mock.patch.object(PartFiles, "add", stops):
+        yield
 
 
 def test_rows_that_come_early_wait_for_their_turn(tmp_path):
@@ -491,6 +519,23 @@ def test_shards_come_from_a_bucket_and_captions_go_there_whole(make, bucket, sha
         there()
     with pytest.raises(UserError, match=r"s3://nowhere/out: there is no bucket nowhere; check its name"):
         make(shards, "s3://nowhere/out/")
+
+
+def test_names_in_a_bucket_may_hold_what_urls_and_patterns_mean_something_by(make, bucket, shards, tmp_path):
+    names = ["50%", "50%25", "a b", "x#1", "ä", "猫?"]
+    for name in names:
+        bucket.put_file(str(shards / "00000.tar"), f"photos/odd ä/{name}.tar", ACL="public-read")
+    given = ("format=csv", "limit=30")
+    made = make("s3://photos/odd ä/", "s3://photos/made #1 ä/", *given)
+    assert made.captioned == make("s3://photos/odd ä/", "s3://photos/made #1 ä/", *given, "resume=true").captioned == 30
+    files = sorted(path.rpartition("/")[2] for path in bucket.ls("photos/made #1 ä", refresh=True, detail=False))
+    assert [name for name in files if name.endswith(".csv")] == sorted(f"{name}.csv" for name in names)
+    (tmp_path / "list.txt").write_text("s3://photos/odd ä/x#1.tar\ns3://photos/odd ä/50%25.tar\n")
+    assert make(tmp_path / "list.txt", "s3://photos/made #1 ä/one #%.jsonl").captioned == 10
+    web = os.environ["AWS_ENDPOINT_URL"] + "/photos/odd%20%C3%A4/"
+    (tmp_path / "web.txt").write_text(f"{web}x%231.tar\n{web}50%2525.tar\n{web}%E7%8C%AB%3F.tar\n")
+    assert make(tmp_path / "web.txt", "web/").captioned == 15
+    assert {path.stem for path in (tmp_path / "web").glob("*.jsonl")} == {"x%231", "50%2525", "%E7%8C%AB%3F"}
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
