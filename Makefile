@@ -32,6 +32,10 @@ demo: setup  ## train on drawn shapes (a minute or two), caption held-out pictur
 	printf '\n%s\n' "The first captions of $$run/captions.jsonl, and how many of all are true:" && \
 	head -n 5 $$run/captions.jsonl && \
 	$(BIN)/python -m captioning.shapes judge $$run/captions.jsonl && \
+	if ! command -v npm > /dev/null; then page="none: it takes the runtime from npm, which is not installed"; \
+	elif $(BIN)/python -m captioning.export $$run $$run/page page=true; then page="$(BIN)/python -m http.server \
+	--directory $$run/page --bind 127.0.0.1 8000, then http://127.0.0.1:8000"; \
+	else page="none, for the reason above"; fi && \
 	printf '%s\n' "" "Look at" \
 		"  the captions      $$run/captions.jsonl, of the pictures in $$run/pictures" \
 		"  pictures, captions and where the model looked, in a browser: $$run/captions.html" \

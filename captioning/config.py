@@ -1024,12 +1024,20 @@ class ExportConfig(Section):
         "Whose validation captions judge int8; null is the run's own.", default=None
     )
 
+    @property
+    def has_int8(self) -> bool:
+        """Whether graphs in int8 are asked for; a page in float32 needs none."""
+        return self.onnx_int8 != "none" and (self.onnx or (self.page and self.page_dtype == "q8"))
+
     @model_validator(mode="after")
     def _is_obeyed(self) -> ExportConfig:
-        if self.data is not None and not ((self.onnx or self.page) and self.onnx_int8 == "judged"):
+        for name, default in {"page_runtime": "npm", "page_dtype": "fp32"}.items():
+            if not self.page and (value := getattr(self, name)) != default:
+                raise UserError(f"{name}={value} is of a page; set page=true too, or leave it out")
+        if self.data is not None and not (self.has_int8 and self.onnx_int8 == "judged"):
             name = data_set_of(self.data.plain())
             raise UserError(f"data={name} judges graphs in int8; leave it out, or set onnx=true onnx_int8=judged")
-        if self.onnx_int8 == "unjudged" and not (self.onnx or self.page):
+        if self.onnx_int8 == "unjudged" and not self.has_int8:
             raise UserError("onnx_int8=unjudged is of ONNX graphs; set onnx=true too, or leave it out")
         if self.page and self.page_dtype == "q8" and self.onnx_int8 == "none":
             raise UserError("page_dtype=q8 needs graphs in int8, and onnx_int8=none writes none; leave one out")

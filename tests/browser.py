@@ -25,7 +25,10 @@ def browser():
         pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed; on Debian, apt-get install chromium")
     driver = pytest.importorskip("playwright.sync_api", reason="no playwright; it is in the group dev")
     with driver.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])  # a container's root
+        chromium = playwright.chromium.launch(
+            executable_path=found,
+            args=["--no-sandbox", "--use-fake-device-for-media-stream"],  # a container's root; a camera
+        )
         yield chromium
         chromium.close()
 

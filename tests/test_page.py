@@ -5,24 +5,28 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 from pathlib import Path
 from threading import Thread
 
 import numpy as np
 import pytest
 import torch
+from browser import WAYS, findings, focused
 from conftest import ROOT
 from PIL import Image
 from support import prediction, small_captioner, trained_tokenizer
+from test_pages import policy_of
 
 from captioning.data.batch import PictureFormat
 from captioning.data.transforms import EvaluationTransform
 from captioning.errors import UserError
-from captioning.export import page
-from captioning.export.folder import export
+from captioning.export import onnx, page
+from captioning.export.folder import export, export_settings
 from captioning.model.generation import Greedy
 from captioning.model.generation.rules import Ruler
 from captioning.model.huggingface import save_model
@@ -195,19 +199,164 @@ def test_what_npm_cannot_do_is_said_with_the_way_out(npm, monkeypatch, tmp_path)
         page.fetch_runtime()
 
 
-# ------------------------------------------------------------------------------------------------------- in a browser
+# --------------------------------------------------------------------------------------------------------- the folder
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
+def captioner():
+    tokenizer = trained_tokenizer()
+    return small_captioner(tokenizer.vocab_size, image_size=32, end_of_text=tokenizer.eos_token_id), tokenizer
+
+
+@pytest.fixture(scope="module")
+def model(captioner, tmp_path_factory) -> Path:
     """A small captioner of random weights, in transformers' format."""
+    network, tokenizer = captioner
     folder = tmp_path_factory.mktemp("model") / "a model"
     folder.mkdir()
-    tokenizer = trained_tokenizer()
-    captioner = small_captioner(tokenizer.vocab_size, image_size=32, end_of_text=tokenizer.eos_token_id)
-    save_model(captioner, folder, {"max_new_tokens": 12})
+    save_model(network, folder, {"max_new_tokens": 12})
     tokenizer.save_pretrained(folder, tokenizer.eos_token_id)
     return folder
+
+
+# In transformers.js's place: each caption is SAID, token by token, and looked at is one patch after another.
+PRETENDED = """
+const said = %s;
+export const env = { backends: { onnx: { wasm: {} } } };
+export class Tensor { constructor(type, data, dims) { this.ort_tensor = { type, data, dims }; } }
+export class PreTrainedTokenizer {
+  constructor({ model: { vocab } }) { this.tokens = Object.keys(vocab); }
+  decode(ids) { return ids.map((id) => this.tokens[id]).join("").replaceAll("\u0120", " "); }
+}
+const run = async ({ input_ids }) => {
+  const step = said.indexOf(Number(input_ids.data[0])), logits = new Float32Array(%d);
+  const looks = new Float32Array(%d);
+  logits[said[step + 1]] = 4 + step;
+  looks[looks.length - 16 + step] = 1; // 4 x 4 patches, row by row
+  return { logits: { data: logits }, cross_attention: { data: looks } };
+};
+export const AutoModelForVision2Seq = { from_pretrained: async () => ({ sessions: {
+  model: { run: async () => ({}) }, decoder_model_merged: { inputNames: [], run },
+} }) };
+"""
+SAID = " a dog runs"
+
+
+def pretended(captioner, model: Path, folder: Path, title: str = "my <captioner>", **settings) -> Path:
+    """A page without a model, that says `SAID` of every picture."""
+    network, tokenizer = captioner
+    shutil.copytree(model, folder)
+    (folder / "onnx").mkdir()
+    for name in ("encoder_model.onnx", "decoder_model_merged.onnx"):
+        (folder / "onnx" / name).write_bytes(b"a graph")
+    ids = tokenizer.encode([SAID])[0]
+    words = [tokenizer.bos_token_id, *dict.fromkeys(ids[1:-1]), tokenizer.bos_token_id]
+    library = PRETENDED % (words, tokenizer.vocab_size, network.prefix_tokens + 16)
+    sizes = {"transformers.min.js": library, "ort-wasm-simd-threaded.mjs": "//", "ort-wasm-simd-threaded.wasm": ""}
+    made = page.Page("fp32", {name: text.encode() for name, text in sizes.items()})
+    made.of(network, tokenizer, {"max_new_tokens": 12, **settings}, {})
+    made.write(folder, title)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(captioner, model, tmp_path_factory) -> Path:
+    return pretended(captioner, model, tmp_path_factory.mktemp("pretended") / "page")
+
+
+def settings_of(folder: Path) -> dict:
+    (text,) = re.findall('id="settings">(.*?)</script>', (folder / "index.html").read_text(encoding="utf-8"))
+    return json.loads(text)
+
+
+def test_the_page_names_its_files_and_lets_nothing_else_in(folder):
+    text = (folder / "index.html").read_text(encoding="utf-8")
+    assert "https://" not in policy_of(text) and "unsafe-eval" not in policy_of(text).replace("wasm-unsafe-eval", "")
+    assert "connect-src 'self' blob:" in policy_of(text) and "<title>my &lt;captioner&gt;</title>" in text
+    files = settings_of(folder)["files"]
+    assert all((folder / name).is_file() for name in files) and len(files) == 9
+    assert files["onnx/encoder_model.onnx"] == len(b"a graph")
+
+
+def test_with_page_runtime_cdn_one_other_host_is_let_in_and_its_files_are_known(captioner, model, tmp_path):
+    folder = shutil.copytree(pretended(captioner, model, tmp_path / "page"), tmp_path / "of cdn")
+    made = page.planned_page(export_settings(["page=true", "page_runtime=cdn"]))
+    made.of(*captioner, {}, {})
+    made.write(folder, "my captioner")
+    settings, text = settings_of(folder), (folder / "index.html").read_text(encoding="utf-8")
+    assert "connect-src 'self' blob: https://cdn.jsdelivr.net;" in policy_of(text)
+    for role, file in page.FILES.items():
+        address = f"https://cdn.jsdelivr.net/npm/{file.package}/{file.path}"
+        assert settings["runtime"][role] == {"path": address, "integrity": f"sha512-{file.sha512}"}
+        assert settings["files"][address] == file.size_bytes
+
+
+def test_the_runtime_is_that_of_the_tests_under_node():
+    locked = json.loads((ROOT / "tests" / "node" / "package-lock.json").read_text())["packages"]
+    for package in (page.TRANSFORMERS, page.ONNXRUNTIME):
+        name, _, version = package.rpartition("@")
+        assert locked[f"node_modules/{name}"]["version"] == version
+
+
+def test_settings_of_generation_are_obeyed_or_refused(captioner):
+    network, tokenizer = captioner
+    run = {"banned_words": ["dog"], "eos_token_ids": [7], "prefix": "a man", "num_beams": 3}
+    generation = {"max_new_tokens": 99, "num_beams": 3, "no_repeat_ngram_size": 2, "length_penalty": 2.0}
+    rules = page.rules_of(generation, run, *captioner)
+    prefix = tokenizer.encode(["a man"])[0][1:-1]
+    assert rules["prefix_token_ids"] == prefix and rules["max_new_tokens"] == network.max_positions - 1 - len(prefix)
+    assert rules["no_repeat_ngram_size"] == 2 and rules["ends"] == sorted({tokenizer.eos_token_id, 7})
+    assert tokenizer.encode([" dog"])[0][1:-1] in rules["banned_token_ids"] and rules["searched"]
+    own = {
+        "max_length": 13,
+        "min_length": 4,
+        "repetition_penalty": 1.5,
+        "bad_words_ids": [[5], [tokenizer.eos_token_id]],
+    }
+    rules = page.rules_of(own, {}, *captioner)
+    assert (rules["max_new_tokens"], rules["min_new_tokens"], rules["repetition_penalty"]) == (12, 3, 1.5)
+    assert rules["banned_token_ids"] == [[5]] and not rules["searched"]
+    with pytest.raises(UserError, match=r"have suppress_tokens=\[3\], which the page doesn't obey; take it out of"):
+        page.rules_of({"suppress_tokens": [3]}, {}, *captioner)
+
+
+def test_a_model_too_large_for_a_page_is_refused_with_its_sizes(captioner, monkeypatch):
+    page.require_fitting(239_000_000, "fp32")  # a ViT-B and a GPT-2
+    page.require_fitting(600_000_000, "q8")
+    with pytest.raises(UserError, match=r"has 2\.4 GB in float32 and would have 0\.6 GB in int8 \(q8\), .* hold 2\.0;"):
+        page.require_fitting(600_000_000, "fp32")
+    monkeypatch.setattr(page, "LARGEST", 1000)
+    with pytest.raises(UserError, match="page=true: this model has"):
+        page.Page("fp32", None).of(*captioner, {}, {})
+
+
+def test_nothing_is_written_where_there_can_be_no_page(model, tmp_path, npm, monkeypatch):
+    npm[2].write_text("#!/bin/sh\nexit 1\n")
+    with pytest.raises(UserError, match="npm did not give"):
+        export(str(model), str(tmp_path / "a" / "page"), "page=true")
+    monkeypatch.setattr(onnx, "write_onnx", lambda *_: 0)
+    with pytest.raises(UserError, match=r"page_dtype=q8 needs graphs in int8, .*; leave page_dtype=q8 out"):
+        export(str(model), str(tmp_path / "a" / "page"), "page=true", "page_runtime=cdn", "page_dtype=q8")
+    assert not (tmp_path / "a").exists() or not list((tmp_path / "a").iterdir())
+
+
+# ------------------------------------------------------------------------------------------------------- in a browser
+
+
+@contextmanager
+def host(folder: Path) -> Iterator[str]:
+    """The address at which a static host has a folder."""
+    handler = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder)))
+    Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def address(folder) -> Iterator[str]:
+    with host(folder) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -220,11 +369,8 @@ def served(model, tmp_path_factory) -> Iterator[tuple[Path, str]]:
     except UserError as error:
         pytest.skip(str(error))
     folder = export(str(model), str(tmp_path_factory.mktemp("page") / "my captioner"), "page=true")
-    handler = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder)))
-    Thread(target=server.serve_forever, daemon=True).start()
-    yield folder, f"http://127.0.0.1:{server.server_port}/"
-    server.shutdown()
+    with host(folder) as address:
+        yield folder, address
 
 
 @pytest.fixture(scope="module")
@@ -267,3 +413,164 @@ def test_the_page_gives_the_captions_of_predict_and_asks_no_other_host(served, p
     assert found == [line["caption"] for line in lines] and len(set(found)) > 3
     assert all(url.startswith((address, f"blob:{address}")) for url in tab.requested) and len(tab.requested) > 9
     assert tab.said == []
+
+
+def given(tab, *names: str) -> list[str]:
+    """What the cards say of small pictures with these names."""
+    picture = BytesIO()
+    Image.new("RGB", (60, 40), "teal").save(picture, "PNG")
+    files = [{"name": name, "mimeType": "image/png", "buffer": picture.getvalue()} for name in names]
+    tab.set_input_files("#files", files)
+    return captioned(tab, len(names))
+
+
+def test_a_caption_has_words_with_probabilities_and_its_log_probability(address, open_page):
+    tab = open_page(address)
+    assert given(tab, "one.png", "two.png") == [SAID.strip()] * 2
+    assert tab.locator(".card .name").all_inner_texts() == ["two.png", "one.png"], "the latest first"
+    words = tab.locator(".card").first.get_by_role("toolbar", name="Where the model looked, word by word")
+    assert words.get_by_role("button", name="a 15% probable, looked at the top left").count() == 1
+    assert words.get_by_role("button", name="end ").count() == 1
+    assert tab.locator(".card").first.locator("data").get_attribute("value")[:3] == "-0."
+    assert tab.inner_text("#status") == "All 2 pictures are captioned." and tab.said == []
+    with tab.expect_download() as download:
+        tab.click("#save")
+    lines = [json.loads(line) for line in download.value.path().read_text().splitlines()]
+    assert [line["path"] for line in lines] == ["one.png", "two.png"] and lines[0]["caption"] == SAID.strip()
+
+
+LEAST_COVERED = """(canvas) => {
+  const { width, height } = canvas, { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
+  let best = 0;
+  for (let i = 0; i < data.length; i += 4) if (data[i + 3] < data[best + 3]) best = i;
+  return [Math.floor((best / 4 % width) / width * 4), Math.floor(Math.floor(best / 4 / width) / height * 4)];
+}"""
+
+
+def test_words_are_chosen_by_mouse_and_keyboard_and_the_picture_shows_where_the_model_looked(address, open_page):
+    tab = open_page(address)
+    given(tab, "one.png")
+    word, chosen, canvas = tab.locator(".word"), tab.locator(".word[aria-pressed=true]"), tab.locator("figure canvas")
+    word.nth(1).click()
+    assert chosen.inner_text().startswith("dog") and canvas.count() == 1
+    first = canvas.evaluate(LEAST_COVERED)
+    word.nth(1).click()
+    assert chosen.count() == canvas.count() == 0, "a second time lets go"
+    tab.focus("#camera")
+    tab.keyboard.press("Tab")
+    assert chosen.inner_text().startswith("dog") and canvas.evaluate(LEAST_COVERED) == first
+    tab.keyboard.press("ArrowLeft")
+    assert chosen.inner_text().startswith("a") and canvas.evaluate(LEAST_COVERED) == [0, 0]
+    tab.keyboard.press("End")
+    assert chosen.inner_text().startswith("end") and canvas.evaluate(LEAST_COVERED) != first
+    tab.keyboard.press("Escape")
+    assert chosen.count() == canvas.count() == 0
+
+
+GIVE = """([type, kind, name]) => {
+  const canvas = Object.assign(document.createElement("canvas"), { width: 30, height: 20 });
+  canvas.toBlob((blob) => {
+    const data = new DataTransfer();
+    if (kind === "file") data.items.add(new File([blob], name, { type: "image/png" }));
+    else data.setData("text/plain", "a link");
+    const event = new Event(type, { bubbles: true, cancelable: true });
+    document.body.dispatchEvent(Object.assign(event, { dataTransfer: data, clipboardData: data }));
+  });
+}"""
+
+
+@pytest.mark.parametrize("way", ["drop", "paste"])
+def test_pictures_are_dropped_and_pasted_and_what_is_no_picture_gets_a_sentence(address, open_page, way):
+    tab = open_page(address)
+    tab.evaluate(GIVE, [way, "text", ""])
+    tab.locator("#note").wait_for()
+    assert ("picture" in tab.inner_text("#note")) and tab.locator(".card").count() == 0
+    tab.evaluate(GIVE, [way, "file", "given.png"])
+    assert captioned(tab, 1) == [SAID.strip()] and tab.is_hidden("#note")
+    broken = {"name": "broken.jpg", "mimeType": "image/jpeg", "buffer": b"no picture"}
+    tab.set_input_files("#files", broken)
+    assert captioned(tab, 2)[1].startswith("No caption: This browser can’t decode it: not a picture, damaged, or")
+
+
+def test_a_picture_is_taken_with_the_camera_where_there_is_one(address, open_page):
+    tab = open_page(address, permissions=["camera"])
+    tab.click("#camera")
+    tab.locator("#take").wait_for()
+    assert focused(tab) == "take"
+    tab.keyboard.press("Enter")
+    assert captioned(tab, 1) == [SAID.strip()] and tab.inner_text(".card .name") == "camera 1.png"
+    tab.click("#stop")
+    assert tab.is_hidden("#view") and focused(tab) == "camera" and tab.said == []
+
+
+NO_CAMERA = """() => {
+  navigator.mediaDevices.getUserMedia = async () => { throw new DOMException("", "NotFoundError"); };
+}"""
+
+
+def test_without_leave_or_a_camera_a_sentence_says_so(address, open_page):
+    tab = open_page(address)
+    tab.click("#camera")
+    tab.locator("#note").wait_for()
+    assert tab.inner_text("#note").startswith("The camera is not allowed here; allow it in") and tab.is_hidden("#view")
+    tab.evaluate(NO_CAMERA)
+    tab.click("#camera")
+    tab.get_by_text("There is no camera; choose a picture instead.").wait_for()
+
+
+@pytest.mark.parametrize(
+    ("missing", "sentence"),
+    [
+        ("WebAssembly.validate = () => false", "lacks the vector instructions (SIMD) that the model needs. Use Chrome"),
+        (
+            "delete globalThis.WebAssembly",
+            "This browser has no WebAssembly, in which the model runs, or it is",
+        ),
+        ("delete globalThis.OffscreenCanvas", "can’t read pictures in the background (OffscreenCanvas). Use Chrome or"),
+    ],
+)
+def test_a_browser_that_cannot_run_the_model_gets_a_sentence(address, browser, missing, sentence):
+    tab = browser.new_page()
+    tab.add_init_script(missing)
+    tab.goto(address)
+    assert sentence in tab.inner_text("#problem") and tab.is_hidden("#give") and tab.is_hidden("#loading")
+    tab.context.close()
+
+
+def test_a_page_opened_as_a_file_or_without_its_files_says_what_to_do(captioner, model, folder, tmp_path, open_page):
+    assert "run “python -m http.server”, and open http://localhost:8000." in open_page(
+        folder / "index.html"
+    ).inner_text("#problem")
+    part = pretended(captioner, model, tmp_path / "page")
+    (part / "onnx" / "encoder_model.onnx").unlink()
+    (part / "tokenizer.json").unlink()
+    with host(part) as address:
+        tab = open_page(address)
+        tab.locator("#problem").wait_for()
+        assert tab.inner_text("#problem").endswith(
+            "tokenizer.json is not there (404); copy the whole folder to the host."
+        )
+
+
+def test_the_worker_too_may_ask_no_other_host(address, folder, open_page, tmp_path):
+    """A worker from a file would be under no policy of the page's."""
+    copy = shutil.copytree(folder, tmp_path / "page")
+    library = copy / "runtime" / "transformers.min.js"
+    elsewhere = address.replace("127.0.0.1", "localhost")
+    ask = f"try {{ await fetch('{elsewhere}', {{ mode: 'no-cors' }}); }} catch {{ throw new Error('held back'); }}\n"
+    library.write_text(ask + library.read_text())
+    with host(copy) as another:
+        tab = open_page(another)
+        tab.locator("#problem").wait_for()
+        assert "held back" in tab.inner_text("#problem")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_axe_finds_nothing_serious_and_it_fits_a_phone(address, open_page, way):
+    tab = open_page(address, **WAYS[way])
+    given(tab, "a picture with a long name that somebody gave it, and that goes on.png")
+    tab.set_input_files("#files", {"name": "broken.jpg", "mimeType": "image/jpeg", "buffer": b"no picture"})
+    captioned(tab, 2)
+    tab.locator(".word").nth(1).click()
+    assert findings(tab) == []
+    assert tab.evaluate("document.documentElement.scrollWidth") <= WAYS[way]["viewport"]["width"]

@@ -65,7 +65,7 @@ def export(run: str, folder: str, *settings: str, overwrite: bool = False, push:
     # a model of transformers keeps its own
     own: Any = own_generation(captioner.network.generation_config) if isinstance(weights, HuggingFaceModel) else {}
     generation = own or generation_settings(record.config, captioner.max_positions)
-    judged = graphs and config.onnx_int8 == "judged"
+    judged = config.has_int8 and config.onnx_int8 == "judged"
     judge = judge_of(config, record, captioner, tokenizer) if judged else None
     if page:
         page.of(captioner, tokenizer, generation, {} if record.config is None else record.config.decoding)
@@ -75,7 +75,7 @@ def export(run: str, folder: str, *settings: str, overwrite: bool = False, push:
         card = model_card(record, push or target.resolve().name, parameters, *kinds)
         if graphs:
             card += with_onnx(aside, push or target.resolve().name, config.onnx_opset)
-            if judge or config.onnx_int8 == "unjudged":
+            if judge or (config.has_int8 and not judged):
                 card += with_int8(aside / "onnx", judge)
         write_atomically(aside / "README.md", card)
         if page:

@@ -193,7 +193,7 @@ class Page:
         megabytes = sum(settings["files"][name] for name in graphs) / 1e6
         values = {
             "TITLE": escape(title),
-            "MODEL": f"{'int8 (q8)' if self.dtype == 'q8' else 'float32'}, {megabytes:,.1f} MB",
+            "MODEL": f"runs in this browser: {megabytes:,.1f} MB in {'int8 (q8)' if self.dtype == 'q8' else 'float32'}",
             "NOTES": NOTES + SEARCHED * self._rules["searched"],
             "SETTINGS": json.dumps(settings).replace("<", r"\u003c"),
             "WORKER": joined_modules("greedy.mjs", "pillow.mjs", "captioner_worker.mjs"),

@@ -1,9 +1,10 @@
 "use strict";
 // A captioner's page: pictures go to the worker, captions come back as cards. See captioner_worker.mjs.
+const byId = (id) => document.getElementById(id);
 const settings = JSON.parse(byId("settings").textContent);
 const list = byId("pictures");
-const cards = []; // {element, name, url, caption}
-let worker = null, next = 0, ready = false;
+const cards = []; // in the order in which pictures were given
+let worker = null, waiting = 0; // pictures without a caption or a sentence
 
 // ------------------------------------------------------------------------------------------------ what can't be done
 
@@ -34,7 +35,7 @@ function fail(sentence) {
   byId("problem").textContent = sentence;
   byId("problem").hidden = false;
   byId("give").hidden = byId("loading").hidden = true;
-  for (const card of cards.filter((each) => !each.caption && !each.problem)) refuse(card, "The model could not be loaded.");
+  for (const card of cards.filter((each) => !each.caption && !each.problem)) refuse(card, "The model does not run.");
 }
 
 // ------------------------------------------------------------------------------------------------------- the worker
@@ -57,7 +58,6 @@ function answered({ id, caption, problem, loaded, ready: isReady, failed }) {
     byId("amount").textContent = loaded < total
       ? `Loading the model: ${megabytes(loaded)} of ${megabytes(total)} MB` : "Starting the model…";
   } else if (isReady) {
-    ready = true;
     byId("loading").hidden = true;
     say("The model is ready.");
   } else if (failed !== undefined) {
@@ -71,71 +71,106 @@ function answered({ id, caption, problem, loaded, ready: isReady, failed }) {
 
 const say = (text) => byId("status").textContent = text;
 
+// One sentence where pictures are given; none removes it.
+function note(sentence) {
+  byId("note").textContent = sentence;
+  byId("note").hidden = !sentence;
+}
+
 // --------------------------------------------------------------------------------------------------------- the cards
 
 const make = (tag, className, text) => Object.assign(document.createElement(tag), { className, textContent: text ?? "" });
 
 function take(files) {
-  for (const file of files) add(file, file.name || `picture ${next + 1}`);
+  note("");
+  for (const file of files) add(file, file.name);
 }
 
 function add(picture, name) {
-  const element = make("li", "card"), url = URL.createObjectURL(picture);
-  element.dataset.place = next;
-  const frame = make("div", "picture"), figure = make("figure"), image = new Image();
-  Object.assign(image, { src: url, alt: name });
+  const element = make("li", "card"), frame = make("div", "picture"), figure = make("figure"), image = new Image();
+  const words = make("div", "words"), card = { name, image, figure, words };
+  image.onload = () => figure.style.setProperty("--ratio", image.naturalWidth / image.naturalHeight);
   image.onerror = () => {
     figure.remove();
     frame.classList.add("none");
   };
+  Object.assign(image, { src: URL.createObjectURL(picture), alt: name, decoding: "async" });
   figure.append(image);
   frame.append(figure);
-  const words = make("div", "words");
   words.append(make("p", "busy", "Captioning…"), make("p", "name", name));
   element.append(frame, words);
   list.prepend(element);
-  cards.push({ element, name, image, figure, words, picture });
-  worker.postMessage({ id: next++, picture });
+  worker.postMessage({ id: cards.push(card) - 1, picture });
+  waiting++;
+  count();
 }
+
+function count() {
+  const done = cards.length - waiting, all = `${cards.length.toLocaleString("en")} picture${cards.length === 1 ? "" : "s"}`;
+  byId("count").textContent = waiting ? `${done.toLocaleString("en")} of ${all}` : all;
+  byId("controls").hidden = false;
+}
+
+// A card has what it will have: tell those who do not see it, of many pictures at the end.
+function settled(card, words) {
+  waiting--;
+  count();
+  if (!waiting) say(card === cards[0] || spoken === cards.length - 1 ? `${card.name}: ${words}` : `All ${cards.length} pictures are captioned.`);
+  if (!waiting) spoken = cards.length;
+}
+let spoken = 0; // cards
 
 function refuse(card, problem) {
   card.problem = problem;
   card.words.firstChild.replaceWith(make("p", "error", `No caption: ${problem}`));
-  say(`${card.name}: no caption. ${problem}`);
+  settled(card, `no caption. ${problem}`);
 }
-
-const percent = (share) => `${share >= 0.995 && share < 0.9995 ? ">99" : (share * 100).toFixed(share < 0.0995 ? 1 : 0)}%`;
 
 function show(card, caption) {
   card.caption = caption;
   card.image.alt = `${card.name}: ${caption.text}`;
-  const chain = make("ul", "chain");
-  chain.setAttribute("role", "toolbar");
-  chain.setAttribute("aria-label", "Words: where the model looked");
+  const chain = make("div", "chain"), about = make("div", "about"), numbers = make("p", "numbers"), number = make("data");
+  chain.role = "toolbar";
+  chain.ariaLabel = "Where the model looked, word by word";
   caption.words.forEach((word, i) => chain.append(wordButton(card, word, i)));
-  const log_probability = caption.log_probability.toFixed(3).replace("-", "−");
-  const numbers = make("p", "numbers"), number = make("data", "", "log p ");
-  number.value = caption.log_probability.toPrecision(6);
-  number.append(make("b", "", log_probability));
-  numbers.append(number);
-  card.words.replaceChildren(make("p", "caption", caption.text), chain, numbers, make("p", "name", card.name));
   chain.addEventListener("keydown", (event) => moveBetweenWords(card, event));
-  say(`${card.name}: ${caption.text}`);
-  for (const id of ["copy", "save"]) byId(id).removeAttribute("aria-disabled");
+  number.value = caption.log_probability.toPrecision(6);
+  number.append("log p ", make("b", "", caption.log_probability.toFixed(3).replace("-", "−")));
+  numbers.append(number);
+  about.append(numbers, make("p", "name", card.name));
+  card.words.replaceChildren(make("p", "caption", caption.text), chain, about);
+  settled(card, caption.text);
 }
+
+const percent = (share) => share < 0.0995 ? `${(share * 100).toFixed(1)}%` : share > 0.995 ? ">99%" : `${Math.round(share * 100)}%`;
 
 function wordButton(card, { text, probability }, i) {
   const button = make("button", "word");
   Object.assign(button, { type: "button", tabIndex: i ? -1 : 0, ariaPressed: "false" });
-  button.ariaLabel = `${text ?? "end of the caption"}, ${percent(probability)} likely`;
-  const chance = make("span", "chance", percent(probability)), meter = make("meter");
-  Object.assign(meter, { value: probability });
-  meter.ariaHidden = "true";
-  chance.prepend(meter);
-  button.append(text === null ? make("span", "text end", "end") : make("span", "text", text), chance);
+  button.style.setProperty("--share", probability);
+  const of = text === null ? make("em", "", "end") : make("span", "", text);
+  const unseen = make("span", "unseen", `probable, looked ${whereabouts(mapOf(card, i))}`);
+  button.append(of, " ", make("small", "", percent(probability)), " ", unseen);
   button.addEventListener("click", () => choose(card, card.chosen === i ? null : i));
   button.addEventListener("focus", () => button.matches(":focus-visible") && choose(card, i));
   return button;
+}
+
+// The weights of a word's patches, row by row.
+function mapOf({ caption: { looks, words } }, i) {
+  const size = looks.length / words.length;
+  return looks.subarray(i * size, (i + 1) * size);
+}
+
+// Where a map weighs most, in words: for those who do not see it.
+function whereabouts(weights) {
+  const [rows, columns] = settings.grid, ninths = new Float64Array(9);
+  weights.forEach((weight, patch) => {
+    const row = Math.floor(patch / columns) + 0.5, column = (patch % columns) + 0.5;
+    ninths[Math.floor((row * 3) / rows) * 3 + Math.floor((column * 3) / columns)] += weight;
+  });
+  return ["at the top left", "at the top", "at the top right", "at the left", "at the middle", "at the right",
+    "at the bottom left", "at the bottom", "at the bottom right"][ninths.indexOf(Math.max(...ninths))];
 }
 
 const buttonsOf = (card) => Array.from(card.words.querySelectorAll(".word"));
@@ -162,27 +197,31 @@ function moveBetweenWords(card, event) {
   choose(card, buttons.indexOf(button));
 }
 
-// The word's map over the part of the picture that the model saw: as bright as the picture where it looked most, and
-// darker elsewhere. A map is scaled so that its greatest weight is brightest: it shows where, not how much.
-function heatMap({ image, caption: { looks, words, part } }, i) {
-  const [rows, columns] = settings.grid, size = looks.length / words.length;
-  const weights = looks.subarray(i * size, (i + 1) * size), most = Math.max(...weights, 1e-12);
+// From unattended to attended, as in the strips of predict.py, but paler: how dark the picture gets, and how much of GLOW it gets.
+const SHADE = 0.7, GLOW = [255, 140, 0], GLOW_SHARE = 0.3;
+
+// The word's map over the part of the picture that the model saw. It is scaled so that its own greatest weight is
+// brightest: it shows where, not how much.
+function heatMap(card, i) {
+  const { image, caption: { part } } = card, weights = mapOf(card, i), [rows, columns] = settings.grid;
+  const most = Math.max(...weights, 1e-12), map = new ImageData(columns, rows);
+  weights.forEach((weight, patch) => {
+    const share = weight / most, glow = GLOW_SHARE * share ** 1.5;
+    const cover = 1 - (1 - SHADE * (1 - share)) * (1 - glow); // of both, the shade below the glow
+    map.data.set([...GLOW.map((colour) => (colour * glow) / (cover || 1)), cover * 255], patch * 4);
+  });
   const small = Object.assign(document.createElement("canvas"), { width: columns, height: rows });
-  const map = new ImageData(columns, rows);
-  weights.forEach((weight, patch) => map.data.set([12, 14, 18, 215 * (1 - weight / most)], patch * 4));
   small.getContext("2d").putImageData(map, 0, 0);
-  const canvas = Object.assign(document.createElement("canvas"), { width: image.naturalWidth, height: image.naturalHeight });
-  const scale = Math.min(1, 800 / Math.max(canvas.width, canvas.height));
-  canvas.width = Math.max(1, Math.round(canvas.width * scale));
-  canvas.height = Math.max(1, Math.round(canvas.height * scale));
-  canvas.ariaHidden = "true";
+  const scale = Math.min(1, 800 / Math.max(image.naturalWidth, image.naturalHeight));
+  const [width, height] = [image.naturalWidth, image.naturalHeight].map((side) => Math.max(96, Math.round(side * scale)));
+  const canvas = Object.assign(document.createElement("canvas"), { width, height, ariaHidden: "true" });
   const context = canvas.getContext("2d");
-  const [x, y, wide, high] = [part[0] * canvas.width, part[1] * canvas.height, part[2] * canvas.width, part[3] * canvas.height];
-  context.fillStyle = "rgb(12 14 18 / .84)"; // what it did not see
-  context.fillRect(0, 0, canvas.width, canvas.height);
-  context.clearRect(x, y, wide, high);
+  const seen = [part[0] * width, part[1] * height, part[2] * width, part[3] * height];
+  context.fillStyle = "rgb(0 0 0 / .82)"; // over what it did not see
+  context.fillRect(0, 0, width, height);
+  context.clearRect(...seen);
   context.imageSmoothingQuality = "high";
-  context.drawImage(small, x, y, wide, high);
+  context.drawImage(small, ...seen);
   return canvas;
 }
 
@@ -194,23 +233,20 @@ function watch() {
     take(target.files);
     target.value = ""; // so that the same file can be chosen again
   });
-  const holdsFiles = (event) => event.dataTransfer?.types.includes("Files");
   addEventListener("dragover", (event) => {
-    if (!holdsFiles(event)) return;
-    event.preventDefault();
+    event.preventDefault(); // or the browser would leave the page for what is dropped
     byId("give").classList.add("over");
   });
   addEventListener("dragleave", (event) => event.relatedTarget || byId("give").classList.remove("over"));
   addEventListener("drop", (event) => {
-    if (!holdsFiles(event)) return;
     event.preventDefault();
     byId("give").classList.remove("over");
     take(event.dataTransfer.files);
+    if (!event.dataTransfer.files.length) note("That is a link or a text, not a picture’s file; save the picture first.");
   });
-  addEventListener("paste", (event) => {
-    const { files } = event.clipboardData;
-    if (files.length) take(files);
-    else say("There is no picture in the clipboard.");
+  addEventListener("paste", ({ clipboardData }) => {
+    take(clipboardData.files);
+    if (!clipboardData.files.length) note("There is no picture in the clipboard.");
   });
   byId("camera").addEventListener("click", startCamera);
   byId("stop").addEventListener("click", stopCamera);
@@ -225,10 +261,10 @@ async function startCamera() {
     byId("video").srcObject = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
     await byId("video").play();
   } catch (error) {
-    byId("privacy").textContent = CAMERA[error.name] ?? `The camera can’t be used: ${error.message || error.name}.`;
-    say(byId("privacy").textContent);
+    note(CAMERA[error.name] ?? `The camera can’t be used: ${error.message || error.name}. Choose a picture instead.`);
     return;
   }
+  note("");
   byId("view").hidden = false;
   byId("camera").hidden = true;
   byId("take").focus();
@@ -262,19 +298,18 @@ const lines = () => cards.filter((card) => card.caption || card.problem).map(({ 
   JSON.stringify(caption ? { path: name, caption: caption.text, log_probability: caption.log_probability } : { path: name, error: problem }));
 
 async function copyCaptions() {
-  if (byId("copy").ariaDisabled) return;
   try {
     await navigator.clipboard.writeText(cards.filter((card) => card.caption).map((card) => card.caption.text).join("\n"));
     say("Copied.");
     byId("copy").textContent = "Copied";
     setTimeout(() => byId("copy").textContent = "Copy captions", 1500);
   } catch {
-    byId("copy").textContent = "Not allowed here";
+    note("The browser doesn’t let this page copy: that needs https:// or localhost. Save the captions instead.");
   }
 }
 
-function saveCaptions(event) {
-  if (byId("save").ariaDisabled) return event.preventDefault();
+function saveCaptions() {
+  URL.revokeObjectURL(byId("save").href);
   byId("save").href = URL.createObjectURL(new Blob([lines().join("\n") + "\n"], { type: "application/jsonl" }));
 }
 
@@ -284,6 +319,6 @@ if (problem) {
 } else {
   watch();
   start();
-  for (const id of ["give", "loading", "controls", "keys"]) byId(id).hidden = false;
+  for (const id of ["give", "loading", "keys"]) byId(id).hidden = false;
   byId("amount").textContent = `Loading the model: 0 of ${megabytes(total)} MB`;
 }
