@@ -29,9 +29,8 @@ from captioning.pages import fill, joined_modules, whole_page
 log = logging.getLogger(__name__)
 
 PAGE, RUNTIME = "index.html", "runtime"  # in the folder
-LARGEST = (
-    2**31
-)  # bytes of graphs: WebAssembly has 4 GB at most, and a session holds its weights about twice as it starts
+# Bytes of graphs: a browser's WebAssembly has 4 GB at most, and a session holds its weights about twice as it starts.
+LARGEST = 2e9
 CDN = "https://cdn.jsdelivr.net"
 
 
@@ -180,7 +179,7 @@ class Page:
         from captioning.export.onnx import DECODER, ENCODER, QUANTIZED  # which takes a second
 
         graphs = [f"onnx/{half}{QUANTIZED * (self.dtype == 'q8')}.onnx" for half in (ENCODER, DECODER)]
-        if not (folder / graphs[0]).is_file():
+        if self.dtype == "q8" and not (folder / graphs[0]).is_file():
             raise UserError(
                 "page_dtype=q8 needs graphs in int8, and too much was lost in those that were tried; leave it out, or "
                 "take them as they are by onnx_int8=unjudged"
