@@ -7,9 +7,9 @@ import pytest
 from data_sets import draw, write
 from worked_examples import EXAMPLES
 
-from captioning import export
 from captioning.data import datasets, readers
 from captioning.errors import UserError
+from captioning.export.folder import export
 
 SMALL = (
     *("model=tiny", "stage=full", "trainer=cpu", "logger=csv", "scores.pictures=0", "sample_pictures=0"),
@@ -48,7 +48,7 @@ def test_a_data_set_of_ones_own_trains_resumes_predicts_and_is_exported(own, tmp
     rows = [json.loads(line) for line in (tmp_path / "captions.jsonl").read_text().splitlines()]
     assert [row["image_id"] for row in rows] == ["a grey bird.jpg", "a pink bird.jpg"]
     assert "perplexity" in json.loads((tmp_path / "scores.json").read_text())
-    export.main([str(run), str(tmp_path / "exported")])
+    export(str(run), str(tmp_path / "exported"))
     assert "my_birds" in (tmp_path / "exported" / "README.md").read_text()
 
 
