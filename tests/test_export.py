@@ -30,6 +30,7 @@ from captioning.model.attention import cross_attention
 from captioning.model.build import load_captioner
 from captioning.prediction.run import predict
 from captioning.runs import keep_composition
+from captioning.shapes.__main__ import draw_folder
 from captioning.training.run import train
 from captioning.weights import find_weights
 
@@ -332,18 +333,33 @@ def test_settings_of_an_export_are_checked_before_anything_is_done(run, tmp_path
         export(str(run), str(tmp_path / "model"), "onnx=true")
 
 
+def test_a_model_that_torch_cannot_export_is_one_sentence_and_leaves_nothing(run, tmp_path, monkeypatch):
+    def without_an_onnx_form(self, pixel_values):
+        return torch.linalg.eigvals(pixel_values).real
+
+    pytest.importorskip("onnxscript", reason="onnxscript of captioning[onnx] is not installed")
+    monkeypatch.setattr(onnx.EncoderHalf, "forward", without_an_onnx_form)
+    with pytest.raises(UserError, match=r"^onnx=true: torch \S+ can't export the vit: No ONNX function .*eig"):
+        export(str(run), str(tmp_path / "model"), "onnx=true")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
-def test_transformers_js_gives_the_captions_of_the_run(run, with_onnx, pictures, tmp_path):
+def test_transformers_js_gives_500_held_out_pictures_the_captions_of_predict(tmp_path):
     node = ROOT / "tests" / "node"
     if shutil.which("node") is None or not (node / "node_modules").is_dir():
         pytest.skip("Node, or what `npm ci --ignore-scripts` puts into tests/node, is not here")
-    small = [tmp_path / "small" / path.name for path in pictures]  # of the model's size: it resizes another way
-    small[0].parent.mkdir()
-    for source, path in zip(pictures, small, strict=True):
-        Image.open(source).resize((48, 48)).save(path)
-    command = ["node", "caption.mjs", str(with_onnx), "fp32", *map(str, small)]
+    trained = tmp_path / "run"
+    train(configured(TrainConfig, *SMALL[:3], "data.train_pictures=1500", f"run_dir='{trained}'"))
+    draw_folder(
+        tmp_path / "pictures", "test", 500, 42, 48
+    )  # of the model's size: what is larger it resizes another way
+    pictures = sorted((tmp_path / "pictures").iterdir())
+    folder = export(str(trained), str(tmp_path / "model"), "onnx=true", "onnx_int8=none")
+    command = ["node", "caption.mjs", str(folder), "fp32", *map(str, pictures)]
     lines = subprocess.run(command, cwd=node, check=True, capture_output=True, text=True).stdout.splitlines()
-    assert [json.loads(line) for line in lines] == our_captions(run, small, tmp_path / "run.jsonl")
+    expected = our_captions(trained, pictures, tmp_path / "captions.jsonl")
+    assert [json.loads(line) for line in lines] == expected and len(set(expected)) > 100
 
 
 @pytest.fixture(scope="module")

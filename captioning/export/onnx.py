@@ -172,7 +172,10 @@ def _write(
         else:
             program.save(path, external_data=False)
     except (torch.onnx.OnnxExporterError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        cause: BaseException = error  # the innermost: the outer ones give advice to those who write exporters
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = " ".join(str(cause).split())[:200]
         raise UserError(
             f"onnx=true: torch {torch.__version__} can't export the {half.config.model_type}: {reason}; leave "
             "onnx=true out"
