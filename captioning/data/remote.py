@@ -303,7 +303,8 @@ def _hopeless(url: str, error: Exception, done: str = "read") -> str | None:
         return f"{url} does not exist"
     if scheme.startswith("http") and getattr(error, "status", None) in (401, 403):
         return f"{url}: the server does not give it out ({error.status}); check the address"  # type: ignore[attr-defined]
-    if isinstance(error, PermissionError) or getattr(error, "status", None) in (401, 403):
+    status = error.status if hasattr(error, "status") else getattr(error, "code", None)  # gcsfs has the latter
+    if isinstance(error, PermissionError) or status in (401, 403, "401", "403"):
         return f"{url} may not be {done} with these credentials; {CREDENTIALS.get(scheme, 'log in')}"
     return None
 
@@ -317,7 +318,7 @@ PACKAGES = {
     "https": "'captioning[shards]'",
     "http": "'captioning[shards]'",
     "hf": "huggingface_hub",
-    "gs": "gcsfs",
+    "gs": "'captioning[gs]'",
 }
 CREDENTIALS = {
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",

@@ -14,6 +14,7 @@ from typing import Any
 from captioning.cli import built, quiet_libraries
 from captioning.config import DRAWN, Data, PredictConfig, WandbConfig, data_set_of
 from captioning.data.datamodule import Photographs
+from captioning.data.remote import is_remote
 from captioning.data.tokenizer import CaptionTokenizer
 from captioning.errors import UserError
 from captioning.machine import data_for_one_process, for_prediction
@@ -272,7 +273,8 @@ def _split_of(config: PredictConfig, captioner: ImageCaptioner, tokenizer: Capti
 
 def _report(config: PredictConfig, output: Path, journal: Journal, sinks: Sinks) -> None:
     """Say what was made and where, and log a split's scores."""
-    log.info("%d captions in %s, how they were made in %s", journal.captioned, output, settings_path(output))
+    if not is_remote(config.output):
+        log.info("%d captions in %s, how they were made in %s", journal.captioned, output, settings_path(output))
     if sinks.gallery:
         log.info("gallery: %s", sinks.gallery.path)
     if sinks.heat_maps:

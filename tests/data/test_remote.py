@@ -1,5 +1,6 @@
 """Files elsewhere: read by ranges, each block once, through a network that fails now and then; or why they are not."""
 
+import sys
 import threading
 from collections import Counter
 from functools import partial
@@ -149,13 +150,30 @@ def test_what_keeps_failing_is_said_and_nothing_half_fetched_is_kept(server, tmp
         assert blocks_in(tmp_path / "blocks") == []
 
 
+@pytest.mark.parametrize(
+    "url, without, said",
+    [
+        ("gs://b/a.tar", "gcsfs", r"gs:// cannot be read here; pip install 'captioning\[gs\]'$"),
+        ("hf://datasets/a/a.tar", "huggingface_hub", "hf:// cannot be read here; pip install huggingface_hub$"),
+        ("s3://b/a.tar", "s3fs", r"s3:// cannot be read here; pip install 'captioning\[shards\]'$"),
+        (
+            "nfs://b/a.tar",
+            "nothing",
+            r"nfs:// cannot be read here; give s3://, https://, http://, hf://, gs:// or a path",
+        ),
+    ],
+)
+def test_a_library_that_is_not_installed_is_named_by_its_extra(monkeypatch, url, without, said):
+    registry = pytest.importorskip("fsspec.registry")
+    monkeypatch.setitem(sys.modules, without, None)
+    monkeypatch.delitem(registry._registry, url.partition(":")[0], raising=False)
+    with pytest.raises(UserError, match=said):
+        facts_of(url)
+
+
 def test_what_no_second_try_mends_is_said_at_once(server, tmp_path):
     with pytest.raises(UserError, match=r"b\.tar does not exist$"):
         facts_of(server.url.replace("a.tar", "b.tar"))
     server.faults[:] = ["403"] * 4
     with pytest.raises(UserError, match=r"the server does not give it out \(403\); check the address"):
         facts_of(server.url)
-    with pytest.raises(UserError, match=r"gs:// cannot be read here; pip install gcsfs$"):
-        facts_of("gs://bucket/a.tar")
-    with pytest.raises(UserError, match=r"nonsense:// cannot be read here; give s3://"):
-        facts_of("nonsense://a.tar")

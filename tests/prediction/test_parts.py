@@ -521,6 +521,39 @@ def test_shards_come_from_a_bucket_and_captions_go_there_whole(make, bucket, sha
         make(shards, "s3://nowhere/out/")
 
 
+@pytest.mark.parametrize("protocol", ["gs", "hf"])
+def test_other_storage_that_fsspec_knows_is_read_and_written(make, shards, monkeypatch, protocol):
+    registry, memory = map(pytest.importorskip, ("fsspec.registry", "fsspec.implementations.memory"))
+
+    class Storage(memory.MemoryFileSystem):
+        cachable = False
+        store, pseudo_dirs = {}, [""]
+
+        @classmethod
+        def _strip_protocol(cls, path: str) -> str:
+            return "/" + path.removeprefix(f"{protocol}://").strip("/")
+
+        def find(self, path: str, detail: bool = False, **given):  # names without a stroke before them
+            found = super().find(path, detail=detail, **given)
+            return found if detail else [one.lstrip("/") for one in found]
+
+        def glob(self, path: str, **given):
+            return [one.lstrip("/") for one in super().glob(path, **given)]
+
+    monkeypatch.setitem(registry._registry, protocol, Storage)
+    storage = Storage()
+    for shard in shards.iterdir():
+        storage.pipe(f"{protocol}://b/in/{shard.name}", shard.read_bytes())
+    assert make(f"{protocol}://b/in/", f"{protocol}://b/out/").captioned == 15
+    assert make(f"{protocol}://b/in/{{00000..00001}}.tar", f"{protocol}://b/one.csv", "resume=true").captioned == 10
+    assert sorted(storage.store)[3:] == [
+        *("/b/one.csv", "/b/one.csv.settings.json", *(f"/b/out/0000{i}.jsonl" for i in range(3))),
+        *("/b/out/_SUCCESS", "/b/out/_manifest.json", "/b/out/_settings.json"),
+    ]
+    skipped = f"skip_existing={protocol}://b/one.csv"
+    assert make(f"{protocol}://b/in/*1.tar", f"{protocol}://b/out/", skipped, "overwrite=true").captioned == 0
+
+
 def test_names_in_a_bucket_may_hold_what_urls_and_patterns_mean_something_by(make, bucket, shards, tmp_path):
     names = ["50%", "50%25", "a b", "x#1", "ä", "猫?"]
     for name in names:
