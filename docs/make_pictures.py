@@ -1,19 +1,27 @@
-"""`docs/captions.png` and `docs/curves.png`: the demo's model on drawings that it has never seen, and how it learned.
+"""`docs/captions.png`, `curves.png`, `page.png`: the demo's model on drawings it has never seen, and how it learned.
 
     python docs/make_pictures.py [RUN_DIR]     # a run of experiment=demo; without one it is trained first
+
+The page is looked at in Chromium (CHROMIUM names another browser), with a word chosen: see `CHOSEN`.
 
 The drawings are chosen by their number, one each of one, two and three shapes; nothing else is.
 """
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import matplotlib
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
+from playwright.sync_api import sync_playwright
 
 from captioning.prediction.strips import COLUMNS, GAP, LABEL, PANEL
 from captioning.runs import logged_rows
@@ -24,10 +32,11 @@ DRAWINGS = [f"shapes-test-seed42-{1_000_000 + number}.png" for number in (0, 5, 
 WIDTH = 1350  # pixels, half as many again as GitHub shows of a picture
 SPACE, WORD, FONT_SIZE = 9, 34, 19  # pixels between panels, under each for its word, and of its letters
 PAPER, INK, EDGE = "white", "#202124", "#d0d4d9"
+CHOSEN = "square"  # a word of the caption on the page
 
 
 def main() -> None:
-    """Make both pictures of the run named on the command line, or of a new one."""
+    """Make the pictures of the run named on the command line, or of a new one."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(folder, "run")
         if len(sys.argv) == 1:
@@ -40,6 +49,7 @@ def main() -> None:
         ]
         with_few_colours(sheet(rows)).save(DOCS / "captions.png", optimize=True)
         draw_curves(logged_rows(run), DOCS / "curves.png")
+        look_at_page(run, Path(folder), DOCS / "page.png")
 
 
 def python(*command: str) -> None:
@@ -57,6 +67,27 @@ def captioned(run: Path, folder: Path) -> list[list[str]]:
     lines = [json.loads(line) for line in (folder / "captions.jsonl").read_text().splitlines()]
     by_name = {Path(line["path"]).name: line["caption"].split() for line in lines}
     return [by_name[name] for name in DRAWINGS]
+
+
+def look_at_page(run: Path, folder: Path, path: Path) -> None:
+    """The page that captions in the browser, given a drawing, with a word chosen."""
+    python("-m", "captioning.export", str(run), str(folder / "captioner"), "page=true")
+    quiet = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(quiet, directory=folder / "captioner")) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        with sync_playwright() as playwright:
+            chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
+            browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+            page = browser.new_page(viewport={"width": 980, "height": 760}, device_scale_factor=WIDTH / 980)
+            page.goto(f"http://127.0.0.1:{server.server_port}")
+            page.locator("#files").set_input_files(folder / "drawings" / DRAWINGS[1])
+            page.locator(".word", has_text=CHOSEN).click()
+            page.mouse.move(0, 0)
+            page.screenshot(path=folder / "page.png", full_page=True)
+            browser.close()
+        server.shutdown()
+    with Image.open(folder / "page.png") as picture:
+        picture.convert("RGB").quantize(256, kmeans=4).save(path, optimize=True)
 
 
 def panels_of(strip: Image.Image) -> list[Image.Image]:
