@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -12,6 +12,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
 from threading import Thread
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -357,9 +358,16 @@ def test_nothing_is_written_where_there_can_be_no_page(model, tmp_path, npm, mon
 
 
 @contextmanager
-def host(folder: Path) -> Iterator[str]:
-    """The address at which a static host has a folder."""
-    handler = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
+def host(folder: Path, headers: Mapping[str, str] = MappingProxyType({})) -> Iterator[str]:
+    """The address at which a static host has a folder, and answers with these headers."""
+
+    def end_headers(self):
+        for name, value in headers.items():
+            self.send_header(name, value)
+        SimpleHTTPRequestHandler.end_headers(self)
+
+    methods = {"log_message": lambda *_: None, "end_headers": end_headers}
+    handler = type("Quiet", (SimpleHTTPRequestHandler,), methods)
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder)))
     Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/"
@@ -587,3 +595,30 @@ def test_axe_finds_nothing_serious_and_it_fits_a_phone(address, open_page, way):
     tab.locator(".word").nth(1).click()
     assert findings(tab) == []
     assert tab.evaluate("document.documentElement.scrollWidth") <= WAYS[way]["viewport"]["width"]
+
+
+@pytest.mark.slow
+def test_with_page_runtime_cdn_the_runtime_comes_from_there_and_no_other_file_passes(
+    served, captioner, pictures, open_page, tmp_path, monkeypatch
+):
+    cdn, folder = tmp_path / "cdn", tmp_path / "page"
+    shutil.copytree(served[0], folder, ignore=shutil.ignore_patterns("runtime"))
+    for file in page.FILES.values():
+        path = cdn / "npm" / file.package / file.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(page.fetch_runtime()[file.name])
+    with host(cdn, {"Access-Control-Allow-Origin": "*"}) as there, host(folder) as address:
+        monkeypatch.setattr(page, "CDN", there.rstrip("/"))
+        made = page.planned_page(export_settings(["page=true", "page_runtime=cdn"]))
+        made.of(*captioner, {"max_new_tokens": 12}, {})
+        made.write(folder, "my captioner")
+        tab = open_page(address)
+        tab.set_input_files("#files", pictures[:1])
+        assert not captioned(tab, 1)[0].startswith("No caption") and tab.said == []
+        assert sorted(url for url in tab.requested if url.startswith(there)) == sorted(
+            file.address for file in page.FILES.values()
+        )
+        path.write_bytes(b"another")
+        tab = open_page(address)
+        tab.locator("#problem").wait_for()
+        assert "can't be fetched, or is not what this page was made with" in tab.inner_text("#problem")
