@@ -33,14 +33,15 @@ demo: setup  ## train on drawn shapes (a minute or two), caption held-out pictur
 	head -n 5 $$run/captions.jsonl && \
 	$(BIN)/python -m captioning.shapes judge $$run/captions.jsonl && \
 	if ! command -v npm > /dev/null; then page="none: it takes the runtime from npm, which is not installed"; \
-	elif $(BIN)/python -m captioning.export $$run $$run/page page=true; then page="$(BIN)/python -m http.server \
-	--directory $$run/page --bind 127.0.0.1 8000, then http://127.0.0.1:8000"; \
+	elif $(BIN)/python -m captioning.export $$run $$run/captioner page=true; then page="$(BIN)/python -m http.server \
+	--directory $$run/captioner --bind 127.0.0.1 8000, then http://127.0.0.1:8000"; \
 	else page="none, for the reason above"; fi && \
 	printf '%s\n' "" "Look at" \
 		"  the captions      $$run/captions.jsonl, of the pictures in $$run/pictures" \
 		"  pictures, captions and where the model looked, in a browser: $$run/captions.html" \
 		"  the table         $$run/results.md, and its curves $$run/curves.png" \
-		"  every logged step $$run/metrics.csv" && \
+		"  every logged step $$run/metrics.csv" \
+		"  a page that captions in the browser: $$page" && \
 	for wandb in $$run/wandb/offline-run-*; do \
 		test ! -d "$$wandb" || printf '%s\n' \
 			"  the W&B run       in the terminal: $(BIN)/wandb leet $$wandb" \
