@@ -21,7 +21,7 @@ HERE = Path(__file__).resolve().parent
 REPORTS = HERE.parent / "runs" / "benchmarks"
 NAMES = (
     *("start", "demo", "training_step", "packing_quality", "loop_overhead"),
-    *("generation", "prediction", "pictures", "shards", "loader_memory", "scores", "gpu"),
+    *("generation", "graphs", "prediction", "pictures", "shards", "loader_memory", "scores", "gpu"),
 )
 
 

@@ -587,8 +587,9 @@ def test_the_worker_too_may_ask_no_other_host(address, folder, open_page, tmp_pa
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_axe_finds_nothing_serious_and_it_fits_a_phone(address, open_page, way):
+def test_axe_finds_nothing_serious_and_it_fits_a_phone(address, folder, open_page, way):
     tab = open_page(address, **WAYS[way])
+    assert findings(tab if "phone" in way else open_page(folder / "index.html", **WAYS[way])) == []
     given(tab, "a picture with a long name that somebody gave it, and that goes on.png")
     tab.set_input_files("#files", {"name": "broken.jpg", "mimeType": "image/jpeg", "buffer": b"no picture"})
     captioned(tab, 2)
