@@ -323,6 +323,8 @@ def test_settings_of_an_export_are_checked_before_anything_is_done(run, tmp_path
         "onnx=maybe": "onnx=maybe must be true or false",
         "onnx_opset=7": "onnx_opset=7 must be a whole number from 18 to 26",
         "onnx_int8=unjudged": "onnx_int8=unjudged is of ONNX graphs; set onnx=true too",
+        "page_runtime=cdn onnx=true": "page_runtime=cdn is of a page; set page=true too, or leave it out",
+        "data=shapes page=true": "data=shapes judges graphs in int8; leave it out, or set onnx=true",
         "page_dtype=q8 page=true onnx_int8=none": "page_dtype=q8 needs graphs in int8, and onnx_int8=none writes",
         "data=shapes": "data=shapes judges graphs in int8; leave it out, or set onnx=true",
     }.items():

@@ -31,6 +31,7 @@ from captioning.model.generation import Greedy
 from captioning.model.generation.rules import Ruler
 from captioning.model.huggingface import save_model
 from captioning.prediction.run import predict
+from captioning.prediction.strips import seen_box
 
 PAGES = ROOT / "captioning" / "pages"
 
@@ -82,6 +83,20 @@ def test_pictures_are_resized_as_pillow_does_to_the_bit(name):
     given = json.dumps(listed).encode() + b"\n" + b"".join(image.tobytes() for image, _ in cases)
     expected = b"".join(EvaluationTransform(one)(image).permute(1, 2, 0).numpy().tobytes() for image, one in cases)
     assert under_node(RESAMPLE, given) == expected
+
+
+SEEN = """
+import { seenPart } from "./pillow.mjs";
+import { readFileSync, writeSync } from "node:fs";
+writeSync(1, JSON.stringify(JSON.parse(readFileSync(0)).map((each) => seenPart(...each))));
+"""
+
+
+def test_a_map_is_laid_over_the_part_that_the_model_saw():
+    cases = [(wide, high, one) for wide, high in SIZES for one in FORMATS]
+    given = json.dumps([(wide, high, asdict(one)) for wide, high, one in cases]).encode()
+    for (left, top, across, down), (wide, high, one) in zip(json.loads(under_node(SEEN, given)), cases, strict=True):
+        assert (left, top, left + across, top + down) == pytest.approx(seen_box((wide, high), one), abs=0.5)
 
 
 RULED = """
