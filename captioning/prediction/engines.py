@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +31,7 @@ from captioning.weights import HuggingFaceModel
 log = logging.getLogger(__name__)
 
 WINDOW = 2**16  # pictures that processes of this machine are given together
+AT_ONCE = 1000  # rows that come out of order
 
 
 @dataclass(frozen=True)
@@ -183,11 +185,14 @@ def in_order(
             placed = [replace(record, place=start + record.place) for record in one.records]
             some = [(record.place, pickle.dumps(record)) for record in placed if record.place >= at]
             early.executemany("insert or ignore into rows values (?, ?)", some)
-            batch: list[CaptionedPicture] = []
-            for place, record in early.execute("select * from rows order by place"):
-                if place != at + len(batch):
-                    break
-                batch.append(pickle.loads(record))
-            at += len(batch)
-            early.execute("delete from rows where place < ?", (at,))
-            yield batch
+            while batch := _due(early, at):
+                at += len(batch)
+                early.execute("delete from rows where place < ?", (at,))
+                yield batch
+
+
+def _due(early: sqlite3.Connection, at: int) -> list[CaptionedPicture]:
+    """The rows that follow each other from this place on, but not all of those that one part held up."""
+    some = early.execute("select * from rows order by place limit ?", (AT_ONCE,))
+    in_turn = takewhile(lambda one: one[1][0] == one[0], enumerate(some, at))
+    return [pickle.loads(record) for _, (_, record) in in_turn]

@@ -223,6 +223,8 @@ class Journal:
             with disk_errors("output", self.given):
                 self._open()
         except BaseException:
+            if self.path.is_file() and not has_lines(self.output):  # the disk had no room for more
+                self.path.unlink()
             unlocked(self._lock)
             raise
         return self

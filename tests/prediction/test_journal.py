@@ -558,6 +558,13 @@ def test_a_disk_that_fills_up_is_one_sentence(tmp_path, full_disk, suffix):
     assert len(list(lines_of(journal_path(output)))) == 1, "and no half line"
 
 
+def test_a_disk_without_any_room_is_left_as_it_was(tmp_path, full_disk):
+    full_disk(0)
+    with pytest.raises(UserError, match="can't be written: File too large"), opened(tmp_path / "c.csv"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_disk_that_fills_up_at_the_very_end_loses_no_line(tmp_path, full_disk):
     output = tmp_path / "c.json"
     with pytest.raises(UserError, match="can't be written: File too large"), opened(output) as journal:
