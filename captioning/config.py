@@ -1017,7 +1017,7 @@ class ExportConfig(Section):
         "Where the page's runtime comes from: npm, into the folder, or an address that the page fetches it from."
     )
     page_dtype: Literal["fp32", "q8"] = key(
-        "The page's graphs: float32, whose captions are those of predict.py, or int8, a quarter of the bytes."
+        "The page's graphs: float32, whose captions are those of predict.py, or int8, about a third of the bytes."
     )
     seed: Seed = key("Of the splits of data, where no list divides its photographs.")
     data: SerializeAsAny[Data] | None = key(

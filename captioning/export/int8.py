@@ -1,4 +1,4 @@
-"""The two graphs in int8, a quarter of their size, given away where their captions are as good.
+"""The two graphs in int8, about a third of their size, given away where their captions are as good.
 
 Weights are rounded once, what flows between them at every step (`quantize_dynamic` of ONNX Runtime). Who judges depends
 on what is known: of drawn shapes, whether captions are true; of other data sets, how likely the captions of people are.
