@@ -456,8 +456,9 @@ def given(tab, *names: str) -> list[str]:
     picture = BytesIO()
     Image.new("RGB", (60, 40), "teal").save(picture, "PNG")
     files = [{"name": name, "mimeType": "image/png", "buffer": picture.getvalue()} for name in names]
+    before = tab.locator(".card").count()
     tab.set_input_files("#files", files)
-    return captioned(tab, len(names))
+    return captioned(tab, before + len(names))
 
 
 def test_a_caption_has_words_with_probabilities_and_its_log_probability(address, open_page):
@@ -469,10 +470,13 @@ def test_a_caption_has_words_with_probabilities_and_its_log_probability(address,
     assert words.get_by_role("button", name="end ").count() == 1
     assert tab.locator(".card").first.locator("data").get_attribute("value")[:3] == "-0."
     assert tab.inner_text("#status") == "All 2 pictures are captioned." and tab.said == []
+    given(tab, "three.png")
+    assert tab.inner_text("#status") == f"three.png: {SAID.strip()}"
     with tab.expect_download() as download:
         tab.click("#save")
     lines = [json.loads(line) for line in download.value.path().read_text().splitlines()]
-    assert [line["path"] for line in lines] == ["one.png", "two.png"] and lines[0]["caption"] == SAID.strip()
+    assert [line["path"] for line in lines] == ["one.png", "two.png", "three.png"]
+    assert lines[0]["caption"] == SAID.strip()
 
 
 LEAST_COVERED = """(canvas) => {
@@ -494,6 +498,7 @@ def test_words_are_chosen_by_mouse_and_keyboard_and_the_picture_shows_where_the_
     assert chosen.count() == canvas.count() == 0, "a second time lets go"
     tab.focus("#camera")
     tab.keyboard.press("Tab")
+    tab.keyboard.press("Enter")
     assert chosen.inner_text().startswith("dog") and canvas.evaluate(LEAST_COVERED) == first
     tab.keyboard.press("ArrowLeft")
     assert chosen.inner_text().startswith("a") and canvas.evaluate(LEAST_COVERED) == [0, 0]

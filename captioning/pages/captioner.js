@@ -111,14 +111,15 @@ function count() {
   byId("controls").hidden = false;
 }
 
-// A card has what it will have: tell those who do not see it, of many pictures at the end.
+// A card has what it will have: tell those who do not see it; of several pictures, once, at the end.
 function settled(card, words) {
   waiting--;
   count();
-  if (!waiting) say(card === cards[0] || spoken === cards.length - 1 ? `${card.name}: ${words}` : `All ${cards.length} pictures are captioned.`);
-  if (!waiting) spoken = cards.length;
+  if (waiting) return;
+  say(cards.length - told === 1 ? `${card.name}: ${words}` : `All ${cards.length} pictures are captioned.`);
+  told = cards.length;
 }
-let spoken = 0; // cards
+let told = 0; // of the cards
 
 function refuse(card, problem) {
   card.problem = problem;
@@ -152,7 +153,6 @@ function wordButton(card, { text, probability }, i) {
   const unseen = make("span", "unseen", `probable, looked ${whereabouts(mapOf(card, i))}`);
   button.append(of, " ", make("small", "", percent(probability)), " ", unseen);
   button.addEventListener("click", () => choose(card, card.chosen === i ? null : i));
-  button.addEventListener("focus", () => button.matches(":focus-visible") && choose(card, i));
   return button;
 }
 
