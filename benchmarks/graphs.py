@@ -25,23 +25,7 @@ from captioning.export.onnx import DECODER, ENCODER, QUANTIZED, OnnxCaptioner, w
 from captioning.model.generation import generate
 from captioning.prediction.caption import placed
 
-INSTRUCTIONS = (
-    "avx2",
-    "avx512f",
-    "avx512_vnni",
-    "avx_vnni",
-    "amx_int8",
-    "amx_bf16",
-)  # that int8 and its speed depend on
-
 PRECISIONS: dict[str, int | str] = {"": 32, " int8": "int8"}
-
-
-def instructions() -> str:
-    """Which of `INSTRUCTIONS` this processor has, where the system says so."""
-    cpuinfo = Path("/proc/cpuinfo")
-    has = set(cpuinfo.read_text().split()) if cpuinfo.is_file() else set()
-    return ", ".join(name for name in INSTRUCTIONS if name in has) or "instruction sets unknown"
 
 
 def written(peer: VisionEncoderDecoderModel, folder: Path) -> Path:
@@ -90,7 +74,7 @@ if __name__ == "__main__":
     parser.add_argument("repeats", nargs="?", type=int, default=5)
     given = parser.parse_args()
     quiet_libraries()
-    print(f"{setting()}; {instructions()}", flush=True)
+    print(setting(), flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         found = ratios_of(given.small, given.repeats, given.graphs or Path(temporary) / "model")
     print(f"\n{ratio_table(found)}")

@@ -57,15 +57,20 @@ def ratio_table(ratios: Sequence[Ratio]) -> str:
     return table(["what", "ours", "beside", "ratio", "wanted", ""], rows)
 
 
+# Of those that a processor has, what the speed of products depends on.
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16")
+
+
 def setting() -> str:
-    """Hardware and versions, for the head of a report."""
-    processor = platform.processor() or platform.machine()
+    """Hardware with its instruction sets, and versions, for the head of a report."""
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        processor = names[0].split(":")[1].strip() if names else processor
+    text = cpuinfo.read_text() if cpuinfo.is_file() else ""
+    names = [line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name")]
+    processor = names[0] if names else platform.processor() or platform.machine()
+    has = [name for name in INSTRUCTIONS if name in text.split()] or ["instruction sets unknown"]
     return (
-        f"{processor}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; Python {platform.python_version()}, "
+        f"{processor} ({', '.join(has)}), {os.cpu_count()} cores, {torch.get_num_threads()} threads; "
+        f"Python {platform.python_version()}, "
         f"torch {torch.__version__}, lightning {version('lightning')}, transformers {transformers.__version__}"
     )
 
