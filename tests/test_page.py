@@ -345,8 +345,11 @@ def test_settings_of_generation_are_obeyed_or_refused(captioner):
 def test_a_model_too_large_for_a_page_is_refused_with_its_sizes(captioner, folder, monkeypatch):
     page.require_fitting(239_000_000, "fp32")  # a ViT-B and a GPT-2
     page.require_fitting(600_000_000, "q8")
-    with pytest.raises(UserError, match=r"has 2\.4 GB in float32 and would have 0\.6 GB in int8 \(q8\), .* hold 2\.0;"):
+    sizes = r"has 2\.4 GB in float32 and would have 0\.6 GB in int8 \(q8\), .* hold 2\.0; say page_dtype=q8"
+    with pytest.raises(UserError, match=sizes):
         page.require_fitting(600_000_000, "fp32")
+    with pytest.raises(UserError, match="export a smaller model"):
+        page.require_fitting(2_100_000_000, "q8")
     quantized = page.Page("q8", None)
     quantized.of(*captioner, {}, {})
     with pytest.raises(

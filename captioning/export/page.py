@@ -241,9 +241,10 @@ def require_fitting(parameters: int, dtype: str) -> None:
     """Raise UserError if a model of so many parameters is too large for a page."""
     large, small = parameters * 4 / 1e9, parameters / 1e9  # GB, in float32 and in int8
     if (small if dtype == "q8" else large) * 1e9 > LARGEST:
+        way_out = "say page_dtype=q8" if small * 1e9 <= LARGEST else "leave page=true out, or export a smaller model"
         raise UserError(
             f"page=true: this model has {large:.1f} GB in float32 and would have {small:.1f} GB in int8 (q8), and the "
-            f"4 GB of a browser's WebAssembly hold {LARGEST / 1e9:.1f}; leave page=true out, or export a smaller model"
+            f"4 GB of a browser's WebAssembly hold {LARGEST / 1e9:.1f}; {way_out}"
         )
 
 
