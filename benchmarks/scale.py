@@ -1,10 +1,10 @@
 """How near does engine=ray come to engine=local on this machine, what does it take to start, and does its driver grow?
 
-python benchmarks/scale.py [--small] [--keys 1000,1000000]
+python benchmarks/scale.py [--small] [--turns 3] [--keys 1000,1000000]
 
 Speed: tars of drawn JPEGs of 640 x 480 pixels, greedy captions of at most 20 tokens, batches of 16, random weights at
-full size (--small: a small one). Each engine is a process of its own, on the same cores; pictures a second are counted
-from the first rows to the last, so without the start, which has a row of its own.
+full size (--small: a small one). Each engine is a process of its own, on the same cores, and they take turns. Pictures
+a second are counted from the first rows to the last, so without the start; the median of an engine's turns counts.
 
 Memory: rows of made-up pictures, 10,000 a part, read and "captioned" by a model of one layer on Ray; the most memory of
 the process that drives it, which is to be the same for a thousand keys and for a million.
@@ -20,6 +20,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 from measuring import at_least, at_most, peak_bytes, publish, ratio_table, setting
@@ -125,6 +126,7 @@ def of_a_process(*arguments: object) -> dict[str, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--small", action="store_true")
+    parser.add_argument("--turns", type=int, default=3, help="of each engine")
     parser.add_argument("--keys", default="1000,20000", help="fewer, more")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -139,10 +141,14 @@ def main() -> int:
         folder = Path(place)
         prepare(folder, SMALL if given.small else FULL, 0)
         tars(folder, 4, 112 if given.small else 48)  # whole batches: a shard of thousands ends in one that is smaller
-        found = {engine: of_a_process("--one", engine, folder) for engine in ("local", "ray")}
-        for engine, one in found.items():
-            print(f"engine={engine}: {one['start']:.1f} s until the first rows, then {one['rate']:.2f} pictures/s")
-        local, there = (found[engine]["rate"] for engine in ("local", "ray"))
+        rates: dict[str, list[float]] = {"local": [], "ray": []}
+        for _ in range(given.turns):
+            for engine, found in rates.items():
+                one = of_a_process("--one", engine, folder)
+                found.append(one["rate"])
+                words = f"engine={engine}: {one['start']:.1f} s until the first rows, then {one['rate']:.2f} pictures/s"
+                print(words, flush=True)
+        local, there = map(median, rates.values())
         ratios.append(at_least("Ray beside local, after the start", f"{there:.2f}", f"{local:.2f}", there / local, 0.9))
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
