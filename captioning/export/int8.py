@@ -26,7 +26,7 @@ from captioning.data.rows import spread
 from captioning.data.tokenizer import CaptionTokenizer
 from captioning.errors import UserError
 from captioning.export.card import RunRecord
-from captioning.export.onnx import DECODER, ENCODER, QUANTIZED, OnnxCaptioner
+from captioning.export.onnx import DECODER, ENCODER, QUANTIZED, OnnxCaptioner, errors_alone
 from captioning.metrics import perplexity
 from captioning.model.captioner import ImageCaptioner
 from captioning.shapes.judge import is_true
@@ -72,7 +72,8 @@ class Judge(ABC):
     def __init__(self, captioner: ImageCaptioner):
         self._captioner = captioner
         picture_format = captioner.picture_format
-        self._mean, self._std = (np.array(of, np.float32) for of in (picture_format.mean, picture_format.std))
+        of_channels = (np.array(of, np.float32)[:, None, None] for of in (picture_format.mean, picture_format.std))
+        self._mean, self._std = of_channels
 
     @abstractmethod
     def find(self, graphs: OnnxCaptioner) -> Found:
@@ -92,9 +93,7 @@ class Judge(ABC):
 
     def normalised(self, levels: np.ndarray) -> np.ndarray:
         """Pictures (B, 3, H, W) uint8 as the encoder takes them, float32."""
-        return ((levels / np.float32(255)).transpose(0, 2, 3, 1) - self._mean).transpose(0, 3, 1, 2) / self._std[
-            :, None, None
-        ]
+        return (levels / np.float32(255) - self._mean) / self._std
 
 
 class Truth(Judge):
@@ -270,10 +269,7 @@ def write_int8(folder: Path, settings: dict[str, bool]) -> None:
 
     settings = dict(settings)
     head_stays = settings.pop(HEAD, False)
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)  # where it advises to preprocess a graph
-    try:
+    with errors_alone(""):  # it advises to preprocess a graph
         for name in (ENCODER, DECODER):
             graph = onnx.load(folder / f"{name}.onnx")
             spared = _head_of(graph.graph, stays=head_stays) if name == DECODER else []
@@ -284,8 +280,6 @@ def write_int8(folder: Path, settings: dict[str, bool]) -> None:
                 nodes_to_exclude=spared,
                 **settings,
             )
-    finally:
-        root.setLevel(level)
 
 
 def _head_of(graph: Any, stays: bool) -> list[str]:

@@ -154,7 +154,7 @@ def _write(
 ) -> None:
     half: Any = part.encoder if isinstance(part, EncoderHalf) else part.decoder
     try:
-        with warnings.catch_warnings(), _quiet_exporter():
+        with warnings.catch_warnings(), errors_alone("torch.onnx", "onnxscript", "onnx_ir"):
             warnings.simplefilter("ignore")
             program: Any = torch.onnx.export(
                 *(part, given),
@@ -183,9 +183,9 @@ def _write(
 
 
 @contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """Inside it torch's exporter logs errors alone."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+def errors_alone(*names: str) -> Iterator[None]:
+    """Inside it the loggers of these names, "" for the root, log errors alone."""
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

@@ -1,8 +1,8 @@
 """Pages for a browser: templates, and the styles and scripts that they share.
 
-A template is a page that links to its styles and scripts, which lie beside it: `look.css` and `cards.js` are for all.
-It is written in one file, and its `%POLICY%` becomes a Content-Security-Policy under which nothing else runs; other
-`%NAMES%` are left to the writer.
+A template is the body of a page, with links to its scripts; `page.html` is what is around it, with `look.css` and the
+style of its name. All of it is written in one file, whose `%POLICY%` becomes a Content-Security-Policy under which
+nothing else runs; other `%NAMES%` are left to the writer.
 """
 
 import base64
@@ -32,7 +32,8 @@ def whole_page(name: str, more: Mapping[str, str] = MappingProxyType({})) -> str
         name: of the template, without `.html`.
         more: what its Content-Security-Policy allows beside that, by directive: `{"img-src": "blob:"}`.
     """
-    page, style = _inside(_text(f"{name}.html"), STYLES, "style")
+    page = fill(_text("page.html"), {"NAME": name, "BODY": _text(f"{name}.html")})
+    page, style = _inside(page, STYLES, "style")
     page, script = _inside(page, SCRIPTS, "script")
     rules = {"img-src": "data:", "style-src": style, "script-src": script}
     return _with_policy(
